@@ -1,0 +1,1 @@
+"""Changing the host: realise, set the profile, switch, verify, and the way back."""

@@ -1,0 +1,124 @@
+"""The only module that writes state to disk: what it returns from has survived a power cut.
+
+Every write is temporary file, fsync, rename, fsync of the folder. ``boundary`` is called before each
+step with its name and path, so that tests can stop the process, or fail the step, at every one of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from nixfleet_agent.errors import StorageError
+
+#: Suffix of files that a crash may leave behind; they are never read, and removed at start.
+TEMPORARY_SUFFIX = ".tmp~"
+
+
+def _no_boundary(step: str, path: Path) -> None:
+    """The product does nothing here."""
+
+
+#: Called as ``boundary(step, path)`` before each step: ``create``, ``fsync``, ``rename``, ``fsync-dir``, ``remove``.
+boundary: Callable[[str, Path], None] = _no_boundary
+
+
+def write(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Replace ``path`` by ``data`` durably; readers see the old content or the new, never a part.
+
+    Raises:
+        StorageError: the disk refused a step. The old content is intact, unless only the last step (the
+            folder's fsync) failed: then the new content is in place but may not survive a power cut, and
+            writing the same bytes again is the remedy.
+    """
+    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    try:
+        boundary("create", path)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            boundary("fsync", path)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        boundary("rename", path)
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _refused("write", path, error) from error
+
+
+def move(source: Path, destination: Path, *, sync: bool) -> None:
+    """Rename within one file system; with ``sync`` both folders are durable when it returns.
+
+    Raises:
+        StorageError: the rename or the fsync was refused.
+    """
+    try:
+        boundary("rename", destination)
+        os.replace(source, destination)
+        if sync:
+            sync_directory(destination.parent)
+            if source.parent != destination.parent:
+                sync_directory(source.parent)
+    except OSError as error:
+        raise _refused("move a file to", destination, error) from error
+
+
+def remove(path: Path, *, sync: bool = False) -> None:
+    """Delete ``path`` if it exists.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    try:
+        boundary("remove", path)
+        path.unlink(missing_ok=True)
+        if sync:
+            sync_directory(path.parent)
+    except OSError as error:
+        raise _refused("remove", path, error) from error
+
+
+def make_directory(path: Path, mode: int = 0o700) -> None:
+    """Create ``path`` and its parents where missing, each durable in its parent.
+
+    Raises:
+        StorageError: the file system refused.
+    """
+    missing = [p for p in (path, *path.parents) if not p.exists()]
+    try:
+        for folder in reversed(missing):
+            folder.mkdir(mode=mode, exist_ok=True)
+            sync_directory(folder.parent)
+    except OSError as error:
+        raise _refused("create the folder", path, error) from error
+
+
+def remove_temporaries(folder: Path) -> list[str]:
+    """Remove what interrupted writes left in ``folder``; the names removed."""
+    try:
+        stray = [entry.name for entry in os.scandir(folder) if entry.name.endswith(TEMPORARY_SUFFIX)]
+    except FileNotFoundError:
+        return []
+    for name in stray:
+        remove(folder / name)
+    return stray
+
+
+def sync_directory(folder: Path) -> None:
+    """Make the names in ``folder`` durable (raises OSError)."""
+    boundary("fsync-dir", folder)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _refused(what: str, path: Path, error: OSError) -> StorageError:
+    return StorageError(f"can't {what} {path}: {error.strerror or error}", error.errno)

@@ -1,0 +1,1 @@
+"""The one door to the network: TLS, deadlines and size limits that no call can forget."""

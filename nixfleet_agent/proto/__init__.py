@@ -1,0 +1,1 @@
+"""The wire and the signed artifacts as types: parsed and checked before anything is constructed."""
