@@ -1,0 +1,136 @@
+"""The shape of the code, read off its imports: layers, purity, one door to TLS, no sleeps, no giant modules."""
+
+from __future__ import annotations
+
+import ast
+import sys
+import unittest
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent / "nixfleet_agent"
+NAME = "nixfleet_agent"
+
+#: What each part may import of the package, beside itself. `base` is the modules right under the package
+#: (not the command line) and config.model.
+BELOW = {
+    "base": set(),
+    "state_machine": set(),
+    "proto": {"base", "state_machine"},
+    "trust": {"base", "state_machine", "proto"},
+    "config": {"base", "proto"},
+    "identity": {"base", "state_machine", "proto", "trust", "config"},
+    "net": {"base", "state_machine", "proto", "trust", "config", "identity"},
+    "activation": {"base", "state_machine", "proto", "trust", "config", "identity", "net"},
+    "runtime": {"base", "state_machine", "proto", "trust", "config", "identity", "net", "activation"},
+    "local_cp": {"base", "state_machine", "proto", "trust", "config", "identity"},
+    "demo": {"base", "state_machine", "proto", "trust", "config", "identity", "local_cp"},
+}
+IMPURE = {"time", "threading", "queue", "os", "socket", "requests", "schedule", "OpenSSL", "logging", "subprocess"}
+LONGEST_MODULE = 400
+
+
+def modules() -> Iterator[tuple[str, ast.Module, str]]:
+    """(dotted name, tree, source) of every module of the package."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = [NAME, *path.relative_to(PACKAGE).with_suffix("").parts]
+        source = path.read_text(encoding="utf-8")
+        yield ".".join(p for p in parts if p != "__init__"), ast.parse(source, str(path)), source
+
+
+def imports(module: str, tree: ast.Module) -> Iterator[str]:
+    """The dotted names that `module` imports anywhere, also inside functions and for type checking only."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def part(module: str) -> str:
+    """The layer that a module of the package belongs to; "top" for the command line."""
+    rest = module.split(".")[1:]
+    if not rest:
+        return "base"
+    if rest[0] in ("cli", "commands", "__main__"):
+        return "top"
+    if len(rest) == 1 and not (PACKAGE / rest[0]).is_dir():
+        return "base"
+    return "base" if rest[:2] == ["config", "model"] else rest[0]
+
+
+def imported_parts(module: str, tree: ast.Module) -> set[str]:
+    return {part(name) for name in imports(module, tree) if name.split(".")[0] == NAME and name != NAME}
+
+
+class Layers(unittest.TestCase):
+    def test_every_part_imports_only_what_lies_below_it(self) -> None:
+        for module, tree, _ in modules():
+            mine = part(module)
+            if mine == "top":
+                continue
+            with self.subTest(module=module):
+                self.assertIn(mine, BELOW, f"{module} belongs to no layer")
+                allowed = BELOW[mine] | {mine}
+                self.assertLessEqual(imported_parts(module, tree), allowed, f"{module} reaches up")
+
+    def test_the_layers_have_no_cycle(self) -> None:
+        seen: set[str] = set()
+        for name, below in BELOW.items():
+            self.assertLessEqual(below, seen, name)
+            seen.add(name)
+
+    def test_the_state_machine_is_pure_and_uses_the_standard_library_only(self) -> None:
+        for module, tree, _ in modules():
+            if part(module) == "state_machine":
+                with self.subTest(module=module):
+                    tops = {name.split(".")[0] for name in imports(module, tree)}
+                    self.assertLessEqual(tops - {NAME}, sys.stdlib_module_names)
+                    self.assertFalse(tops & IMPURE)
+
+    def test_trust_is_pure(self) -> None:
+        for module, tree, _ in modules():
+            if part(module) == "trust":
+                with self.subTest(module=module):
+                    self.assertFalse({name.split(".")[0] for name in imports(module, tree)} & IMPURE)
+                    calls = {
+                        n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+                    }
+                    self.assertNotIn("open", calls)
+
+    def test_only_one_module_knows_openssl(self) -> None:
+        users = {m for m, tree, _ in modules() if any(n.split(".")[0] == "OpenSSL" for n in imports(m, tree))}
+        self.assertLessEqual(users, {f"{NAME}.net.tls", f"{NAME}.local_cp.tls"})
+
+    def test_nothing_sleeps(self) -> None:
+        """A sleep is a wait that shutdown can't interrupt."""
+        for module, tree, _ in modules():
+            named = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+            with self.subTest(module=module):
+                self.assertNotIn("sleep", named)
+                self.assertNotIn("time.sleep", set(imports(module, tree)))
+
+    def test_no_module_is_a_giant(self) -> None:
+        for module, _, source in modules():
+            with self.subTest(module=module):
+                self.assertLessEqual(source.count("\n"), LONGEST_MODULE)
+
+
+class Errors(unittest.TestCase):
+    def test_only_the_worker_base_catches_everything(self) -> None:
+        """An exception of a kind that nobody expected must be seen, not swallowed."""
+        catching = set()
+        for module, tree, _ in modules():
+            for node in ast.walk(tree):
+                if isinstance(node, ast.ExceptHandler) and (
+                    node.type is None
+                    or (isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException"))
+                ):
+                    catching.add(module)
+        self.assertLessEqual(catching, {f"{NAME}.runtime.worker", f"{NAME}.cli"})
+
+
+if __name__ == "__main__":
+    unittest.main()
