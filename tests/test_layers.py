@@ -56,7 +56,7 @@ def part(module: str) -> str:
         return "base"
     if rest[0] in ("cli", "commands", "__main__"):
         return "top"
-    if len(rest) == 1 and not (PACKAGE / rest[0]).is_dir():
+    if not (PACKAGE / rest[0]).is_dir():
         return "base"
     return "base" if rest[:2] == ["config", "model"] else rest[0]
 
