@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 
 
-class State(str, Enum):
+class State(StrEnum):
     """Where one host stands in one rollout, in the order of its life."""
 
     PENDING = "Pending"
@@ -16,48 +16,33 @@ class State(str, Enum):
     FAILED = "Failed"
     REVERTED = "Reverted"
 
-    def __str__(self) -> str:
-        return self.value
 
-
-class Policy(str, Enum):
+class Policy(StrEnum):
     """``onHealthFailure`` of the signed fleet: what a host does on its own when a rollout fails on it."""
 
     HALT = "halt"
     ROLLBACK_AND_HALT = "rollback-and-halt"
 
-    def __str__(self) -> str:
-        return self.value
 
-
-class Mode(str, Enum):
+class Mode(StrEnum):
     """Whether a probe decides (``enforce``), is reported only (``observe``) or does not run."""
 
     ENFORCE = "enforce"
     OBSERVE = "observe"
     DISABLED = "disabled"
 
-    def __str__(self) -> str:
-        return self.value
 
-
-class ProbeStatus(str, Enum):
+class ProbeStatus(StrEnum):
     """A probe's result; there is no third answer, because an unknown would be read as a pass."""
 
     PASS = "pass"
     FAIL = "fail"
 
-    def __str__(self) -> str:
-        return self.value
 
-
-class SwitchMethod(str, Enum):
+class SwitchMethod(StrEnum):
     """How an activation switches."""
 
     NOOP = "noop"
     SYSTEMD_RUN = "systemd-run"
     SETSID = "setsid"
     DARWIN = "darwin"
-
-    def __str__(self) -> str:
-        return self.value

@@ -1,0 +1,130 @@
+"""Everything that workers can tell the reducer; rollout state is touched nowhere else."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import Enum
+
+from nixfleet_agent.proto.heartbeat import Snapshot
+from nixfleet_agent.state_machine.events import Event
+from nixfleet_agent.state_machine.states import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class HostEvent:
+    """Something that happened on this host in one rollout; its ``seq`` is assigned by the reducer."""
+
+    rollout_id: str
+    event: Event
+    ack: Ack | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AdvanceTick:
+    """A second went by; ``current_closure`` was read just now, None when it could not be."""
+
+    current_closure: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestSetUpdated:
+    """The verified fleet and the rollout manifests of its channels, as hashes for status: nothing is decided by it."""
+
+    fleet_hash: str
+    fleet_signed_at: datetime
+    rollouts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BootstrapHost:
+    """A control plane's hint about one rollout; ``verified`` when fleet and manifest name this host with its target."""
+
+    snapshot: Snapshot
+    verified: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayRequested:
+    """The control plane lost events from ``seq`` on: of one rollout, or of every one in ``rollout_ids``."""
+
+    rollout_ids: tuple[str, ...]
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackAttemptFailed:
+    """One try of a rollback failed: a Dispatch that was kept back may now take over what is owed."""
+
+    rollout_id: str
+    reason: str
+
+
+class Answer(Enum):
+    """What the reducer says to a Dispatch that passed every check."""
+
+    ACCEPTED = "accepted"
+    REPEAT = "repeat"
+    NOT_NOW = "not now"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acceptance:
+    """A Dispatch with everything that was resolved for it from signed artifacts; stored as seq 0 of its rollout.
+
+    ``soak_floor`` is in minutes; ``marks`` are the high-water marks it was accepted under, as JSON.
+    """
+
+    rollout_id: str
+    target_closure: str
+    current_closure: str | None
+    soak_due_at: datetime
+    enqueued_at: datetime
+    received_at: datetime
+    soak_floor: int
+    policy: Policy
+    freshness_window: timedelta
+    manifest_hash: str
+    manifest_signed_at: datetime
+    fleet_hash: str
+    fleet_signed_at: datetime
+    marks: dict[str, object] = field(default_factory=dict)
+
+
+class Ack:
+    """A one-shot reply from the reducer to a worker that must know how its input came out."""
+
+    def __init__(self, wakeup: threading.Event) -> None:
+        self._answered = wakeup
+        self._value: Answer | None = None
+        self.reason = ""
+
+    @property
+    def event(self) -> threading.Event:
+        """Set when answered, and by shutdown."""
+        return self._answered
+
+    @property
+    def value(self) -> Answer | None:
+        """The answer, or None while there is none."""
+        return self._value
+
+    def reply(self, value: Answer, reason: str = "") -> None:
+        """Called once, by the reducer."""
+        self.reason = reason
+        self._value = value
+        self._answered.set()
+
+
+@dataclass(frozen=True, slots=True)
+class Activate:
+    """A verified Dispatch; ``ack`` is answered when it is durable (or why it is not accepted)."""
+
+    acceptance: Acceptance
+    ack: Ack
+
+
+ReducerInput = (
+    HostEvent | AdvanceTick | ManifestSetUpdated | BootstrapHost | ReplayRequested | RollbackAttemptFailed | Activate
+)

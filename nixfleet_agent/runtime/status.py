@@ -1,0 +1,60 @@
+"""What the agent knows of itself, gathered for `status`, metrics and `/healthz`: last value of each section wins."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from datetime import datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from nixfleet_agent.proto.times import format_time
+
+
+class StatusBoard:
+    """Sections published by their owners; readers get a copy that is plain JSON."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sections: dict[str, object] = {}
+
+    def publish(self, section: str, value: object) -> None:
+        """Replace ``section``; the value must not be changed afterwards (frozen dataclass, tuple, fresh dict)."""
+        with self._lock:
+            self._sections[section] = value
+
+    def merge(self, section: str, key: str, value: object) -> None:
+        """Set one key of a section that several threads share, such as the last contact of each endpoint."""
+        with self._lock:
+            old = self._sections.get(section)
+            self._sections[section] = {**(old if isinstance(old, dict) else {}), key: value}
+
+    def get(self, section: str) -> object:
+        """The section as it was published, or None."""
+        with self._lock:
+            return self._sections.get(section)
+
+    def snapshot(self) -> dict[str, Any]:
+        """All sections as JSON values."""
+        with self._lock:
+            sections = dict(self._sections)
+        return {name: as_json(value) for name, value in sorted(sections.items())}
+
+
+def as_json(value: object) -> Any:
+    """Dataclasses, times, enums and paths as JSON values; keys keep their names."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: as_json(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, datetime):
+        return format_time(value)
+    if isinstance(value, Mapping):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [as_json(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
