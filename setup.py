@@ -18,6 +18,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
+    package_dir={"": "."},  # makes an editable installation a plain path entry, not an import hook
     packages=find_packages(include=["nixfleet_agent", "nixfleet_agent.*"]),
     package_data={
         # conf is a symbolic link to the folder at the top: one set of files for operators and for the program.
