@@ -1,0 +1,102 @@
+"""Whether a certificate chains to given issuers: signature, validity and basic constraints, and nothing more.
+
+Agent certificates need no subject alternative name and follow no web profile, so a web verifier would refuse them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+
+from nixfleet_agent.errors import IdentityError
+
+#: Issuers between a leaf and its anchor; a longer path is a loop or an attack on our time.
+_DEEPEST = 6
+
+
+class ChainError(IdentityError):
+    """No path of valid issuers leads from the certificate to an anchor."""
+
+
+def verify_chain(
+    leaf: x509.Certificate,
+    intermediates: Sequence[x509.Certificate],
+    anchors: Sequence[x509.Certificate],
+    now: datetime,
+) -> None:
+    """Return when ``leaf`` chains to one of ``anchors``; a path may lead through ``intermediates``.
+
+    Raises:
+        ChainError: with the reason of the path that came furthest.
+    """
+    if not _within(leaf, now):
+        raise ChainError("the certificate is not valid now")
+    constraints = _basic_constraints(leaf)
+    if constraints is not None and constraints.ca:
+        raise ChainError("the certificate is a CA certificate, and an agent's must not be")
+    reasons: list[str] = []
+    if not _climb(leaf, 0, list(intermediates), anchors, now, reasons):
+        reason = reasons[-1] if reasons else "none of the trusted issuers signed it"
+        raise ChainError(f"the certificate does not chain to issuanceCaPems or ca_cert: {reason}")
+
+
+def _climb(
+    child: x509.Certificate,
+    below: int,
+    intermediates: list[x509.Certificate],
+    anchors: Sequence[x509.Certificate],
+    now: datetime,
+    reasons: list[str],
+) -> bool:
+    """Look for an issuer of ``child``, with ``below`` CA certificates under that issuer already."""
+    for issuer in (*anchors, *intermediates):
+        if not _signed_by(child, issuer):
+            continue
+        refusal = _issuer_refusal(issuer, below, now)
+        if refusal is not None:
+            reasons.append(f"{issuer.subject.rfc4514_string()[:200]} {refusal}")
+            continue
+        if issuer in anchors:
+            return True
+        rest = [other for other in intermediates if other != issuer]
+        if below < _DEEPEST and _climb(issuer, below + 1, rest, anchors, now, reasons):
+            return True
+    return False
+
+
+def _signed_by(child: x509.Certificate, issuer: x509.Certificate) -> bool:
+    try:
+        child.verify_directly_issued_by(issuer)
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
+        return False
+    return True
+
+
+def _issuer_refusal(issuer: x509.Certificate, below: int, now: datetime) -> str | None:
+    """Why ``issuer`` may not issue, or None."""
+    if not _within(issuer, now):
+        return "is not valid now"
+    constraints = _basic_constraints(issuer)
+    if constraints is None or not constraints.ca:
+        return "is not a CA certificate"
+    if constraints.path_length is not None and below > constraints.path_length:
+        return f"allows {constraints.path_length} CA certificates below it, and the path has {below}"
+    try:
+        usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
+    except (x509.ExtensionNotFound, ValueError):
+        return None
+    return None if usage.key_cert_sign else "may not sign certificates"
+
+
+def _within(certificate: x509.Certificate, now: datetime) -> bool:
+    return certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
+
+
+def _basic_constraints(certificate: x509.Certificate) -> x509.BasicConstraints | None:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+        return None

@@ -1,0 +1,97 @@
+"""Response bodies: read in pieces, decompressed in pieces, and cut off at the limit while they arrive."""
+
+from __future__ import annotations
+
+import zlib
+
+import urllib3
+
+from nixfleet_agent.errors import TransportError
+from nixfleet_agent.net.failures import AnswerTooLargeError
+from nixfleet_agent.text import printable
+
+#: Bytes read from the connection, and at most decompressed, at a time.
+_PIECE = 64 * 1024
+
+
+def read_body(response: urllib3.BaseHTTPResponse, limit: int) -> bytes:
+    """The whole body, decompressed, of at most ``limit`` bytes.
+
+    The limit counts decompressed bytes, because 100 KB of gzip can hold 100 MB.
+
+    Raises:
+        TransportError: ``too_large``, ``protocol`` (an encoding that was not asked for, or damaged), or what the
+            connection raises.
+    """
+    announced = response.headers.get("content-length", "")
+    if announced.isdecimal() and len(announced) < 20 and int(announced) > limit:
+        raise _too_large(limit)
+    encoding = response.headers.get("content-encoding", "identity").strip().lower() or "identity"
+    if encoding == "identity":
+        return _read_plain(response, limit)
+    if encoding in ("gzip", "x-gzip"):
+        return _read_gzip(response, limit)
+    raise TransportError(f"the body has the encoding {printable(encoding, 60)!r}, which was not asked for", "protocol")
+
+
+def _read_plain(response: urllib3.BaseHTTPResponse, limit: int) -> bytes:
+    pieces: list[bytes] = []
+    size = 0
+    while piece := response.read(min(_PIECE, limit + 1 - size), decode_content=False):
+        size += len(piece)
+        if size > limit:
+            raise _too_large(limit)
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def _read_gzip(response: urllib3.BaseHTTPResponse, limit: int) -> bytes:
+    inflated = _Inflated(limit)
+    received = 0
+    try:
+        while piece := response.read(_PIECE, decode_content=False):
+            received += len(piece)
+            if received > limit:
+                raise _too_large(limit)
+            inflated.add(piece)
+    except zlib.error as error:
+        raise TransportError(f"the gzip body is damaged ({error})", "protocol") from error
+    if received and not inflated.complete:
+        raise TransportError("the gzip body is cut short", "protocol")
+    return b"".join(inflated.pieces)
+
+
+class _Inflated:
+    """One gzip member, decompressed by at most ``_PIECE`` bytes at a time."""
+
+    def __init__(self, limit: int) -> None:
+        self._decoder = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        self._limit = limit
+        self._size = 0
+        self.pieces: list[bytes] = []
+
+    @property
+    def complete(self) -> bool:
+        return self._decoder.eof
+
+    def add(self, data: bytes) -> None:
+        """Decompress ``data`` (raises zlib.error, TransportError)."""
+        if self._decoder.eof:
+            raise TransportError("the gzip body goes on after its end", "protocol")
+        while True:
+            part = self._decoder.decompress(data, _PIECE)
+            if part:
+                self._size += len(part)
+                if self._size > self._limit:
+                    raise _too_large(self._limit)
+                self.pieces.append(part)
+            data = self._decoder.unconsumed_tail
+            # A full piece may have more behind it even when all of the input is taken.
+            if not data and len(part) < _PIECE:
+                break
+        if self._decoder.unused_data:
+            raise TransportError("the gzip body goes on after its end", "protocol")
+
+
+def _too_large(limit: int) -> AnswerTooLargeError:
+    return AnswerTooLargeError(f"the body is larger than {limit} bytes, the limit for this endpoint", "too_large")

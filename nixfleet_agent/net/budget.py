@@ -1,0 +1,105 @@
+"""How long a call may still take, and the one wait that every blocked call sits in.
+
+A per-read timeout never ends a peer that sends one byte a second, so each call has one monotonic deadline and
+every wait for its socket goes through ``CallBudget.wait``. The same wait watches the abort pipe, which is how a
+shutdown wakes a long poll without touching another thread's socket.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+
+from nixfleet_agent.clock import Clock
+from nixfleet_agent.errors import TransportError
+
+
+class AbortSwitch:
+    """Thrown once: every wait that watches ``fileno()`` ends at once, and stays ended."""
+
+    def __init__(self) -> None:
+        self._watched, self._held_open = os.pipe()
+        self._lock = threading.Lock()
+        self._thrown = False
+        self._closed = False
+
+    @property
+    def thrown(self) -> bool:
+        return self._thrown
+
+    def fileno(self) -> int:
+        """The descriptor that becomes readable (end of file) when the switch is thrown."""
+        return self._watched
+
+    def throw(self) -> None:
+        """Wake every waiter; again is harmless."""
+        with self._lock:
+            if not self._thrown:
+                self._thrown = True
+                os.close(self._held_open)
+
+    def close(self) -> None:
+        """Throw, and give the descriptor back; only when no thread waits any more."""
+        self.throw()
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                os.close(self._watched)
+
+
+class CallBudget:
+    """The deadline of the call that one session has in progress; ``start`` begins the next call."""
+
+    def __init__(self, clock: Clock, switch: AbortSwitch) -> None:
+        self._clock = clock
+        self._switch = switch
+        self._seconds = 0.0
+        self._until = 0.0
+
+    def start(self, seconds: float) -> None:
+        """Begin a call that may take ``seconds`` in all."""
+        self._seconds = seconds
+        self._until = self._clock.monotonic() + seconds
+
+    def remaining(self) -> float:
+        """Seconds left, above zero.
+
+        Raises:
+            TransportError: ``aborted`` or ``timeout``.
+        """
+        if self._switch.thrown:
+            raise aborted()
+        left = self._until - self._clock.monotonic()
+        if left <= 0:
+            raise self._expired()
+        return left
+
+    def wait(self, descriptor: int, *, write: bool, at_most: float | None = None) -> bool:
+        """Block until ``descriptor`` is ready; False when ``at_most`` seconds passed before the deadline did.
+
+        Raises:
+            TransportError: ``aborted`` or ``timeout``.
+        """
+        left = self.remaining()
+        limited = at_most is not None and at_most < left
+        poller = select.poll()
+        poller.register(descriptor, select.POLLOUT if write else select.POLLIN)
+        poller.register(self._switch.fileno(), select.POLLIN)
+        # Rounded up: a poll that ends a fraction of a millisecond early would spin until the deadline.
+        ready = poller.poll(int((at_most if limited and at_most is not None else left) * 1000) + 1)
+        if self._switch.thrown:
+            raise aborted()
+        if ready:
+            return True
+        if limited:
+            return False
+        raise self._expired()
+
+    def _expired(self) -> TransportError:
+        return TransportError(f"no complete answer within {self._seconds:g} s", "timeout")
+
+
+def aborted() -> TransportError:
+    """What every call ends with once the switch is thrown."""
+    return TransportError("given up because the agent is stopping", "aborted")

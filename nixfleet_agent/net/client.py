@@ -1,0 +1,278 @@
+"""The one door to the control plane: every request of the agent goes through ``ControlPlane``.
+
+It owns the headers, the URL, one session per thread, the shared TLS context and the end of all calls at shutdown.
+It decides nothing about what an answer means.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+
+from nixfleet_agent import __version__
+from nixfleet_agent.clock import Clock, SystemClock
+from nixfleet_agent.errors import ConfigError, TransportError
+from nixfleet_agent.identity.credentials import Credentials, Identity
+from nixfleet_agent.net.answers import Answer
+from nixfleet_agent.net.budget import AbortSwitch, CallBudget
+from nixfleet_agent.net.session import Endpoint, Session
+from nixfleet_agent.net.sockets import CONNECT_TIMEOUT
+from nixfleet_agent.net.tls import TlsContext
+
+PROTOCOL_MAJOR = "1"
+#: Body limits in bytes: what a fleet of 10,000 hosts needs, with room, and no more.
+FLEET_LIMIT = 64 * 1024 * 1024
+MANIFEST_LIMIT = 16 * 1024 * 1024
+SIGNATURE_LIMIT = 4 * 1024
+BODY_LIMIT = 1024 * 1024
+
+JSON = "application/json"
+OCTETS = "application/octet-stream"
+
+#: Called after each call with the endpoint (ids cut out), the status or failure kind, and the seconds it took.
+Observer = Callable[[str, str, float], None]
+
+_ROLLOUT_PATH = re.compile(r"^(/v1/rollouts/)[^/]+")
+
+
+class ControlPlane:
+    """HTTPS calls to one control plane, from any thread."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        ca_cert: Path | None = None,
+        credentials: Credentials | None = None,
+        clock: Clock | None = None,
+        agent_version: str = __version__,
+        observer: Observer | None = None,
+        connect_timeout: float = CONNECT_TIMEOUT,
+    ) -> None:
+        """Nothing is read or connected yet.
+
+        Args:
+            base_url: ``https://host[:port][/prefix]``.
+            ca_cert: PEM file that alone decides which servers are trusted; None for the system's CAs.
+            credentials: the client certificate and key for calls that present one.
+
+        Raises:
+            ConfigError: ``base_url`` is not a plain https URL.
+        """
+        self._base_url, self._host, self._port = _plain_https(base_url)
+        self._contexts = _Contexts(ca_cert)
+        self._credentials = credentials
+        self._clock = clock or SystemClock()
+        self._observer = observer
+        self._connect_timeout = connect_timeout
+        self._headers = {
+            "X-Nixfleet-Protocol": PROTOCOL_MAJOR,
+            "X-Nixfleet-Agent-Version": agent_version,
+            "User-Agent": f"nixfleet-agent/{agent_version}",
+            "Accept-Encoding": "gzip",
+        }
+        self._switch = AbortSwitch()
+        self._lock = threading.Lock()
+        self._sessions: dict[threading.Thread, Session] = {}
+
+    def get(
+        self,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        deadline: float,
+        limit: int = BODY_LIMIT,
+        accept: str = JSON,
+        etag: str | None = None,
+    ) -> Answer:
+        """Fetch ``path`` (beginning with ``/``); with ``etag``, 304 says that it is unchanged.
+
+        Raises:
+            TransportError: no usable answer within ``deadline`` seconds in all.
+        """
+        headers = {"Accept": accept}
+        if etag is not None:
+            headers["If-None-Match"] = etag
+        return self._call("GET", path, headers, None, deadline, limit, params=params)
+
+    def post(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        *,
+        deadline: float,
+        limit: int = BODY_LIMIT,
+        client_certificate: bool = True,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """Send ``body`` as JSON; without ``client_certificate`` over a connection of its own that presents none.
+
+        Raises:
+            TransportError: no usable answer within ``deadline`` seconds in all.
+        """
+        raw = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8")
+        return self.post_bytes(
+            path, raw, deadline=deadline, limit=limit, client_certificate=client_certificate, headers=headers
+        )
+
+    def post_bytes(
+        self,
+        path: str,
+        raw: bytes,
+        *,
+        deadline: float,
+        limit: int = BODY_LIMIT,
+        client_certificate: bool = True,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """Send JSON bytes that are ready, so that a repeat is the same bytes.
+
+        Raises:
+            TransportError: no usable answer within ``deadline`` seconds in all.
+        """
+        sent = {"Accept": JSON, "Content-Type": JSON, **(headers or {})}
+        return self._call("POST", path, sent, raw, deadline, limit, client_certificate=client_certificate)
+
+    def try_identity(self, identity: Identity, path: str, *, deadline: float, limit: int = BODY_LIMIT) -> Answer:
+        """GET ``path`` over a new connection that presents ``identity``, whatever the other calls present.
+
+        Raises:
+            TransportError: no usable answer within ``deadline`` seconds in all.
+        """
+        return self._call("GET", path, {"Accept": OCTETS}, None, deadline, limit, trial=identity)
+
+    def abort(self) -> None:
+        """End every call in progress, of all threads, at once; later calls fail as ``aborted``."""
+        self._switch.throw()
+
+    def close(self) -> None:
+        """Abort, and close all connections; only when no thread makes calls any more."""
+        self._switch.throw()
+        with self._lock:
+            sessions = list(self._sessions.values())
+            self._sessions.clear()
+        for session in sessions:
+            session.close()
+        self._switch.close()
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        deadline: float,
+        limit: int,
+        *,
+        params: Mapping[str, str] | None = None,
+        client_certificate: bool = True,
+        trial: Identity | None = None,
+    ) -> Answer:
+        url = self._base_url + path
+        request = requests.Request(method, url, {**self._headers, **headers}, data=body, params=params).prepare()
+        began = self._clock.monotonic()
+        outcome = "aborted"
+        try:
+            answer = self._exchange(request, deadline, limit, client_certificate, trial)
+            outcome = str(answer.status)
+            return answer
+        except TransportError as error:
+            outcome = error.kind
+            raise type(error)(f"{method} {self._base_url}{path}: {error}", error.kind) from error
+        finally:
+            if self._observer is not None:
+                self._observer(endpoint_label(path), outcome, self._clock.monotonic() - began)
+
+    def _exchange(
+        self,
+        request: requests.PreparedRequest,
+        deadline: float,
+        limit: int,
+        client_certificate: bool,
+        trial: Identity | None,
+    ) -> Answer:
+        if trial is None and client_certificate and self._credentials is not None:
+            return self._own_session(self._credentials).exchange(request, deadline, limit)
+        session = self._new_session(trial)
+        try:
+            return session.exchange(request, deadline, limit)
+        finally:
+            session.close()
+
+    def _own_session(self, credentials: Credentials) -> Session:
+        """This thread's session, made anew when the credentials have been replaced."""
+        identity = credentials.current()
+        if identity is None:
+            raise TransportError(f"there is no client certificate at {credentials.certificate_path} yet", "tls")
+        thread = threading.current_thread()
+        with self._lock:
+            session = self._sessions.get(thread)
+            if session is not None and session.generation == identity.generation:
+                return session
+            ended = [other for other in self._sessions if other is thread or not other.is_alive()]
+            stale = [self._sessions.pop(other) for other in ended]
+        for old in stale:
+            old.close()
+        session = self._new_session(identity)
+        with self._lock:
+            self._sessions[thread] = session
+        return session
+
+    def _new_session(self, identity: Identity | None) -> Session:
+        endpoint = Endpoint(self._host, self._port, lambda: self._contexts.get(identity), self._connect_timeout)
+        budget = CallBudget(self._clock, self._switch)
+        return Session(endpoint, budget, 0 if identity is None else identity.generation)
+
+
+class _Contexts:
+    """The shared TLS context: one per identity, made anew when the CA file was replaced on disk."""
+
+    def __init__(self, ca_cert: Path | None) -> None:
+        self._ca_cert = ca_cert
+        self._lock = threading.Lock()
+        self._key: tuple[object, ...] | None = None
+        self._context: TlsContext | None = None
+
+    def get(self, identity: Identity | None) -> TlsContext:
+        key = (identity, self._stamp())
+        with self._lock:
+            if self._context is None or self._key != key:
+                context = TlsContext(self._ca_cert, identity)
+                if identity is None:
+                    return context
+                self._context, self._key = context, key
+            return self._context
+
+    def _stamp(self) -> tuple[int, int, int] | None:
+        if self._ca_cert is None:
+            return None
+        try:
+            status = self._ca_cert.stat()
+        except OSError as error:
+            raise TransportError(f"can't read ca_cert {self._ca_cert}: {error.strerror}", "tls") from error
+        return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def endpoint_label(path: str) -> str:
+    """``path`` with the rollout id cut out, so that a metric keeps a bounded set of labels."""
+    return _ROLLOUT_PATH.sub(r"\1{id}", path)
+
+
+def _plain_https(base_url: str) -> tuple[str, str, int]:
+    """The URL without a trailing slash, its host in ASCII, and its port."""
+    try:
+        url = requests.Request("GET", base_url).prepare().url or ""
+        parts = urlsplit(url)
+        port = parts.port or 443
+    except (requests.RequestException, ValueError) as error:
+        raise ConfigError(f"control_plane_url {base_url!r} is not a URL: {error}") from error
+    if parts.scheme != "https" or not parts.hostname or parts.username is not None or parts.query or parts.fragment:
+        raise ConfigError(f"control_plane_url {base_url!r} must be https://host[:port], without user name or query")
+    return url.rstrip("/"), parts.hostname, port
