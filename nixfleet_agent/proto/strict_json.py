@@ -1,0 +1,165 @@
+"""JSON from outside, read in one way only: what two parsers could understand differently is refused.
+
+The scanner is the C one of ``json``; what it lets through beyond RFC 8259 and I-JSON (RFC 7493) is refused here:
+duplicate keys, NaN and Infinity, lone surrogates, numbers that a double does not hold, and nesting past a limit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from itertools import chain
+from typing import Any, NoReturn
+
+from nixfleet_agent.errors import ProtoError
+
+#: Containers inside containers, the outermost counted.
+DEPTH_LIMIT = 64
+#: Bodies that have no limit of their own.
+BODY_LIMIT = 1024 * 1024
+
+#: Doubles hold every integer up to here (RFC 7493, section 2.2); beyond it two readers may see two numbers.
+_SAFE_INTEGER = 2**53 - 1
+#: Longest literal of a number: the longest that a JCS writer makes has 25 characters.
+_LITERAL_LIMIT = 64
+#: Measured worst case of CPython 3.11 for one byte of JSON, ``[[[[]]]]``: an empty list costs 56 bytes and its place 8
+#: to 32, so a body made to fill memory needs about 48 times its own size.
+_WORST_BYTES_PER_BYTE = 48
+#: One value with its place in a container, taken generously over the mixes that real documents have.
+_BYTES_PER_VALUE = 96
+#: No body that becomes less than this is worth a refusal, however small its limit.
+_HARMLESS = 1024 * 1024
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class TooLargeError(ProtoError):
+    """More bytes, or more values, than the limit for this document allows."""
+
+
+class NotUtf8Error(ProtoError):
+    """The bytes are not UTF-8."""
+
+
+class NotJsonError(ProtoError):
+    """The text is not JSON."""
+
+
+class DuplicateKeyError(ProtoError):
+    """An object has the same key twice."""
+
+
+class BadNumberError(ProtoError):
+    """NaN, an infinity, or a number that a double does not hold exactly enough."""
+
+
+class LoneSurrogateError(ProtoError):
+    """A string has half a UTF-16 pair and is no text."""
+
+
+class TooDeepError(ProtoError):
+    """Containers are nested deeper than the limit."""
+
+
+def loads_strict(raw: bytes, *, limit: int = BODY_LIMIT, depth: int = DEPTH_LIMIT, what: str = "the body") -> Any:
+    """The JSON value in ``raw``.
+
+    ``limit`` is in bytes, and what is built from them stays within four times as many; ``what`` names the document
+    in messages.
+
+    Raises:
+        TooLargeError, NotUtf8Error, NotJsonError, DuplicateKeyError, BadNumberError, LoneSurrogateError,
+        TooDeepError: all ProtoError, with ``what`` in the message.
+    """
+    _check_size(raw, limit, what)
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise NotUtf8Error(f"{what} is not UTF-8: byte {error.start} is wrong") from error
+    try:
+        value = _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        raise NotJsonError(f"{what} is not JSON: {error.msg} at character {error.pos}") from error
+    except RecursionError as error:
+        raise TooDeepError(f"{what} is nested deeper than {depth} levels") from error
+    except ProtoError as error:
+        raise type(error)(f"{what}: {error}") from error
+    _check_depth(value, depth, what)
+    if _SURROGATE_ESCAPE.search(text):
+        _check_surrogates(value, what)
+    return value
+
+
+def _check_size(raw: bytes, limit: int, what: str) -> None:
+    if len(raw) > limit:
+        raise TooLargeError(f"{what} has {len(raw)} bytes, and the limit is {limit}")
+    if len(raw) * _WORST_BYTES_PER_BYTE <= max(4 * limit, _HARMLESS):
+        return
+    values = sum(raw.count(mark) for mark in (b",", b":", b"[", b"{"))
+    if values * _BYTES_PER_VALUE + len(raw) > 4 * limit:
+        raise TooLargeError(f"{what} has about {values} values in {len(raw)} bytes: more than its limit allows")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        _refuse_duplicate(pairs)
+    return members
+
+
+def _refuse_duplicate(pairs: list[tuple[str, Any]]) -> NoReturn:
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            raise DuplicateKeyError(f"the key {key[:64]!r} stands twice in one object")
+        seen.add(key)
+    raise RuntimeError("called for an object without a duplicate key")
+
+
+def _integer(literal: str) -> int:
+    # Length first: turning a million digits into an integer costs seconds.
+    value = int(literal) if len(literal) <= _LITERAL_LIMIT else _SAFE_INTEGER + 1
+    if not -_SAFE_INTEGER <= value <= _SAFE_INTEGER:
+        raise BadNumberError(f"the number {_shown(literal)} is beyond what a double holds exactly")
+    return value
+
+
+def _fraction(literal: str) -> float:
+    value = float(literal) if len(literal) <= _LITERAL_LIMIT else math.inf
+    if math.isinf(value):
+        raise BadNumberError(f"the number {_shown(literal)} is too large or too long")
+    return value
+
+
+def _constant(literal: str) -> NoReturn:
+    raise BadNumberError(f"{literal} is not a JSON number")
+
+
+def _shown(literal: str) -> str:
+    return literal if len(literal) <= 32 else literal[:32] + "..."
+
+
+def _check_depth(value: Any, depth: int, what: str) -> None:
+    """Level by level, so that no recursion of ours meets what the sender chose."""
+    level: list[Any] = [value] if value.__class__ in _CONTAINERS else []
+    for _ in range(depth):
+        if not level:
+            return
+        inside = chain.from_iterable(node.values() if node.__class__ is dict else node for node in level)
+        level = [node for node in inside if node.__class__ in _CONTAINERS]
+    if level:
+        raise TooDeepError(f"{what} is nested deeper than {depth} levels")
+
+
+def _check_surrogates(value: Any, what: str) -> None:
+    """Escaped pairs have become one character each by now; a half that is left has no UTF-8 form."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise LoneSurrogateError(f"{what} has half a surrogate pair in a string") from error
+
+
+_CONTAINERS = frozenset({dict, list})
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object, parse_int=_integer, parse_float=_fraction, parse_constant=_constant
+)

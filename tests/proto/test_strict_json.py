@@ -1,0 +1,134 @@
+"""Bytes that two JSON readers could understand differently are refused, each for its own reason."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+import unittest
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nixfleet_agent.errors import ProtoError
+from nixfleet_agent.proto import strict_json
+from nixfleet_agent.proto.strict_json import loads_strict
+
+VALUES: Any = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=("Cs",))),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=20,
+)  # fmt: skip
+
+
+class Accepted(unittest.TestCase):
+    @settings(max_examples=200, deadline=None)
+    @given(VALUES)
+    def test_whatever_json_writes_is_read_as_it_was(self, value: Any) -> None:
+        small = json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        try:
+            small.decode("utf-8")
+        except UnicodeDecodeError:
+            self.assertRaises(strict_json.NotUtf8Error, loads_strict, small)
+            return
+        self.assertEqual(loads_strict(small), value)
+
+    def test_the_same_key_in_two_objects_is_no_duplicate(self) -> None:
+        self.assertEqual(loads_strict(b'{"a":{"x":1},"b":{"x":1}}'), {"a": {"x": 1}, "b": {"x": 1}})
+
+    def test_an_escaped_surrogate_pair_is_one_character(self) -> None:
+        self.assertEqual(loads_strict(rb'"\ud83d\ude00"'), "\N{GRINNING FACE}")
+
+    def test_an_escaped_backslash_before_ud800_is_text(self) -> None:
+        self.assertEqual(loads_strict(rb'"\\ud800"'), "\\ud800")
+
+    def test_depth_is_counted_by_containers_and_64_are_allowed(self) -> None:
+        self.assertIsInstance(loads_strict(b"[" * 64 + b"]" * 64), list)
+        self.assertIsInstance(loads_strict(b'{"a":' * 64 + b"1" + b"}" * 64), dict)
+
+    def test_brackets_inside_strings_are_not_depth(self) -> None:
+        self.assertEqual(len(loads_strict(json.dumps(["[" * 500]).encode())), 1)
+
+    def test_largest_integers_a_double_holds(self) -> None:
+        self.assertEqual(loads_strict(b"[9007199254740991,-9007199254740991]"), [2**53 - 1, -(2**53) + 1])
+
+
+class Refused(unittest.TestCase):
+    CASES = (
+        (strict_json.NotUtf8Error, b'"\xff"'),
+        (strict_json.NotUtf8Error, b'"\xed\xa0\x80"'),  # a surrogate written as if it were a character
+        (strict_json.NotUtf8Error, b'"\xc0\xaf"'),  # an overlong slash
+        (strict_json.NotUtf8Error, '{"a": 1}'.encode("utf-16")),
+        (strict_json.NotJsonError, "\ufeff{}".encode()),
+        (strict_json.NotJsonError, b""),
+        (strict_json.NotJsonError, b"{} {}"),
+        (strict_json.NotJsonError, b'{"a": 1,}'),
+        (strict_json.NotJsonError, b"{'a': 1}"),
+        (strict_json.NotJsonError, b'{"half": "a bo'),
+        (strict_json.NotJsonError, b'"a\nb"'),
+        (strict_json.NotJsonError, b"01"),
+        (strict_json.DuplicateKeyError, b'{"a":1,"a":1}'),
+        (strict_json.DuplicateKeyError, b'[{"x":{"a":1,"b":2,"\\u0061":3}}]'),
+        (strict_json.BadNumberError, b"NaN"),
+        (strict_json.BadNumberError, b'{"a":[Infinity]}'),
+        (strict_json.BadNumberError, b"-Infinity"),
+        (strict_json.BadNumberError, b"1e400"),
+        (strict_json.BadNumberError, b"-1e999"),
+        (strict_json.BadNumberError, b"9007199254740992"),
+        (strict_json.BadNumberError, b"1" * 100_000),
+        (strict_json.BadNumberError, b"0." + b"1" * 100_000),
+        (strict_json.LoneSurrogateError, rb'"\ud800"'),
+        (strict_json.LoneSurrogateError, rb'{"a":["\uDFFF\ud800"]}'),
+        (strict_json.LoneSurrogateError, rb'{"\ud83d": 1}'),
+        (strict_json.TooDeepError, b"[" * 65 + b"]" * 65),
+        (strict_json.TooDeepError, b'{"a":' * 65 + b"1" + b"}" * 65),
+        (strict_json.TooDeepError, b'[{"a":' * 33 + b"1" + b"}]" * 33),
+        (strict_json.TooDeepError, b"[" * 10_000 + b"]" * 10_000),
+        (strict_json.TooLargeError, b'"' + b"a" * 1024 * 1024 + b'"'),
+    )
+
+    def test_each_has_its_own_error_and_a_message_that_names_the_document(self) -> None:
+        for kind, raw in self.CASES:
+            with self.subTest(kind=kind.__name__, raw=raw[:40]):
+                with self.assertRaises(kind) as caught:
+                    loads_strict(raw, what="the body of a test")
+                self.assertIn("the body of a test", str(caught.exception))
+                self.assertLess(len(str(caught.exception)), 300)
+                self.assertIsInstance(caught.exception, ProtoError)
+
+    def test_limits_are_the_callers(self) -> None:
+        self.assertEqual(loads_strict(b"[1]", limit=3), [1])
+        self.assertRaises(strict_json.TooLargeError, loads_strict, b"[1] ", limit=3)
+        self.assertRaises(strict_json.TooDeepError, loads_strict, b"[[1]]", depth=1)
+
+    def test_a_body_made_to_fill_memory_is_refused_before_it_is_parsed(self) -> None:
+        limit = 1024 * 1024
+        for bomb in (b"[" + b"[],[[]]," * 100_000 + b"[]]", b"[" + b"{}," * 300_000 + b"{}]"):
+            tracemalloc.start()
+            try:
+                self.assertRaises(strict_json.TooLargeError, loads_strict, bomb, limit=limit)
+                self.assertLess(tracemalloc.get_traced_memory()[1], limit)
+            finally:
+                tracemalloc.stop()
+
+    def test_what_is_accepted_stays_within_four_times_the_limit(self) -> None:
+        limit = 1024 * 1024
+        for unit in (b"[[[[[]]]]],", b"{},", b'{"a":{}},', b"1.5,", b'"ab",', b"[1],"):
+            body = b""
+            for share in range(100, 0, -2):
+                body = b"[" + unit * (limit * share // 100 // len(unit)) + b"0]"
+                tracemalloc.start()
+                try:
+                    loads_strict(body, limit=limit)
+                except strict_json.TooLargeError:
+                    continue
+                finally:
+                    peak = tracemalloc.get_traced_memory()[1]
+                    tracemalloc.stop()
+                self.assertLess(peak + len(body), 4 * limit, f"{unit!r} in {len(body)} bytes")
+                break
+
+
+if __name__ == "__main__":
+    unittest.main()
