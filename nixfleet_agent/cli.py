@@ -1,0 +1,150 @@
+"""The command line: finds the command, reads its arguments, and turns failures into one line and an exit code.
+
+A command's module is imported only when it is the one asked for: ``--version`` and ``--help`` stay fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nixfleet_agent import __version__
+from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_INTERNAL, EXIT_OK, EXIT_USAGE, AgentError
+from nixfleet_agent.text import printable
+
+PROGRAM = "nixfleet-agent"
+
+#: Every command, in the order that ``--help`` shows them.
+COMMANDS = {
+    "run": "the agent itself (for the init system)",
+    "status": "what the running agent knows and does",
+    "why": "in a paragraph: what this host waits for, since when, and what would unblock it",
+    "check": "look at configuration, keys, certificate, probes, Nix and reachability",
+    "probe": "run the declared health probes once",
+    "history": "the events of a rollout on this host",
+    "hold": "start no new activation for now",
+    "release": "end a hold",
+    "rollback": "retry or give up a rollback that keeps failing",
+    "quarantine": "closures that this host refuses",
+    "queue": "events that the control plane has not taken",
+    "enroll": "get this host's certificate",
+    "renew": "renew this host's certificate",
+    "verify": "verify a signed fleet or manifest offline",
+    "support": "collect what a bug report needs in one archive, without secrets",
+    "demo": "a whole fleet on this machine",
+}
+
+#: The keys that have a flag: those of the Rust agent, so that its unit files work unchanged.
+CONFIG_FLAGS = {
+    "control_plane_url": "https address of the control plane",
+    "machine_id": "this host's name in the fleet",
+    "trust_file": "keys that releases must be signed with",
+    "ca_cert": "CA of the control plane's certificate",
+    "client_cert": "this host's certificate",
+    "client_key": "its private key",
+    "bootstrap_token_file": "one-time token for the first certificate",
+    "state_dir": "where the agent keeps its state",
+    "ssh_host_key_file": "the host's SSH Ed25519 key",
+    "health_checks_file": "the host's health probes",
+    "manifest_freshness_window_secs": "how old a signed release may be",
+    "renewal_threshold_fraction": "renew below this part of the certificate's life",
+}
+_VALUE_FLAGS = {"--config", *("--" + key.replace("_", "-") for key in CONFIG_FLAGS)}
+
+
+def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
+    """Run one command; returns its exit code and never raises for what an operator can cause."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in ("--version", "-V"):
+        print(f"{PROGRAM} {__version__}")
+        return EXIT_OK
+    command, rest = split_command(arguments)
+    if command is None:
+        if not arguments:
+            print(overview(), file=sys.stderr)
+            return EXIT_USAGE
+        print(overview())
+        return EXIT_OK
+    if command not in COMMANDS:
+        return _fail(f"unknown command {printable(command, 80)!r}{_nearest(command)}: see {PROGRAM} --help", EXIT_USAGE)
+    return _run(command, rest, os.environ if environ is None else environ)
+
+
+def split_command(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """(command, its arguments); flags may stand before the command, and flags alone mean ``run``.
+
+    None when help is wanted.
+    """
+    index = 0
+    while index < len(arguments) and arguments[index].startswith("-"):
+        flag, equals, _ = arguments[index].partition("=")
+        if flag in ("-h", "--help"):
+            return None, []
+        index += 2 if flag in _VALUE_FLAGS and not equals else 1
+    if index < len(arguments):
+        return arguments[index], arguments[:index] + arguments[index + 1 :]
+    return ("run", arguments) if arguments else (None, [])
+
+
+def overview() -> str:
+    """What ``--help`` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"usage: {PROGRAM} COMMAND [arguments]",
+            "",
+            "The host agent of a NixOS fleet.",
+            "",
+            *lines,
+            "",
+            "After any command: --config FILE, --json, --debug, --help. Flags alone, without a command, mean run.",
+            "Exit codes: 0 done, 1 check failed, 2 usage, 69 control plane unreachable, 70 internal error,",
+            "75 state directory in use, 77 enrollment refused, 78 configuration.",
+        ]
+    )
+
+
+def _run(command: str, arguments: list[str], environ: Mapping[str, str]) -> int:
+    debug = "--debug" in arguments
+    try:
+        invocation: Any = importlib.import_module("nixfleet_agent.commands.invocation")
+        module: Any = importlib.import_module(f"nixfleet_agent.commands.{command}")
+        call = invocation.parse(command, COMMANDS[command], module.configure, arguments, environ)
+        if isinstance(call, int):
+            return call
+        code: int = module.run(call)
+        sys.stdout.flush()
+        return code
+    except AgentError as error:
+        return _fail(str(error), error.exit_code, debug)
+    except BrokenPipeError:
+        # The reader (head, less) went away; nothing more can be said on stdout, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_CHECK_FAILED
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        advice = ": run it as root" if isinstance(error, PermissionError) and os.geteuid() != 0 else ""
+        return _fail(f"{error.strerror or error}{where}{advice}", EXIT_INTERNAL, debug)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130, debug)
+    except Exception as error:  # noqa: BLE001 - the last line of defence: whatever it is, one line and exit 70
+        advice = "" if debug else "; run it again with --debug and report what it prints"
+        return _fail(f"internal error: {type(error).__name__}: {error}{advice}", EXIT_INTERNAL, debug)
+
+
+def _fail(message: str, code: int, debug: bool = False) -> int:
+    if debug and sys.exc_info()[1] is not None:
+        traceback: Any = importlib.import_module("traceback")
+        traceback.print_exc()
+    print(f"{PROGRAM}: {printable(message)}", file=sys.stderr)
+    return code
+
+
+def _nearest(command: str) -> str:
+    difflib: Any = importlib.import_module("difflib")
+    near = difflib.get_close_matches(command, COMMANDS, 1)
+    return f", did you mean {near[0]!r}?" if near else ""

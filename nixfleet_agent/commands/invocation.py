@@ -1,0 +1,118 @@
+"""One call of one command: its parsed arguments, its configuration, and how it prints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from nixfleet_agent.cli import CONFIG_FLAGS, PROGRAM
+from nixfleet_agent.errors import EXIT_OK, EXIT_USAGE
+from nixfleet_agent.text import printable
+
+if TYPE_CHECKING:
+    from nixfleet_agent.config.load import Loaded
+    from nixfleet_agent.config.model import Config
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for a mistake, and the flags that every command and sub-command takes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)  # a shortened flag in a unit file would change meaning with a new one
+        super().__init__(*args, **kwargs)
+        common = self.add_argument_group("common")
+        absent = argparse.SUPPRESS
+        common.add_argument(
+            "--config", metavar="FILE", type=Path, default=absent, help="default: /etc/nixfleet/agent.toml"
+        )
+        common.add_argument("--json", action="store_true", default=absent, help="print JSON, for scripts")
+        common.add_argument("--debug", action="store_true", default=absent, help="a traceback with an error")
+        flags = self.add_argument_group("configuration")
+        for key, summary in CONFIG_FLAGS.items():
+            flag = "--" + key.replace("_", "-")
+            flags.add_argument(flag, dest=f"config:{key}", metavar="VALUE", default=absent, help=summary)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}: see {self.prog} --help")
+
+
+class UsageError(Exception):
+    """The arguments make no sense; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """What a command's ``run`` gets."""
+
+    options: argparse.Namespace
+    environ: Mapping[str, str]
+
+    @property
+    def json(self) -> bool:
+        return bool(getattr(self.options, "json", False))
+
+    @property
+    def debug(self) -> bool:
+        return bool(getattr(self.options, "debug", False))
+
+    @cached_property
+    def loaded(self) -> Loaded:
+        """The configuration with its origins.
+
+        Raises:
+            ConfigProblemsError: the configuration can't be used.
+        """
+        from nixfleet_agent.config.load import load
+
+        flags = {
+            name.partition(":")[2]: value for name, value in vars(self.options).items() if name.startswith("config:")
+        }
+        return load(getattr(self.options, "config", None), self.environ, flags)
+
+    @property
+    def config(self) -> Config:
+        return self.loaded.config
+
+    def print(self, text: str = "") -> None:
+        print(text)
+
+    def print_json(self, value: object) -> None:
+        print(json.dumps(value, indent=2, ensure_ascii=True, default=str))
+
+    def colour(self, text: str, code: str) -> str:
+        """``text`` in an ANSI colour, on a terminal whose user did not say ``NO_COLOR``."""
+        if sys.stdout.isatty() and not self.environ.get("NO_COLOR") and self.environ.get("TERM") != "dumb":
+            return f"\x1b[{code}m{text}\x1b[0m"
+        return text
+
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Print rows in columns; what came from outside is escaped."""
+        shown = [[printable(cell, 300) for cell in row] for row in [head, *rows]]
+        widths = [max(len(row[i]) for row in shown) for i in range(len(head))]
+        for row in shown:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def parse(
+    command: str,
+    summary: str,
+    configure: Callable[[Parser], None],
+    arguments: Sequence[str],
+    environ: Mapping[str, str],
+) -> Invocation | int:
+    """The invocation, or the exit code when there is nothing to run (help, a usage error)."""
+    parser = Parser(prog=f"{PROGRAM} {command}", description=summary[:1].upper() + summary[1:] + ".")
+    try:
+        configure(parser)
+        return Invocation(parser.parse_args(arguments), environ)
+    except UsageError as error:
+        print(f"{PROGRAM}: {printable(str(error))}", file=sys.stderr)
+        return EXIT_USAGE
+    except SystemExit:
+        return EXIT_OK  # argparse has printed the help

@@ -1,0 +1,153 @@
+"""Where configuration comes from: the TOML file, the environment, the flags; each value keeps its origin."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import stat
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nixfleet_agent.config.schema import (
+    CONFIG_VARIABLE,
+    ENVIRONMENT_ALIASES,
+    ENVIRONMENT_PREFIX,
+    Key,
+    Schema,
+    flatten,
+    nested,
+)
+from nixfleet_agent.errors import ConfigError
+
+DEFAULT_FILE = Path("/etc/nixfleet/agent.toml")
+#: A configuration is a few KiB; the limit keeps a wrong path (a disk image, a log) from filling the memory.
+FILE_LIMIT = 1024 * 1024
+
+
+class ConfigProblemsError(ConfigError):
+    """Everything that is wrong with the configuration; the message is the first, and how many more there are."""
+
+    def __init__(self, problems: list[str]) -> None:
+        more = len(problems) - 1
+        rest = f" (and {more} more: nixfleet-agent check lists them)" if more else ""
+        super().__init__(problems[0] + rest)
+        self.problems = tuple(problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One value; ``origin`` is a file, ``NIXFLEET_AGENT_... (environment)`` or a flag, ``subject`` how to call it."""
+
+    value: Any
+    origin: str
+    subject: str
+
+
+def from_file(path: Path, schema: Schema) -> dict[str, Setting]:
+    """The settings in the TOML file at ``path``.
+
+    Raises:
+        ConfigProblemsError: unreadable, no TOML, or a value that the schema refuses.
+    """
+    tree = _parse(_read(path), path)
+
+    def subject(name: str) -> str:
+        return f"{name!r} in {path}"
+
+    if problems := schema.problems(tree, subject):
+        raise ConfigProblemsError(problems)
+    return {name: Setting(value, str(path), subject(name)) for name, value in flatten(tree).items()}
+
+
+def from_environment(environ: Mapping[str, str], schema: Schema) -> dict[str, Setting]:
+    """The settings in ``NIXFLEET_AGENT_*``; an empty variable counts as not set, as unit files leave it.
+
+    Raises:
+        ConfigProblemsError: an unknown variable or a bad value.
+    """
+    by_variable = {key.variable: key for key in schema.keys.values()}
+    by_variable |= {alias: schema.keys[name] for alias, name in ENVIRONMENT_ALIASES.items()}
+    settings: dict[str, Setting] = {}
+    problems: list[str] = []
+    for variable, text in sorted(environ.items()):
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable == CONFIG_VARIABLE or not text:
+            continue
+        if variable not in by_variable:
+            known = {name.removeprefix(ENVIRONMENT_PREFIX): name for name in by_variable}
+            near = difflib.get_close_matches(variable.removeprefix(ENVIRONMENT_PREFIX), known, 1)
+            advice = f": did you mean {known[near[0]]}?" if near else ": unset it, or see conf/agent.toml for every key"
+            problems.append(f"unknown variable {variable} in the environment{advice}")
+            continue
+        setting = Setting(text, f"{variable} (environment)", f"{variable} in the environment")
+        _take(by_variable[variable], setting, schema, settings, problems)
+    if problems:
+        raise ConfigProblemsError(problems)
+    return settings
+
+
+def from_flags(flags: Mapping[str, str], schema: Schema) -> dict[str, Setting]:
+    """The settings given as flags, by dotted key; a relative path is taken from the current folder.
+
+    Raises:
+        ConfigProblemsError: a bad value.
+    """
+    settings: dict[str, Setting] = {}
+    problems: list[str] = []
+    for name, text in flags.items():
+        key = schema.keys[name]
+        value = str(Path(text).absolute()) if key.kind == "path" and text else text
+        _take(key, Setting(value, key.flag, key.flag), schema, settings, problems)
+    if problems:
+        raise ConfigProblemsError(problems)
+    return settings
+
+
+def _take(key: Key, setting: Setting, schema: Schema, settings: dict[str, Setting], problems: list[str]) -> None:
+    value = _number(setting.value) if key.kind == "number" else setting.value
+    found = schema.problems(nested(key.name, value), lambda _: setting.subject)
+    problems += found
+    if not found:
+        settings[key.name] = Setting(value, setting.origin, setting.subject)
+
+
+def _number(text: str) -> Any:
+    """``text`` as a number, or as it is: then the schema says that a number was wanted."""
+    try:
+        return int(text)
+    except ValueError:
+        try:
+            return float(text)
+        except ValueError:
+            return text
+
+
+def _read(path: Path) -> bytes:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigProblemsError([f"can't read the configuration {path}: {reason}"]) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # a pipe would block, a folder has no content
+        os.close(descriptor)
+        raise ConfigProblemsError([f"the configuration {path} is not a regular file: give the path of a TOML file"])
+    with os.fdopen(descriptor, "rb") as file:
+        raw = file.read(FILE_LIMIT + 1)
+    if len(raw) > FILE_LIMIT:
+        raise ConfigProblemsError(
+            [f"the configuration {path} is larger than {FILE_LIMIT} bytes: is it the right file?"]
+        )
+    return raw
+
+
+def _parse(raw: bytes, path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigProblemsError([f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8"]) from error
+    except RecursionError as error:
+        raise ConfigProblemsError([f"{path} is not a configuration: it is nested too deeply"]) from error
+    except ValueError as error:
+        raise ConfigProblemsError([f"{path} is not valid TOML: {ascii(str(error))[1:-1][:300]}"]) from error
