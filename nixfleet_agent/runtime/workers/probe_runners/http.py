@@ -1,0 +1,192 @@
+"""The http runner: one GET with a session of its own, bounded in time, redirects and bytes."""
+
+from __future__ import annotations
+
+import functools
+import ssl
+from contextlib import ExitStack, closing
+from http.client import HTTPException
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.util import parse_url
+
+from nixfleet_agent import __version__
+from nixfleet_agent.proto.probe_decls import HttpDecl
+from nixfleet_agent.runtime.workers.probe_runners.context import RunnerContext
+from nixfleet_agent.runtime.workers.probe_runners.outcome import RunnerOutcome, failed, passed
+from nixfleet_agent.runtime.workers.probe_runners.sockets import Deadline, PlainSocket, TlsSocket, closing_down, connect
+
+REDIRECT_LIMIT = 10
+BODY_LIMIT = 64 * 1024
+_CHUNK = 8192
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_HEADERS = {
+    "User-Agent": f"nixfleet-agent/{__version__}",
+    "Accept": "*/*",
+    # Unpacking what a server packed costs memory and time, and a probe reads 64 KiB.
+    "Accept-Encoding": "identity",
+    "Connection": "close",
+}
+
+
+class _ProbeError(Exception):
+    """The exchange worked, and its result is a fail."""
+
+
+def run(decl: HttpDecl, ctx: RunnerContext) -> RunnerOutcome:
+    """GET the URL, follow at most 10 redirects, compare status and, where asked for, body."""
+    deadline = Deadline(ctx.clock, decl.timeout)
+    try:
+        with ExitStack() as stack:
+            session = stack.enter_context(_Session())
+            door = _Door(ctx, deadline, stack)
+            session.mount("http://", door)
+            session.mount("https://", door)
+            _judge(decl, _follow(decl, session, deadline, stack))
+    except _ProbeError as error:
+        return failed(str(error))
+    except (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError) as error:
+        if ctx.cancel.is_set:
+            return failed("stopped")
+        if deadline.over:
+            return failed(f"no full answer within {decl.timeout:g} s")
+        return failed(_cause(error))
+    return passed()
+
+
+def _follow(decl: HttpDecl, session: requests.Session, deadline: Deadline, stack: ExitStack) -> requests.Response:
+    """The first answer with the expected status, or the first that is no redirect."""
+    url = decl.url
+    for _ in range(REDIRECT_LIMIT + 1):
+        request = session.prepare_request(requests.Request("GET", url, headers=_HEADERS))
+        response = session.send(request, stream=True, allow_redirects=False, timeout=deadline.left())
+        stack.enter_context(closing(response))
+        location = response.headers.get("Location")
+        if response.status_code == decl.expect_status or response.status_code not in _REDIRECTS or not location:
+            return response
+        response.close()
+        # http.client decodes headers as Latin-1; what servers mean is UTF-8.
+        url = urljoin(response.url, location.encode("latin-1", "replace").decode("utf-8", "replace"))
+        if urlsplit(url).scheme not in ("http", "https"):
+            raise _ProbeError("redirected to a URL that is not http or https")
+    raise _ProbeError(f"more than {REDIRECT_LIMIT} redirects")
+
+
+def _judge(decl: HttpDecl, response: requests.Response) -> None:
+    if response.status_code != decl.expect_status:
+        raise _ProbeError(f"status {response.status_code}, expected {decl.expect_status}")
+    if decl.body_contains is None:
+        return
+    needle = decl.body_contains.encode()
+    body = bytearray()
+    while len(body) < BODY_LIMIT:
+        chunk = response.raw.read(min(_CHUNK, BODY_LIMIT - len(body)), decode_content=True)
+        body += chunk
+        if needle in body[max(0, len(body) - len(chunk) - len(needle)) :]:
+            return
+        if not chunk:
+            break
+    raise _ProbeError(f"{decl.body_contains!r} is not in the first {len(body)} bytes of the body")
+
+
+class _Session(requests.Session):
+    """A session that knows nothing of the environment and leaves redirects to its owner.
+
+    `requests` reads the body of every redirect without a limit before it follows it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trust_env = False
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        return None
+
+
+class _Door(HTTPAdapter):
+    """Connections that end with the run's deadline and with its cancellation."""
+
+    def __init__(self, ctx: RunnerContext, deadline: Deadline, stack: ExitStack) -> None:
+        super().__init__()
+        self._ctx = ctx
+        self._deadline = deadline
+        self._stack = stack
+
+    def open(self, host: str, port: int) -> PlainSocket:
+        """A connection that stays under watch until the run ends."""
+        try:
+            sock = connect(host, port, self._deadline, self._ctx.clock, self._ctx.cancel, self._ctx.resolver)
+        except OSError as error:
+            raise OSError(f"can't connect to {host} port {port}: {error.strerror or error}") from error
+        self._stack.callback(sock.close)
+        self._stack.enter_context(closing_down(sock, self._ctx.cancel))
+        sock.settimeout(self._deadline.left())
+        return sock
+
+    def watch(self, sock: Any) -> None:
+        """Bind the reads of a TLS connection to the deadline too."""
+        if isinstance(sock, TlsSocket):
+            sock.deadline = self._deadline
+
+    def get_connection_with_tls_context(
+        self, request: requests.PreparedRequest, verify: Any, proxies: Any = None, cert: Any = None
+    ) -> urllib3.HTTPConnectionPool:
+        url = parse_url(request.url or "")
+        pool: urllib3.HTTPConnectionPool
+        if url.scheme == "https":
+            pool = urllib3.HTTPSConnectionPool(url.host or "", url.port, ssl_context=self._ctx.tls.context())
+            pool.ConnectionCls = functools.partial(_TlsConnection, self)  # type: ignore[assignment]
+        else:
+            pool = urllib3.HTTPConnectionPool(url.host or "", url.port)
+            pool.ConnectionCls = functools.partial(_PlainConnection, self)  # type: ignore[assignment]
+        self._stack.callback(pool.close)
+        return pool
+
+    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+        """The pool has its context; the stock method would add a list of authorities of its own."""
+
+
+class _PlainConnection(HTTPConnection):
+    def __init__(self, door: _Door, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._door = door
+
+    def _new_conn(self) -> PlainSocket:
+        return self._door.open(self.host, self.port or 80)
+
+
+class _TlsConnection(HTTPSConnection):
+    def __init__(self, door: _Door, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._door = door
+
+    def _new_conn(self) -> PlainSocket:
+        return self._door.open(self.host, self.port or 443)
+
+    def connect(self) -> None:
+        super().connect()
+        self._door.watch(self.sock)
+
+
+def _cause(error: BaseException) -> str:
+    """The system's or TLS's own words, dug out of the layers that wrapped them."""
+    waiting: list[object] = [error]
+    seen: list[object] = []
+    while waiting:
+        found = waiting.pop(0)
+        if not isinstance(found, BaseException) or found in seen:
+            continue
+        seen.append(found)
+        if isinstance(found, ssl.SSLCertVerificationError):
+            return f"TLS: the server's certificate was refused: {found.verify_message}"
+        if isinstance(found, ssl.SSLError):
+            return f"TLS: {found.reason or found}"
+        if isinstance(found, OSError) and not isinstance(found, requests.RequestException):
+            return found.strerror or str(found) or type(found).__name__
+        waiting += [getattr(found, "reason", None), *found.args, found.__cause__, found.__context__]
+    return f"{type(error).__name__}: {error}"
