@@ -1,0 +1,142 @@
+"""The probe worker: on each reset it ends the probes of the last rollout and starts those of the release that runs."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from nixfleet_agent.clock import Clock
+from nixfleet_agent.config.model import Config
+from nixfleet_agent.proto import health_checks
+from nixfleet_agent.proto.probe_decls import BadDecl, DeclaredProbes
+from nixfleet_agent.runtime.inputs import HostEvent
+from nixfleet_agent.runtime.mailbox import Mailbox
+from nixfleet_agent.runtime.orders import ProbeOrder, ResetProbes, StopProbes
+from nixfleet_agent.runtime.probe_set import ProbeSet, Runner
+from nixfleet_agent.runtime.shutdown import ShutdownToken
+from nixfleet_agent.runtime.worker import Worker
+from nixfleet_agent.runtime.workers import probe_runners
+from nixfleet_agent.text import printable
+
+#: While probes run they are looked after this often, in seconds; the probes keep their own time.
+TEND_SECS = 5.0
+#: Without probes there is nothing to do but to show life.
+IDLE_SECS = 60.0
+
+
+def read_declarations(path: Path, min_interval: float) -> DeclaredProbes:
+    """What the file at ``path`` declares: an absent file nothing, one that can't be read a probe that fails."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return health_checks.broken(f"{path} is not a regular file", min_interval)
+            raw = file.read(health_checks.FILE_LIMIT + 1)
+    except FileNotFoundError:
+        return health_checks.parse(None, min_interval)
+    except OSError as error:
+        return health_checks.broken(f"can't read {path}: {error.strerror}", min_interval)
+    return health_checks.parse(raw, min_interval)
+
+
+class ProbeWorker(Worker):
+    """Takes ``ResetProbes`` and ``StopProbes`` from its mailbox; everything it tells goes through ``emit``."""
+
+    name = "probe"
+
+    def __init__(
+        self,
+        shutdown: ShutdownToken,
+        clock: Clock,
+        *,
+        config: Config,
+        mailbox: Mailbox[ProbeOrder],
+        emit: Callable[[HostEvent], object],
+        runner: Runner = probe_runners.run,
+    ) -> None:
+        super().__init__(shutdown, clock)
+        self._file = config.health_checks_file
+        self._min_interval = config.tuning.probe_min_interval
+        self._mailbox = mailbox
+        self._emit = emit
+        self._runner = runner
+        self._context = probe_runners.make_context(config, clock)
+        self._rollout_id: str | None = None
+        self._set: ProbeSet | None = None
+        self._read_again: float | None = None
+        self._left_behind: list[threading.Thread] = []
+
+    def run(self) -> None:
+        """Until shutdown; after a crash of this loop the rollout that was being probed is probed again."""
+        try:
+            if self._rollout_id is not None:
+                self._start(self._rollout_id)
+            while not self.shutdown.is_set:
+                self.alive()
+                order = self._mailbox.take(self._patience())
+                if isinstance(order, ResetProbes):
+                    self._stop()
+                    self._start(order.rollout_id)
+                elif isinstance(order, StopProbes):
+                    self._stop()
+                    self._rollout_id = None
+                elif not self.shutdown.is_set:
+                    self._tend()
+        finally:
+            self._stop()
+
+    def _patience(self) -> float:
+        if self._set is None:
+            return IDLE_SECS
+        if self._read_again is None:
+            return TEND_SECS
+        return min(TEND_SECS, max(0.0, self._read_again - self.clock.monotonic()))
+
+    def _start(self, rollout_id: str, declared: DeclaredProbes | None = None) -> None:
+        self._rollout_id = rollout_id
+        if declared is None:
+            declared = read_declarations(self._file, self._min_interval)
+        self._plan_reading(declared)
+        bad = [printable(decl.name, 80) for decl in declared.probes if isinstance(decl, BadDecl)]
+        fields = {"rollout_id": rollout_id, "probes": len(declared.probes), "bad": bad}
+        self.log.info("probing: %d declared, %d of them bad", len(declared.probes), len(bad), extra=fields)
+        context = self._context.for_new_set()
+        self._set = ProbeSet(rollout_id, declared, context, self._emit, self.log, self._runner)
+        self._set.start()
+
+    def _stop(self) -> None:
+        if self._set is not None:
+            stopped, self._set = self._set, None
+            hanging = stopped.stop()
+            if hanging:
+                names = [thread.name for thread in hanging]
+                self.log.warning("stopped probes hang in a system call: they can tell nothing", extra={"probes": names})
+            self._left_behind += hanging
+        self._read_again = None
+        self._clear()
+
+    def _tend(self) -> None:
+        self._clear()
+        if self._set is None:
+            return
+        self._set.tend()
+        if self._read_again is not None and self.clock.monotonic() >= self._read_again:
+            declared = read_declarations(self._file, self._min_interval)
+            if declared == self._set.declared:
+                self._plan_reading(declared)
+                return
+            rollout_id = self._set.rollout_id
+            self._stop()
+            self._start(rollout_id, declared)
+
+    def _plan_reading(self, declared: DeclaredProbes) -> None:
+        """A file that could not be read may be whole in a moment (half a deployment, a late mount)."""
+        self._read_again = self.clock.monotonic() + declared.probes[0].interval if declared.broken else None
+
+    def _clear(self) -> None:
+        """Let go of stopped threads that have ended, and reap killed children that have."""
+        self._left_behind = [thread for thread in self._left_behind if thread.is_alive()]
+        self._context.unreaped.sweep()
