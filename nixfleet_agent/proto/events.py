@@ -60,17 +60,20 @@ def _camel(name: str) -> str:
     return head + "".join(part.capitalize() for part in rest)
 
 
-def _object(value: object, *, local: bool) -> dict[str, Any]:
+def _object(value: object, *, local: bool | None) -> dict[str, Any]:
+    """The fields that are local, that are not, or (None) all of them: whatever stands inside a local field is local."""
     shape = next(c for c in type(value).__mro__ if "__dataclass_fields__" in c.__dict__)
     written = {}
     for field, name, _ in _fields(shape):
         item = getattr(value, field.name)
-        if item is not None and field.name != "seq" and bool(field.metadata.get("local")) == local:
-            written[name] = _plain(item, local)
+        ours = local is None or bool(field.metadata.get("local")) == local
+        nothing = item is None or (item == () and field.metadata.get("local"))
+        if ours and not nothing and field.name != "seq":
+            written[name] = _plain(item, None if local else local)
     return written
 
 
-def _plain(value: object, local: bool) -> object:
+def _plain(value: object, local: bool | None) -> object:
     if isinstance(value, datetime):
         return format_time(value)
     if isinstance(value, Enum):
@@ -116,6 +119,8 @@ def _read(hint: Any, value: object, where: str) -> object:
         return _member(hint, value, where)
     if hint is int and isinstance(value, float) and value.is_integer():
         value = int(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ProtoError(f"{where} is not of type {hint.__name__}: {str(value)[:64]!r}")
     if hint is int and abs(typing.cast(int, value)) > MAX_SEQ:

@@ -39,10 +39,14 @@ class ManifestSetUpdated:
 
 @dataclass(frozen=True, slots=True)
 class BootstrapHost:
-    """A control plane's hint about one rollout; ``verified`` when fleet and manifest name this host with its target."""
+    """A control plane's hint about one rollout.
+
+    ``acceptance`` is given when the rollout was not known and the signed fleet and manifest name this host with
+    exactly that target.
+    """
 
     snapshot: Snapshot
-    verified: bool
+    acceptance: Acceptance | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,10 +25,10 @@ class Mailbox(Generic[Order]):
         self._filled = shutdown.wakeup()
         self._slot: Order | None = None
 
-    def put(self, order: Order) -> bool:
-        """Leave ``order``; False when what waits outranks it and stays."""
+    def put(self, order: Order, *, replace: bool = False) -> bool:
+        """Leave ``order``; False when what waits outranks it and stays. ``replace`` is for the one who knows better."""
         with self._lock:
-            if self._slot is not None and self._outranks(self._slot, order):
+            if not replace and self._slot is not None and self._outranks(self._slot, order):
                 return False
             self._slot = order
             self._filled.set()

@@ -76,8 +76,8 @@ class Timer:
         self._scheduler.clear()
         self._job = self._scheduler.every(self._interval).seconds.do(self._note)  # type: ignore[arg-type]
 
-    def wait(self) -> bool:
-        """Block until due or kicked: True; False as soon as shutdown begins."""
+    def wait(self, until: float | None = None) -> bool:
+        """Block until due, kicked, or the monotonic second ``until``: True; False as soon as shutdown begins."""
         while not self._shutdown.is_set:
             self._scheduler.run_pending()
             if self._due or self._kick.is_set():
@@ -87,5 +87,9 @@ class Timer:
             next_run = self._scheduler.next_run
             reading = self._scheduler.reading()
             left = (next_run - reading).total_seconds() if next_run else self._interval
+            if until is not None:
+                left = min(left, until - self._clock.monotonic())
+                if left <= 0:
+                    return True
             self._clock.wait(self._kick, max(0.0, left))
         return False

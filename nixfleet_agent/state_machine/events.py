@@ -35,6 +35,14 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """How long one step of an activation or a rollback took, for the host's own history."""
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DispatchAck(Event):
     """The host accepted its turn."""
 
@@ -66,6 +74,7 @@ class ActivationCompleted(Event):
     observed_current_closure: str
     exit_code: int
     completed_at: datetime
+    phases: tuple[Phase, ...] = _local(())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +89,7 @@ class ActivationFailed(Event):
     failed_at: datetime
     switch_fired: bool | None = _local()
     observed_at_failure: str | None = _local()
+    phases: tuple[Phase, ...] = _local(())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +102,7 @@ class ActivationDeferred(Event):
     component: str
     deferred_at: datetime
     boot_id: str | None = _local()
+    phases: tuple[Phase, ...] = _local(())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +191,7 @@ class RollbackComplete(Event):
     reverted_to_closure: str
     exit_code: int
     completed_at: datetime
+    phases: tuple[Phase, ...] = _local(())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

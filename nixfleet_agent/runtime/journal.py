@@ -1,0 +1,309 @@
+"""The outbound journal: one file per event, the only record of what this host did, and its queue to the control plane.
+
+A rollout's files, wherever they lie, are its whole log::
+
+    outbound-queue/            not yet delivered
+    outbound-sent/<rollout>/   delivered, and seq 0 (the accepted Dispatch, never posted)
+    outbound-rejected/         refused by the control plane, with its answer inside
+    outbound-dropped/          given up by an operator
+    outbound-corrupt/          unreadable; its name still counts, so its seq is never used again
+
+The reducer appends and replays, the outbound worker moves what was delivered; the index that they share is changed
+under a lock that is never held across I/O.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+from nixfleet_agent import durable
+from nixfleet_agent.errors import ProtoError, StorageError
+from nixfleet_agent.proto.times import format_time
+from nixfleet_agent.runtime.journal_files import Entry, Name, decode, file_name, parse_name
+from nixfleet_agent.text import clip, printable
+
+log = logging.getLogger("nixfleet_agent.journal")
+
+QUEUE, SENT, REJECTED = "outbound-queue", "outbound-sent", "outbound-rejected"
+DROPPED, CORRUPT = "outbound-dropped", "outbound-corrupt"
+_TOMBSTONE = ".tombstone"
+#: How much of a control plane's answer is kept with an event that it refused, in bytes.
+ANSWER_LIMIT = 2048
+
+
+class Journal:
+    """The journal of one state directory. ``open`` before anything else."""
+
+    def __init__(self, state_dir: Path, hostname: str) -> None:
+        self.hostname = hostname
+        self._root = state_dir
+        self._lock = threading.Lock()
+        self._kinds: dict[str, dict[int, str]] = {}
+        self._order: dict[str, list[int]] = {}
+        self._last_seq: dict[str, int] = {}
+        self._rejected = 0
+
+    # -- life ---------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Make the folders, remove what interrupted writes left, and learn the names of all entries.
+
+        Raises:
+            StorageError: the state directory can't be written.
+        """
+        for folder in (QUEUE, SENT, REJECTED, DROPPED, CORRUPT):
+            durable.make_directory(self._root / folder)
+            durable.remove_temporaries(self._root / folder)
+        for file in self._files(self._root / QUEUE):
+            if parse_name(file, self.hostname) is None:
+                self.set_aside(self._root / QUEUE / file, "not a journal file of this host")
+        self.learn()
+        for rollout in self._sent_rollouts():
+            durable.remove_temporaries(self._root / SENT / rollout)
+
+    def learn(self) -> None:
+        """Learn the names of all entries and change nothing: enough for a command that only reads."""
+        for name, _ in self._names(self._root / QUEUE):
+            self._index(name)
+        for folder in (REJECTED, DROPPED, CORRUPT):
+            for name, _ in self._names(self._root / folder):
+                self._seen(name.rollout_id, name.seq)
+                self._rejected += folder == REJECTED
+        for rollout in self._sent_rollouts():
+            for name, _ in self._names(self._root / SENT / rollout):
+                self._seen(name.rollout_id, name.seq)
+
+    def _sent_rollouts(self) -> list[str]:
+        return [name for name in self._files(self._root / SENT) if not name.endswith(_TOMBSTONE)]
+
+    @staticmethod
+    def _files(folder: Path) -> list[str]:
+        try:
+            with os.scandir(folder) as found:
+                return [entry.name for entry in found]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def _names(self, folder: Path) -> Iterator[tuple[Name, Path]]:
+        for file in self._files(folder):
+            name = parse_name(file, self.hostname)
+            if name is not None:
+                yield name, folder / file
+
+    def _index(self, name: Name) -> None:
+        with self._lock:
+            kinds = self._kinds.setdefault(name.rollout_id, {})
+            if name.seq not in kinds:
+                kinds[name.seq] = name.kind
+                heapq.heappush(self._order.setdefault(name.rollout_id, []), name.seq)
+            self._last_seq[name.rollout_id] = max(name.seq, self._last_seq.get(name.rollout_id, 0))
+
+    def _seen(self, rollout_id: str, seq: int) -> None:
+        with self._lock:
+            self._last_seq[rollout_id] = max(seq, self._last_seq.get(rollout_id, 0))
+
+    # -- writing (reducer) --------------------------------------------------------------------
+
+    def append(self, entry: Entry) -> None:
+        """Make an event durable and queue it; writing the same entry again is harmless.
+
+        Raises:
+            StorageError: it is not durable, and must not be acted on.
+        """
+        durable.write(self._root / QUEUE / entry.name, entry.encode())
+        self._index(Name(entry.seq, entry.rollout_id, entry.kind))
+
+    def accept(self, entry: Entry) -> None:
+        """Make seq 0 of a rollout durable; it is never posted.
+
+        Raises:
+            StorageError: it is not durable, so the Dispatch is not accepted.
+        """
+        folder = self._root / SENT / entry.rollout_id
+        durable.make_directory(folder)
+        durable.write(folder / entry.name, entry.encode())
+        self._seen(entry.rollout_id, 0)
+
+    def replay(self, rollout_id: str, from_seq: int) -> int:
+        """Queue every event of ``rollout_id`` with ``seq >= from_seq`` again; how many were moved.
+
+        Raises:
+            StorageError: a file could not be moved; those before it were.
+        """
+        folder = self._root / SENT / rollout_id
+        moved = 0
+        for name, path in sorted(self._names(folder), key=lambda found: found[0].seq):
+            if name.seq >= max(1, from_seq):
+                durable.move(path, self._root / QUEUE / path.name, sync=False)
+                self._index(name)
+                moved += 1
+        return moved
+
+    # -- draining (outbound worker) -----------------------------------------------------------
+
+    def waiting(self) -> dict[str, int]:
+        """Rollouts with undelivered events, and how many."""
+        with self._lock:
+            return {rollout: len(kinds) for rollout, kinds in self._kinds.items() if kinds}
+
+    def first(self, rollout_id: str) -> Path | None:
+        """The undelivered event with the lowest seq; None when all are delivered."""
+        with self._lock:
+            order, kinds = self._order.get(rollout_id), self._kinds.get(rollout_id)
+            if not order or not kinds:
+                return None
+            name = file_name(order[0], self.hostname, rollout_id, kinds[order[0]])
+        return self._root / QUEUE / name
+
+    def is_queued(self, rollout_id: str, seq: int) -> bool:
+        """Whether that event still waits for delivery."""
+        with self._lock:
+            return seq in self._kinds.get(rollout_id, ())
+
+    def delivered(self, rollout_id: str, path: Path) -> None:
+        """The control plane has it. The rename needs no fsync: at worst the event is sent again.
+
+        Raises:
+            StorageError: the file can't be moved; it stays queued.
+        """
+        folder = self._root / SENT / rollout_id
+        try:
+            durable.move(path, folder / path.name, sync=False)
+        except StorageError:
+            # The folder is made with seq 0; only a hand that tidied up can have removed it.
+            durable.make_directory(folder)
+            durable.move(path, folder / path.name, sync=False)
+        self._forget(rollout_id, path)
+
+    def reject(self, rollout_id: str, path: Path, status: int, answer: bytes, at: datetime) -> None:
+        """The control plane refused the event itself: keep it with the answer, out of the way of the next one.
+
+        Raises:
+            StorageError: it can't be moved; it stays queued.
+        """
+        shown = clip(answer[:ANSWER_LIMIT].decode("utf-8", "replace"), ANSWER_LIMIT)
+        refusal = {"status": status, "answer": shown, "at": format_time(at)}
+        entry = decode(path.read_bytes())
+        refused = Entry(
+            seq=entry.seq,
+            hostname=entry.hostname,
+            rollout_id=entry.rollout_id,
+            kind=entry.kind,
+            created_at=entry.created_at,
+            event=entry.event,
+            local=entry.local,
+            refusal=refusal,
+        )
+        durable.write(self._root / REJECTED / path.name, refused.encode())
+        durable.remove(path)
+        self._forget(rollout_id, path)
+        with self._lock:
+            self._rejected += 1
+
+    def set_aside(self, path: Path, reason: str) -> None:
+        """Move a file that can't be used to ``outbound-corrupt``; it is never deleted, and its seq stays taken."""
+        log.error("set aside %s: %s", printable(path.name), reason, extra={"path": str(path)})
+        durable.move(path, self._root / CORRUPT / path.name, sync=True)
+        name = parse_name(path.name, self.hostname)
+        if name is not None:
+            self._seen(name.rollout_id, name.seq)
+            self._forget(name.rollout_id, path)
+
+    def _forget(self, rollout_id: str, path: Path) -> None:
+        name = parse_name(path.name, self.hostname)
+        if name is None:
+            return
+        with self._lock:
+            kinds, order = self._kinds.get(rollout_id, {}), self._order.get(rollout_id, [])
+            kinds.pop(name.seq, None)
+            while order and order[0] not in kinds:
+                heapq.heappop(order)
+            if not kinds:
+                self._kinds.pop(rollout_id, None)
+                self._order.pop(rollout_id, None)
+
+    def rescan_queue(self) -> int:
+        """Pick up entries that an operator's `queue retry` put back; how many are new."""
+        before = sum(self.waiting().values())
+        for name, _ in self._names(self._root / QUEUE):
+            self._index(name)
+        return sum(self.waiting().values()) - before
+
+    # -- reading ------------------------------------------------------------------------------
+
+    def rollouts(self) -> list[str]:
+        """Every rollout with at least one entry on disk."""
+        with self._lock:
+            return sorted(self._last_seq)
+
+    def last_seq(self, rollout_id: str) -> int:
+        """The highest seq over all names of the rollout, readable or not; 0 when there is none."""
+        with self._lock:
+            return self._last_seq.get(rollout_id, 0)
+
+    def knows(self, rollout_id: str) -> bool:
+        """Whether the rollout has entries, or had some before they were pruned."""
+        with self._lock:
+            known = rollout_id in self._last_seq
+        return known or (self._root / SENT / f"{rollout_id}{_TOMBSTONE}").exists()
+
+    def counts(self) -> tuple[int, int]:
+        """(queued, rejected) entries."""
+        with self._lock:
+            return sum(len(kinds) for kinds in self._kinds.values()), self._rejected
+
+    def oldest_queued(self) -> datetime | None:
+        """When the oldest undelivered event was created; None when the queue is empty."""
+        stamps = []
+        for rollout in self.waiting():
+            path = self.first(rollout)
+            try:
+                stamps.append(decode(path.read_bytes()).created_at) if path else None
+            except (OSError, ProtoError):
+                continue  # the drainer sets it aside when it comes to it
+        return min(stamps, default=None)
+
+    def read(self, rollout_id: str) -> list[Entry]:
+        """The log of a rollout in the order of seq, from wherever its files lie; unusable ones are set aside."""
+        found: dict[int, Path] = {}
+        for folder in (self._root / DROPPED, self._root / REJECTED, self._root / SENT / rollout_id):
+            found |= {name.seq: path for name, path in self._names(folder) if name.rollout_id == rollout_id}
+        with self._lock:
+            queued = dict(self._kinds.get(rollout_id, {}))
+        for seq, kind in queued.items():
+            found[seq] = self._root / QUEUE / file_name(seq, self.hostname, rollout_id, kind)
+        entries = []
+        for seq, path in sorted(found.items()):
+            try:
+                entry = decode(path.read_bytes())
+                if (entry.seq, entry.rollout_id) != (seq, rollout_id):
+                    raise ProtoError("its content is another entry's than its name says")
+                entries.append(entry)
+            except (OSError, ProtoError) as error:
+                self.set_aside(path, str(error))
+        return entries
+
+    # -- retention ----------------------------------------------------------------------------
+
+    def prune(self, rollout_id: str, at: datetime) -> None:
+        """Remove a rollout's sent log and leave one line, so that the rollout never looks new again.
+
+        Raises:
+            StorageError: the file system refused; the next try goes on where this one stopped.
+        """
+        folder = self._root / SENT / rollout_id
+        line = {"rolloutId": rollout_id, "lastEventSeq": self.last_seq(rollout_id), "prunedAt": format_time(at)}
+        durable.write(self._root / SENT / f"{rollout_id}{_TOMBSTONE}", json.dumps(line).encode() + b"\n")
+        if folder.is_dir():
+            for path in list(folder.iterdir()):
+                durable.remove(path)
+            folder.rmdir()
+        with self._lock:
+            self._last_seq.pop(rollout_id, None)

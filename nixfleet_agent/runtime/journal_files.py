@@ -1,0 +1,124 @@
+"""One event, one file: how its name is built and read, and how its content is written and checked."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from nixfleet_agent.errors import ProtoError
+from nixfleet_agent.proto import ids
+from nixfleet_agent.proto.events import from_wire, local_fields, to_wire
+from nixfleet_agent.proto.heartbeat import seq as parse_seq
+from nixfleet_agent.proto.times import format_time, parse_time
+from nixfleet_agent.state_machine.events import Event
+
+_NAME = re.compile(r"(\d{20})-(.+)-([A-Za-z]+)\.json")
+#: Longest part of a host's name that goes into a file name, which has room for 255 bytes.
+_HOST_PART = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """What a journal file's name says without its content."""
+
+    seq: int
+    rollout_id: str
+    kind: str
+
+
+def file_name(seq: int, hostname: str, rollout_id: str, kind: str) -> str:
+    """``{seq:020}-{hostname}-{rollout_id}-{kind}.json``, sortable by seq."""
+    return f"{seq:020}-{ids.file_part(hostname)[:_HOST_PART]}-{ids.file_part(rollout_id)}-{ids.file_part(kind)}.json"
+
+
+def parse_name(name: str, hostname: str) -> Name | None:
+    """The parts of ``name``, or None when it is no journal file of this host."""
+    match = _NAME.fullmatch(name)
+    host = ids.file_part(hostname)[:_HOST_PART] + "-"
+    if match is None or not match[2].startswith(host):
+        return None
+    rollout_id = match[2].removeprefix(host)
+    return Name(int(match[1]), rollout_id, match[3]) if ids.ROLLOUT_ID.fullmatch(rollout_id) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """The content of one journal file; ``event`` is what goes on the wire, ``local`` what stays here.
+
+    ``refusal`` is what the control plane answered to an entry that it rejected.
+    """
+
+    seq: int
+    hostname: str
+    rollout_id: str
+    kind: str
+    created_at: datetime
+    event: Mapping[str, Any]
+    local: Mapping[str, Any] = field(default_factory=dict)
+    refusal: Mapping[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        return file_name(self.seq, self.hostname, self.rollout_id, self.kind)
+
+    def encode(self) -> bytes:
+        """The bytes of the file."""
+        body: dict[str, Any] = {
+            "seq": self.seq,
+            "hostname": self.hostname,
+            "rolloutId": self.rollout_id,
+            "eventKind": self.kind,
+            "createdAt": format_time(self.created_at),
+            "event": self.event,
+        }
+        if self.local:
+            body["local"] = self.local
+        if self.refusal is not None:
+            body["refusal"] = self.refusal
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+
+    def remote_event(self) -> Event:
+        """The event as the mirror half of the state machine takes it; raises ProtoError."""
+        return from_wire(self.event, remote=True, local=self.local)
+
+
+def entry_of(event: Event, hostname: str, rollout_id: str, created_at: datetime) -> Entry:
+    """The journal entry of an event that has its seq."""
+    return Entry(
+        seq=event.seq,
+        hostname=hostname,
+        rollout_id=rollout_id,
+        kind=event.kind,
+        created_at=created_at,
+        event=to_wire(event),
+        local=local_fields(event),
+    )
+
+
+def decode(raw: bytes) -> Entry:
+    """The entry in a file's bytes; fields of a newer version are ignored.
+
+    Raises:
+        ProtoError: not what ``encode`` writes.
+    """
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise ProtoError(f"not JSON: {error}") from error
+    if not isinstance(body, dict) or not isinstance(body.get("event"), dict):
+        raise ProtoError("not a journal entry: it has no event")
+    local, refusal = body.get("local"), body.get("refusal")
+    return Entry(
+        seq=parse_seq(body.get("seq"), "seq"),
+        hostname=ids.require(ids.HOSTNAME, body.get("hostname"), "hostname"),
+        rollout_id=ids.require(ids.ROLLOUT_ID, body.get("rolloutId"), "rolloutId"),
+        kind=str(body.get("eventKind")),
+        created_at=parse_time(body.get("createdAt")),
+        event=body["event"],
+        local=local if isinstance(local, dict) else {},
+        refusal=refusal if isinstance(refusal, dict) else None,
+    )

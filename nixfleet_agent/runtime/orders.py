@@ -1,0 +1,62 @@
+"""What the reducer leaves in the mailboxes of the activation and the probe worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ActivateForward:
+    """Bring ``target`` to life; ``resume`` after a restart in the middle of it. ``prior`` is the way back, if any."""
+
+    rollout_id: str
+    target: str
+    prior: str | None
+    policy: str
+    resume: bool = False
+    already_started: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RollBack:
+    """Go back to ``target``, away from ``failed``; ``forward_fired`` None when only the switch records can tell."""
+
+    rollout_id: str
+    target: str
+    failed: str
+    forward_fired: bool | None
+    observed_at_failure: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A rollout is over: let go of what it held (GC roots)."""
+
+    rollout_id: str
+
+
+ActivationOrder = ActivateForward | RollBack | Release
+
+
+def outranks(waiting: ActivationOrder, new: ActivationOrder) -> bool:
+    """Whether ``new`` must not overwrite ``waiting``: a rollback that waits is never lost to a forward order.
+
+    A forward order may only replace a rollback by inheriting what is owed, and the reducer gives it out only then:
+    it takes the rollback back first.
+    """
+    return isinstance(new, Release) or (isinstance(waiting, RollBack) and isinstance(new, ActivateForward))
+
+
+@dataclass(frozen=True, slots=True)
+class ResetProbes:
+    """Stop every probe and start those that the running release declares, for this rollout."""
+
+    rollout_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopProbes:
+    """No rollout soaks: stop every probe."""
+
+
+ProbeOrder = ResetProbes | StopProbes

@@ -1,0 +1,83 @@
+"""State after a restart: the log of every rollout folded through the mirror half of the state machine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from nixfleet_agent.errors import ProtoError
+from nixfleet_agent.runtime.accepted import Accepted
+from nixfleet_agent.runtime.host import Host, Rollout, handed_back
+from nixfleet_agent.runtime.journal import Journal
+from nixfleet_agent.runtime.journal_files import Entry
+from nixfleet_agent.state_machine import TransitionError, step, timing
+
+log = logging.getLogger("nixfleet_agent.recovery")
+
+
+def recover(journal: Journal, current: str | None, monotonic: float) -> Host:
+    """Every rollout in the journal as its log proves it, and the active one among them.
+
+    ``current`` is the closure that runs now, ``monotonic`` the start of this process's own measuring.
+    """
+    host = Host()
+    for rollout_id in journal.rollouts():
+        rollout = fold(journal.read(rollout_id), journal.hostname, journal.last_seq(rollout_id), monotonic)
+        if rollout is not None:
+            host = host.with_rollout(rollout)
+    newest = max(host.rollouts.values(), key=_acceptance, default=None)
+    if newest is None:
+        return host
+    host = replace(host, active_id=newest.rollout_id, newest_number=newest.accepted.number)
+    # A chain of rollouts that never fired hands back one after the other.
+    while (back := handed_back(host, current)) != host:
+        host = back
+    return host
+
+
+def fold(entries: Sequence[Entry], hostname: str, last_seq: int, monotonic: float) -> Rollout | None:
+    """One rollout from its log; None when seq 0 is gone, for then nothing says what it was allowed to do.
+
+    An event that the state machine refuses is logged and skipped; its seq stays taken all the same.
+    """
+    accepted = _accepted(entries)
+    if accepted is None:
+        return None
+    record = accepted.record(hostname)
+    last_stamp = accepted.accepted_at
+    for entry in entries:
+        if entry.seq == 0:
+            continue
+        try:
+            event = entry.remote_event()
+            record, _ = step(record, event, event.at, accepted.policy)
+            last_stamp = max(last_stamp, _proven(event.at, entry))
+        except (ProtoError, TransitionError) as error:
+            log.error(
+                "skipped an event of the log: %s", error, extra={"rollout_id": entry.rollout_id, "seq": entry.seq}
+            )
+    record = replace(record, last_event_seq=max(record.last_event_seq, last_seq))
+    return Rollout(record, accepted, timing.resumed(record, last_stamp, monotonic))
+
+
+def _proven(at: datetime, entry: Entry) -> datetime:
+    return max(at, entry.created_at)
+
+
+def _accepted(entries: Sequence[Entry]) -> Accepted | None:
+    first = entries[0] if entries else None
+    if first is None or first.seq != 0:
+        rollout_id = first.rollout_id if first else "?"
+        log.error("the log of %s has no accepted Dispatch: its events are still sent, it is not resumed", rollout_id)
+        return None
+    try:
+        return Accepted.parse(first.rollout_id, first.event)
+    except ProtoError as error:
+        log.error("the accepted Dispatch can't be read: %s", error, extra={"rollout_id": first.rollout_id})
+        return None
+
+
+def _acceptance(rollout: Rollout) -> tuple[int, datetime]:
+    return rollout.accepted.number, rollout.accepted.accepted_at

@@ -1,0 +1,343 @@
+"""The one thread that changes rollout state: it reads inputs, steps, makes events durable, and only then acts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from types import MappingProxyType
+
+from nixfleet_agent.clock import Clock
+from nixfleet_agent.errors import StorageError
+from nixfleet_agent.runtime import accepted as seq_zero
+from nixfleet_agent.runtime.accepted import DISPATCH_KIND, Accepted
+from nixfleet_agent.runtime.applier import Applier, forward_order, rollback_order
+from nixfleet_agent.runtime.host import (
+    SEQ_RAISE_LIMIT,
+    Host,
+    Rollout,
+    handed_back,
+    prior_of_next,
+    prunable,
+    why_not_now,
+)
+from nixfleet_agent.runtime.inputs import (
+    Activate,
+    AdvanceTick,
+    Answer,
+    BootstrapHost,
+    HostEvent,
+    ManifestSetUpdated,
+    ReplayRequested,
+    RollbackAttemptFailed,
+)
+from nixfleet_agent.runtime.journal import Journal
+from nixfleet_agent.runtime.journal_files import Entry, entry_of
+from nixfleet_agent.runtime.shutdown import ShutdownToken
+from nixfleet_agent.runtime.steady_writer import SteadyWriter
+from nixfleet_agent.runtime.thinning import Journaled, worth_an_event
+from nixfleet_agent.runtime.tick import Moment, event_of_tick, expected_closure, needs_probes
+from nixfleet_agent.runtime.worker import Worker
+from nixfleet_agent.state_machine import EmitEvent, Event, State, TransitionError, step, timing
+from nixfleet_agent.state_machine.events import LocalActivate, ProbeResult
+
+#: Longest sleep on an empty queue, in seconds; a tick comes every second, this is for when it does not.
+IDLE = 30.0
+#: At most one replay per rollout in this many seconds.
+REPLAY_INTERVAL = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the reducer needs of the configuration and the machine."""
+
+    threshold: float
+    repeat_interval: float
+    boot_id: str
+
+
+class Reducer(Worker):
+    """See the module. ``host`` is the state as recovered; ``read_current`` reads the closure that runs."""
+
+    name = "reducer"
+    limit = 120.0
+
+    def __init__(
+        self,
+        shutdown: ShutdownToken,
+        clock: Clock,
+        journal: Journal,
+        writer: Callable[[Callable[[], None]], SteadyWriter],
+        applier: Applier,
+        rules: Rules,
+        host: Host,
+        read_current: Callable[[], str | None],
+    ) -> None:
+        super().__init__(shutdown, clock)
+        self._journal = journal
+        self._writer = writer(self.alive)
+        self._applier = applier
+        self._rules = rules
+        self._host = host
+        self._read_current = read_current
+        self._attempted: frozenset[str] = frozenset()
+        self._replayed: dict[str, float] = {}
+        self._drift: str | None = None
+        self._handlers: dict[type, Callable[..., None]] = {
+            HostEvent: self._on_event,
+            AdvanceTick: self._on_tick,
+            Activate: self._on_activate,
+            RollbackAttemptFailed: self._on_attempt_failed,
+            ReplayRequested: self._on_replay,
+            BootstrapHost: self._on_snapshot,
+            ManifestSetUpdated: self._on_manifests,
+        }
+
+    def run(self) -> None:
+        """Take up what the last process left, then one input after the other until shutdown."""
+        self._publish()
+        self._resume()
+        while not self.shutdown.is_set:
+            self.alive()
+            item = self._writer.next_input(IDLE)
+            if item is not None:
+                self._handlers[type(item)](item)
+
+    # -- after a restart ----------------------------------------------------------------------
+
+    def _resume(self) -> None:
+        """The active rollout, and only that one, goes on from where its log and the host say that it is."""
+        active = self._host.active
+        if active is None:
+            return
+        record = active.record
+        if record.state is State.PENDING:
+            self._acknowledge(active)
+        elif record.state is State.ACTIVATING and not active.accepted.adopted:
+            self._applier.activation.put(forward_order(active, resume=True))
+        elif record.state is State.FAILED and record.rollback_owed and record.prior_closure is not None:
+            self._applier.activation.put(rollback_order(record, record.prior_closure))
+        else:
+            self._on_tick(AdvanceTick(self._read_current()))
+
+    # -- inputs -------------------------------------------------------------------------------
+
+    def _on_event(self, item: HostEvent) -> None:
+        applied = False
+        if item.rollout_id == self._host.active_id:
+            applied = not self._is_mere_repeat(item) and self._apply(item.rollout_id, item.event)
+        else:
+            self.log.info(
+                "dropped a late %s of a superseded rollout", item.event.kind, extra={"rollout_id": item.rollout_id}
+            )
+        if item.ack is not None:
+            item.ack.reply(Answer.ACCEPTED if applied else Answer.NOT_NOW)
+
+    def _is_mere_repeat(self, item: HostEvent) -> bool:
+        """Measure a probe's result; True when it says nothing new and goes no further."""
+        event, rollout = item.event, self._host.active
+        if not isinstance(event, ProbeResult) or rollout is None or rollout.record.state is not State.SOAKING:
+            return False
+        monotonic = self.clock.monotonic()
+        timers = timing.observed(rollout.timers, event.probe_name, event.status, monotonic)
+        last = rollout.last_results.get(event.probe_name)
+        queued = last is not None and self._journal.is_queued(item.rollout_id, last.result.seq)
+        worth = worth_an_event(last, event, monotonic, self._rules.repeat_interval, queued)
+        results = rollout.last_results
+        if worth:
+            kept = replace(event, seq=rollout.record.last_event_seq + 1)
+            results = MappingProxyType({**results, event.probe_name: Journaled(kept, monotonic)})
+        self._host = self._host.with_rollout(replace(rollout, timers=timers, last_results=results))
+        return not worth
+
+    def _on_tick(self, tick: AdvanceTick) -> None:
+        active = self._host.active
+        if active is None:
+            return
+        moment = Moment(self.clock.now(), self.clock.monotonic(), tick.current_closure, self._rules.boot_id)
+        if needs_probes(active, moment.current):
+            self._host = self._host.with_rollout(replace(active, probes_started=True))
+            self._applier.start_probes(active.rollout_id)
+            return
+        event = event_of_tick(active, moment, self._rules.threshold)
+        if event is not None:
+            self._apply(active.rollout_id, event)
+        self._look_for_drift(moment.current)
+
+    def _on_activate(self, item: Activate) -> None:
+        acceptance = item.acceptance
+        if self._journal.knows(acceptance.rollout_id):
+            self.log.info("a repeated Dispatch was dropped", extra={"rollout_id": acceptance.rollout_id})
+            item.ack.reply(Answer.REPEAT, "this host has run that rollout already; going back needs a new commit")
+            return
+        reason = why_not_now(self._host, self._attempted)
+        if reason is not None:
+            item.ack.reply(Answer.NOT_NOW, reason)
+            return
+        superseded = self._host.active
+        prior = prior_of_next(self._host, acceptance.current_closure)
+        entry = seq_zero.accepted(acceptance, self._host.newest_number + 1, prior)
+        try:
+            self._journal.accept(self._seq_zero(entry))
+        except StorageError as error:
+            item.ack.reply(Answer.NOT_NOW, str(error))
+            return
+        self._host = self._host.accepting(entry, self._journal.hostname)
+        item.ack.reply(Answer.ACCEPTED)
+        if superseded is not None and superseded.record.state is State.SOAKING:
+            self._applier.stop_probes()
+        owed = superseded is not None and superseded.record.rollback_owed
+        self._acknowledge(self._host.rollouts[entry.rollout_id], inherits=owed)
+
+    def _acknowledge(self, rollout: Rollout, *, inherits: bool = False) -> None:
+        entry = rollout.accepted
+        ack = LocalActivate(current_closure_at_dispatch=entry.prior_closure, received_at=entry.accepted_at)
+        self._apply(rollout.rollout_id, ack, inherits=inherits)
+
+    def _seq_zero(self, entry: Accepted) -> Entry:
+        return Entry(
+            seq=0,
+            hostname=self._journal.hostname,
+            rollout_id=entry.rollout_id,
+            kind=DISPATCH_KIND,
+            created_at=entry.accepted_at,
+            event=entry.to_json(),
+        )
+
+    def _on_attempt_failed(self, item: RollbackAttemptFailed) -> None:
+        self._attempted |= {item.rollout_id}
+
+    def _on_replay(self, item: ReplayRequested) -> None:
+        monotonic = self.clock.monotonic()
+        for rollout_id in item.rollout_ids:
+            if monotonic - self._replayed.get(rollout_id, -REPLAY_INTERVAL) < REPLAY_INTERVAL:
+                continue
+            self._replayed = {key: at for key, at in self._replayed.items() if monotonic - at < REPLAY_INTERVAL}
+            self._replayed[rollout_id] = monotonic
+            try:
+                moved = self._journal.replay(rollout_id, item.seq)
+            except StorageError as error:
+                self.log.error("replay stopped: %s", error, extra={"rollout_id": rollout_id})
+                continue
+            self.log.info(
+                "replay from seq %d: %d events queued again", item.seq, moved, extra={"rollout_id": rollout_id}
+            )
+        self._applier.kick_outbound()
+
+    def _on_snapshot(self, item: BootstrapHost) -> None:
+        snapshot, known = item.snapshot, self._host.rollouts.get(item.snapshot.rollout_id)
+        if known is not None:
+            self._raise_seq(known, snapshot.last_event_seq)
+        elif item.acceptance is not None and self._host.active_id is None:
+            self._adopt(item)
+
+    def _raise_seq(self, rollout: Rollout, seq: int) -> None:
+        """A hint may keep us from using a number twice, and do nothing else."""
+        record = rollout.record
+        raised = min(seq, record.last_event_seq + SEQ_RAISE_LIMIT)
+        if record.terminal or raised <= record.last_event_seq:
+            return
+        self.log.warning(
+            "the control plane has seq %d, the log ends at %d: going on from %d",
+            seq,
+            record.last_event_seq,
+            raised,
+            extra={"rollout_id": record.rollout_id},
+        )
+        self._host = self._host.with_rollout(replace(rollout, record=replace(record, last_event_seq=raised)))
+        self._publish()
+
+    def _adopt(self, item: BootstrapHost) -> None:
+        acceptance, snapshot = item.acceptance, item.snapshot
+        if (
+            acceptance is None
+            or self._journal.knows(snapshot.rollout_id)
+            or snapshot.state in (State.CONVERGED, State.FAILED, State.REVERTED)
+            or self._read_current() != acceptance.target_closure
+        ):
+            return
+        entry = seq_zero.adopted(acceptance, snapshot.state, snapshot.last_event_seq)
+        try:
+            self._journal.accept(self._seq_zero(entry))
+        except StorageError as error:
+            self.log.error("could not adopt a rollout: %s", error, extra={"rollout_id": entry.rollout_id})
+            return
+        self.log.info("adopted a rollout that already runs here", extra={"rollout_id": entry.rollout_id})
+        self._host = self._host.accepting(entry, self._journal.hostname)
+        if entry.adopted_state is State.PENDING:
+            self._acknowledge(self._host.rollouts[entry.rollout_id])
+        self._publish()
+
+    def _on_manifests(self, item: ManifestSetUpdated) -> None:
+        self._applier.board.publish("manifests", item)
+
+    # -- one event ----------------------------------------------------------------------------
+
+    def _apply(self, rollout_id: str, event: Event, *, inherits: bool = False) -> bool:
+        """Step, make durable, act. False when the machine refuses the event, or shutdown came before the disk took it."""
+        rollout = self._host.rollouts[rollout_id]
+        event = replace(event, seq=rollout.record.last_event_seq + 1)
+        now = self.clock.now()
+        try:
+            record, effects = step(rollout.record, event, now, rollout.accepted.policy)
+        except TransitionError as refused:
+            self.log.warning("%s", refused, extra={"rollout_id": rollout_id})
+            return False
+        emitted = [effect.event for effect in effects if isinstance(effect, EmitEvent)]
+        for written in emitted:
+            entry = entry_of(written, self._journal.hostname, rollout_id, now)
+            if not self._writer.write(entry, written):
+                return False
+        timers = timing.applied(rollout.timers, record, event, self.clock.monotonic())
+        fresh = record.state is State.SOAKING and rollout.record.state is not State.SOAKING
+        rollout = replace(
+            rollout,
+            record=record,
+            timers=timers,
+            last_results=MappingProxyType({}) if fresh else rollout.last_results,
+            probes_started=fresh or rollout.probes_started,
+        )
+        self._host = self._host.with_rollout(rollout)
+        self._applier.carry_out(effects, rollout, inherits=inherits)
+        if record.terminal:
+            self._after_the_end(now)
+        self._publish()
+        return True
+
+    # -- after a change -----------------------------------------------------------------------
+
+    def _after_the_end(self, now: datetime) -> None:
+        host = handed_back(self._host, self._read_current())
+        if host.active is not None and host.active_id != self._host.active_id:
+            self.log.info(
+                "%s never fired a switch: %s soaks on",
+                self._host.active_id,
+                host.active_id,
+                extra={"rollout_id": host.active_id},
+            )
+        self._host = host
+        for rollout_id in prunable(host, now, frozenset(self._journal.waiting())):
+            try:
+                self._journal.prune(rollout_id, now)
+                self._host = self._host.without(rollout_id)
+            except StorageError as error:
+                self.log.warning("could not prune the log of %s: %s", rollout_id, error)
+
+    def _look_for_drift(self, current: str | None) -> None:
+        active = self._host.active
+        expected = expected_closure(active) if active else None
+        drift = current if expected is not None and current is not None and current != expected else None
+        if drift == self._drift:
+            return
+        self._drift = drift
+        if drift is not None and active is not None:
+            self.log.warning(
+                "drift: %s runs, %s is what the rollout left", drift, expected, extra={"rollout_id": active.rollout_id}
+            )
+        else:
+            self.log.info("no drift any more")
+        self._applier.board.publish("drift", drift)
+
+    def _publish(self) -> None:
+        active = self._host.active
+        self._applier.publish(self._host, expected_closure(active) if active else None)

@@ -1,0 +1,260 @@
+"""Activation worker: runs the pipeline for the latest order and reports how it came out; one switch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from nixfleet_agent.activation.context import SHUTDOWN, SUPERSEDED
+from nixfleet_agent.activation.errors import PhaseInterrupted
+from nixfleet_agent.activation.model import (
+    Completed,
+    Deferred,
+    Failed,
+    Forward,
+    ForwardOutcome,
+    Rollback,
+    RollbackDrift,
+    RollbackFailed,
+    RolledBack,
+)
+from nixfleet_agent.activation.pipeline import Pipeline
+from nixfleet_agent.clock import Clock
+from nixfleet_agent.config.model import ActivationConfig
+from nixfleet_agent.runtime.backoff import Backoff
+from nixfleet_agent.runtime.input_queue import InputQueue
+from nixfleet_agent.runtime.inputs import Ack, Answer, HostEvent, RollbackAttemptFailed
+from nixfleet_agent.runtime.mailbox import Mailbox
+from nixfleet_agent.runtime.orders import ActivateForward, ActivationOrder, Release, RollBack
+from nixfleet_agent.runtime.rollback_control import RollbackControl
+from nixfleet_agent.runtime.shutdown import ShutdownToken
+from nixfleet_agent.runtime.status import StatusBoard
+from nixfleet_agent.runtime.worker import Worker
+from nixfleet_agent.state_machine import Event, SwitchMethod
+from nixfleet_agent.state_machine.events import (
+    LocalActivationCompleted,
+    LocalActivationDeferred,
+    LocalActivationFailed,
+    LocalActivationStarted,
+    LocalRollbackCompleted,
+    Phase,
+)
+
+#: Longest sleep on an empty mailbox, in seconds.
+IDLE = 60.0
+
+
+class ActivationWorker(Worker):
+    """``on_quarantine(rollout_id, closure)`` is told of each closure that failed here after its switch was fired."""
+
+    name = "activation"
+
+    def __init__(
+        self,
+        shutdown: ShutdownToken,
+        clock: Clock,
+        mailbox: Mailbox[ActivationOrder],
+        inputs: InputQueue,
+        board: StatusBoard,
+        config: ActivationConfig,
+        state_dir: Path,
+        backoff: Backoff,
+        control: RollbackControl,
+        on_quarantine: Callable[[str, str], None],
+    ) -> None:
+        super().__init__(shutdown, clock)
+        self._mailbox = mailbox
+        self._inputs = inputs
+        self._board = board
+        self._backoff = backoff
+        self._control = control
+        self._on_quarantine = on_quarantine
+        self._order: ActivationOrder | None = None
+        self._phases: list[Phase] = []
+        self._pipeline = Pipeline(
+            config, state_dir, clock, self._interrupted, self._wait, self.log, on_phase=self._note_phase
+        )
+
+    def run(self) -> None:
+        """One order after the other; the mailbox holds only the latest.
+
+        An order that this thread died of is still in hand when it is started again: it is taken up as after a
+        restart of the process, unless a newer one waits.
+        """
+        while not self.shutdown.is_set:
+            self.alive()
+            if self._order is None or self._mailbox.peek() is not None:
+                self._order = self._mailbox.take(IDLE)
+            elif isinstance(self._order, ActivateForward):
+                self._order = replace(self._order, resume=True)
+            self._phases = []
+            match self._order:
+                case ActivateForward():
+                    self._forward(self._order)
+                case RollBack():
+                    self._roll_back(self._order)
+                case Release(rollout_id):
+                    self._pipeline.release(rollout_id)
+            self._order = None
+
+    # -- forward ------------------------------------------------------------------------------
+
+    def _forward(self, order: ActivateForward) -> None:
+        intent = Forward(order.rollout_id, order.target, order.prior, order.policy)
+        self._switching(order.resume and order.already_started)
+        try:
+            if order.resume:
+                outcome = self._pipeline.resume(intent, self._started, order.already_started)
+            else:
+                outcome = self._pipeline.forward(intent, self._started)
+            event = self._event_of(outcome)
+            if isinstance(outcome, Failed) and outcome.switch_fired:
+                self._on_quarantine(order.rollout_id, order.target)
+            if event is not None:
+                self._inputs.put(HostEvent(order.rollout_id, event))
+        finally:
+            self._switching(False)
+
+    def _started(self, method: str) -> None:
+        """The switch may only be fired once its event is durable; raises PhaseInterrupted when it must not be."""
+        order = self._order
+        if not isinstance(order, ActivateForward):
+            raise RuntimeError("a switch was announced without a forward order in hand")
+        answered = self.shutdown.wakeup()
+        ack = Ack(answered)
+        event = LocalActivationStarted(started_at=self.clock.now(), switch_method=SwitchMethod(method))
+        self._inputs.put(HostEvent(order.rollout_id, event, ack))
+        try:
+            while ack.value is None and not self.shutdown.is_set:
+                self.alive()
+                self.clock.wait(answered, IDLE)
+        finally:
+            self.shutdown.forget(answered)
+        if ack.value is Answer.ACCEPTED:
+            self._order = replace(order, already_started=True)
+        else:
+            raise PhaseInterrupted(SHUTDOWN if self.shutdown.is_set else SUPERSEDED)
+        self._switching(True)
+
+    def _event_of(self, outcome: ForwardOutcome) -> Event | None:
+        now, phases = self.clock.now(), tuple(self._phases)
+        match outcome:
+            case Completed():
+                if outcome.failed_units:
+                    self.log.warning("units failed to start: %s", ", ".join(outcome.failed_units))
+                return LocalActivationCompleted(
+                    observed_current_closure=outcome.observed,
+                    exit_code=outcome.exit_code,
+                    completed_at=now,
+                    phases=phases,
+                )
+            case Failed():
+                return LocalActivationFailed(
+                    exit_code=outcome.exit_code,
+                    stderr_tail=outcome.stderr_tail,
+                    failed_at=now,
+                    switch_fired=outcome.switch_fired,
+                    observed_at_failure=outcome.observed,
+                    phases=phases,
+                )
+            case Deferred():
+                return LocalActivationDeferred(
+                    component=outcome.component, deferred_at=now, boot_id=outcome.boot_id, phases=phases
+                )
+        return None
+
+    # -- back ---------------------------------------------------------------------------------
+
+    def _roll_back(self, order: RollBack) -> None:
+        """Until it succeeds, a newer rollout inherits it, an operator acted, or an operator gives it up."""
+        # Of a forward that nobody saw fire, the safe reading is that it did: then the prior's own switch runs.
+        fired = order.forward_fired is not False
+        if fired:
+            self._on_quarantine(order.rollout_id, order.failed)
+        intent = Rollback(order.rollout_id, order.target, order.failed, fired, order.observed_at_failure)
+        self._backoff.reset()
+        self._switching(True)
+        try:
+            while not self.shutdown.is_set and not self._control.given_up(order.rollout_id):
+                if self._attempt(order, intent):
+                    return
+            if self._control.given_up(order.rollout_id):
+                self.log.warning("the rollback was given up by an operator", extra={"rollout_id": order.rollout_id})
+                self._board.publish("rollback", {"rollout_id": order.rollout_id, "given_up": True})
+        finally:
+            self._switching(False)
+
+    def _attempt(self, order: RollBack, intent: Rollback) -> bool:
+        """One try; True when there is nothing left to try."""
+        self._phases = []
+        match self._pipeline.rollback(intent):
+            case RolledBack(observed, exit_code):
+                event = LocalRollbackCompleted(
+                    reverted_to_closure=observed,
+                    exit_code=exit_code,
+                    completed_at=self.clock.now(),
+                    phases=tuple(self._phases),
+                )
+                self._board.publish("rollback", None)
+                self._inputs.put(HostEvent(order.rollout_id, event))
+                return True
+            case RollbackFailed() as failed:
+                seconds = self._backoff.next()
+                self.log.error(
+                    "rollback to %s failed (%s), next try in %.0f s: %s",
+                    order.target,
+                    failed.phase,
+                    seconds,
+                    failed.stderr_tail,
+                    extra={"rollout_id": order.rollout_id, "closure": order.target},
+                )
+                self._board.publish(
+                    "rollback",
+                    {"rollout_id": order.rollout_id, "failures": self._backoff.failures, "reason": failed.stderr_tail},
+                )
+                self._inputs.put(RollbackAttemptFailed(order.rollout_id, failed.phase))
+                return self._pause(order, seconds)
+            case RollbackDrift(observed):
+                self.log.error(
+                    "no rollback: an operator has switched this host to %s",
+                    observed,
+                    extra={"rollout_id": order.rollout_id, "closure": observed},
+                )
+                self._board.publish("rollback", {"rollout_id": order.rollout_id, "drift": observed})
+                return True
+        return True
+
+    def _pause(self, order: RollBack, seconds: float) -> bool:
+        """Wait before the next try, less when an operator asks for it; True when a newer order waits."""
+        until = self.clock.monotonic() + seconds
+        while (left := until - self.clock.monotonic()) > 0:
+            self._wait(min(left, 1.0))
+            if self._interrupted() is not None:
+                return True
+            if self._control.take_retry(order.rollout_id) or self._control.given_up(order.rollout_id):
+                return False
+        return False
+
+    # -- what the pipeline asks of its surroundings --------------------------------------------
+
+    def _interrupted(self) -> str | None:
+        self.alive()
+        if self.shutdown.is_set:
+            return SHUTDOWN
+        waiting = self._mailbox.peek()
+        return None if waiting is None or isinstance(waiting, Release) else SUPERSEDED
+
+    def _wait(self, seconds: float) -> None:
+        waits_for_nothing = isinstance(self._mailbox.peek(), Release)
+        if waits_for_nothing:
+            self.shutdown.wait(seconds)
+        else:
+            self.clock.wait(self._mailbox.filled, seconds)
+
+    def _note_phase(self, name: str, seconds: float) -> None:
+        self._phases.append(Phase(name=name, seconds=round(seconds, 3)))
+        self._board.publish("activation", {"phase": name, "seconds": round(seconds, 3)})
+
+    def _switching(self, now: bool) -> None:
+        self._board.publish("switching", now)

@@ -1,0 +1,153 @@
+"""Heartbeat worker: tells the control plane that the host lives, what runs, and how far each rollout's log goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from nixfleet_agent import __version__
+from nixfleet_agent.clock import Clock
+from nixfleet_agent.errors import ProtoError, TransportError, TrustError
+from nixfleet_agent.net.answers import Answer, replay_from
+from nixfleet_agent.net.client import ControlPlane
+from nixfleet_agent.proto.heartbeat import Heartbeat, Snapshot, snapshots
+from nixfleet_agent.proto.strict_json import loads_strict
+from nixfleet_agent.runtime.applier import HostView
+from nixfleet_agent.runtime.backoff import Backoff
+from nixfleet_agent.runtime.input_queue import InputQueue
+from nixfleet_agent.runtime.inputs import Acceptance, BootstrapHost, ReplayRequested
+from nixfleet_agent.runtime.journal import Journal
+from nixfleet_agent.runtime.shutdown import ShutdownToken
+from nixfleet_agent.runtime.status import StatusBoard
+from nixfleet_agent.runtime.timers import Timer
+from nixfleet_agent.runtime.worker import Worker
+from nixfleet_agent.text import printable
+
+PATH = "/v1/agent/heartbeat"
+#: Seconds that one heartbeat may take; the first carries the handshake and may take longer.
+DEADLINE = 10.0
+HANDSHAKE_DEADLINE = 30.0
+ANSWER_LIMIT = 1 << 20
+
+
+class HeartbeatWorker(Worker):
+    """The first beat names no rollout, so that the control plane sends what it knows of this host.
+
+    ``vouch(snapshot)`` fetches and verifies fleet and manifest of a rollout that this host has no log of; it returns
+    None, or raises, when they do not name this host with exactly that target.
+    """
+
+    name = "heartbeat"
+
+    def __init__(
+        self,
+        shutdown: ShutdownToken,
+        clock: Clock,
+        inputs: InputQueue,
+        journal: Journal,
+        control_plane: ControlPlane,
+        board: StatusBoard,
+        read_current: Callable[[], str | None],
+        vouch: Callable[[Snapshot], Acceptance | None],
+        interval: float,
+        backoff: Backoff,
+    ) -> None:
+        super().__init__(shutdown, clock)
+        self.limit = 120.0 + 3 * interval
+        self._inputs = inputs
+        self._journal = journal
+        self._control_plane = control_plane
+        self._board = board
+        self._read_current = read_current
+        self._vouch = vouch
+        self._interval = interval
+        self._backoff = backoff
+        self._started = clock.monotonic()
+        self._first = True
+        self._trouble = ""
+
+    def run(self) -> None:
+        """One beat at once, then one each interval; sooner with backoff while the handshake has not come through."""
+        timer = Timer(self._interval, self.clock, self.shutdown)
+        again: float | None = None
+        while timer.wait(again):
+            self.alive()
+            arrived = self.beat()
+            again = None if arrived or not self._first else self.clock.monotonic() + self._backoff.next()
+
+    def beat(self) -> bool:
+        """Send one heartbeat and forward what the answer asks for; True when it was answered well."""
+        request = self.compose()
+        deadline = HANDSHAKE_DEADLINE if self._first else DEADLINE
+        try:
+            answer = self._control_plane.post(PATH, request.to_json(), deadline=deadline, limit=ANSWER_LIMIT)
+        except TransportError as error:
+            self._say(str(error))
+            return False
+        if answer.status != 200:
+            self._say(f"status {answer.status}: {answer.excerpt(200)}")
+            return False
+        self._say("")
+        self._backoff.reset()
+        self._first = False
+        self._replay(answer, request)
+        if request.rollout_id is None:
+            self._forward_snapshots(answer)
+        return True
+
+    def compose(self) -> Heartbeat:
+        """What is true now. While our own switch runs, what the link shows is half a switch and is left out."""
+        view = self._board.get("host")
+        known = view if isinstance(view, HostView) else HostView(None, False, None, None, {})
+        seqs = dict(known.reported)
+        for rollout_id in self._journal.waiting():
+            seqs[rollout_id] = max(self._journal.last_seq(rollout_id), seqs.get(rollout_id, 0))
+        switching = self._board.get("switching")
+        return Heartbeat(
+            hostname=self._journal.hostname,
+            at=self.clock.now(),
+            agent_version=__version__,
+            uptime_secs=int(self.clock.monotonic() - self._started),
+            rollout_id=known.active_id if known.active_open and not self._first else None,
+            current_closure=None if switching else self._read_current(),
+            last_event_seq_by_rollout=seqs,
+        )
+
+    def _replay(self, answer: Answer, request: Heartbeat) -> None:
+        seq = replay_from(answer)
+        if seq is not None:
+            named = (request.rollout_id,) if request.rollout_id else tuple(request.last_event_seq_by_rollout)
+            self._inputs.put(ReplayRequested(named, seq))
+
+    def _forward_snapshots(self, answer: Answer) -> None:
+        try:
+            body = loads_strict(answer.body, limit=ANSWER_LIMIT, what="the heartbeat's answer")
+        except ProtoError as error:
+            self.log.warning("%s", error)
+            return
+        good, bad = snapshots(body if isinstance(body, Mapping) else None)
+        for wrong in bad:
+            self.log.warning("a snapshot was ignored: %s", wrong)
+        for snapshot in good:
+            if snapshot.hostname != self._journal.hostname:
+                self.log.warning("a snapshot of another host was ignored: %s", printable(snapshot.hostname))
+                continue
+            self._inputs.put(BootstrapHost(snapshot, self._verified(snapshot)))
+
+    def _verified(self, snapshot: Snapshot) -> Acceptance | None:
+        if self._journal.knows(snapshot.rollout_id):
+            return None
+        try:
+            return self._vouch(snapshot)
+        except (TransportError, TrustError, ProtoError) as error:
+            self.log.info("a snapshot was not adopted: %s", error, extra={"rollout_id": snapshot.rollout_id})
+            return None
+
+    def _say(self, trouble: str) -> None:
+        """The first failure and each change of reason at warning, repeats at debug, and that it is over at info."""
+        if trouble and trouble != self._trouble:
+            self.log.warning("no heartbeat: %s", trouble)
+        elif trouble:
+            self.log.debug("still no heartbeat: %s", trouble)
+        elif self._trouble:
+            self.log.info("heartbeats arrive again")
+        self._trouble = trouble

@@ -1,0 +1,225 @@
+"""Outbound worker: posts the journal's events to the control plane, per rollout strictly by seq, and loses none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from nixfleet_agent.clock import Clock
+from nixfleet_agent.errors import AgentError, ProtoError, StorageError, TransportError
+from nixfleet_agent.net.answers import Answer, retry_after
+from nixfleet_agent.net.client import ControlPlane
+from nixfleet_agent.runtime.backoff import Backoff
+from nixfleet_agent.runtime.delivery import Disposition, disposition
+from nixfleet_agent.runtime.journal import Journal
+from nixfleet_agent.runtime.journal_files import Entry, decode
+from nixfleet_agent.runtime.shutdown import ShutdownToken
+from nixfleet_agent.runtime.status import StatusBoard
+from nixfleet_agent.runtime.timers import Timer
+from nixfleet_agent.runtime.worker import Worker
+
+#: Seconds that one POST may take, all of it.
+POST_DEADLINE = 10.0
+#: Largest answer that is read, in bytes.
+ANSWER_LIMIT = 1 << 20
+#: How long nothing is sent after a 426, in seconds: the other side speaks another protocol until somebody acts.
+MISMATCH_PAUSE = 300.0
+#: Where a door or an identity is wrong, waits grow to this many times ``backoff_max``.
+LONG_BACKOFF = 5.0
+EVENTS = "/v1/agent/events"
+
+
+@dataclass(slots=True)
+class Lane:
+    """One rollout's way out: its backoff, and when (monotonic seconds) it may be tried again.
+
+    ``conflict_since`` is since when its head is answered with 409.
+    """
+
+    backoff: Backoff
+    long_backoff: Backoff
+    not_before: float = 0.0
+    trouble: str = ""
+    conflict_since: float | None = None
+
+
+@dataclass(slots=True)
+class Sender:
+    """What turns a journal file into the bytes of a POST; the same file always gives the same bytes."""
+
+    sign: Callable[[dict[str, object]], str | None]
+
+    def body(self, entry: Entry) -> bytes:
+        """The envelope, with the host's signature over the event where its key can be read."""
+        envelope: dict[str, object] = {
+            "hostname": entry.hostname,
+            "rolloutId": entry.rollout_id,
+            "event": entry.event,
+        }
+        signature = self.sign(dict(entry.event))
+        if signature is not None:
+            envelope["signature"] = signature
+        return json.dumps(envelope, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+
+
+@dataclass(slots=True)
+class Gate:
+    """Holds every lane back: set by an answer that is about the two programs and not about one event."""
+
+    until: float = field(default=0.0)
+
+
+class Outbound(Worker):
+    """Drains when kicked and every ``interval`` seconds; one stuck rollout holds up no other."""
+
+    name = "outbound"
+
+    def __init__(
+        self,
+        shutdown: ShutdownToken,
+        clock: Clock,
+        journal: Journal,
+        control_plane: ControlPlane,
+        sender: Sender,
+        board: StatusBoard,
+        is_over: Callable[[str], bool],
+        interval: float,
+        backoff_initial: float,
+        backoff_max: float,
+    ) -> None:
+        super().__init__(shutdown, clock)
+        self._journal = journal
+        self._control_plane = control_plane
+        self._sender = sender
+        self._board = board
+        self._is_over = is_over
+        self._backoff = (backoff_initial, backoff_max)
+        self._timer = Timer(interval, clock, shutdown)
+        self._lanes: dict[str, Lane] = {}
+        self._gate = Gate()
+
+    def kick(self) -> None:
+        """There is something new to send."""
+        self._timer.kick()
+
+    def run(self) -> None:
+        """Empty what can be sent, then sleep until the next event, the next try or the next interval."""
+        next_try = None
+        while self._timer.wait(next_try):
+            self.alive()
+            next_try = self.drain()
+
+    def drain(self) -> float | None:
+        """Send all that can be sent now, rollouts in turn; when (monotonic seconds) a held-back one may be tried."""
+        waiting = self._journal.waiting()
+        self._lanes = {rollout_id: self._lanes.get(rollout_id) or self._new_lane() for rollout_id in waiting}
+        ready = list(self._lanes)
+        while ready and not self.shutdown.is_set:
+            # One event of each in turn: ten thousand old events must not stand before a new rollout's first.
+            ready = [rollout_id for rollout_id in ready if self._send_next(rollout_id, self._lanes[rollout_id])]
+        self._publish()
+        held = [
+            max(lane.not_before, self._gate.until) for name, lane in self._lanes.items() if self._journal.first(name)
+        ]
+        return min(held, default=None)
+
+    def _send_next(self, rollout_id: str, lane: Lane) -> bool:
+        """Send the rollout's first event; False when it has none, or must wait."""
+        self.alive()
+        path = self._journal.first(rollout_id)
+        if path is None or self.clock.monotonic() < max(lane.not_before, self._gate.until):
+            return False
+        try:
+            self._send(rollout_id, lane, path)
+        except StorageError as error:
+            # Delivered or not, the file stays where it is: at worst the event is sent again.
+            self._later(rollout_id, lane, str(error), lane.backoff.next())
+        return True
+
+    def _new_lane(self) -> Lane:
+        initial, maximum = self._backoff
+        return Lane(Backoff(initial, maximum), Backoff(maximum, maximum * LONG_BACKOFF))
+
+    def _send(self, rollout_id: str, lane: Lane, path: Path) -> None:
+        try:
+            entry = decode(path.read_bytes())
+        except (OSError, ProtoError) as error:
+            self._journal.set_aside(path, str(error))
+            return
+        now = self.clock.now()
+        try:
+            answer = self._control_plane.post_bytes(
+                EVENTS, self._sender.body(entry), deadline=POST_DEADLINE, limit=ANSWER_LIMIT
+            )
+        except TransportError as error:
+            if not self.shutdown.is_set:
+                self._later(rollout_id, lane, str(error), lane.backoff.next())
+            return
+        self._judge(rollout_id, lane, path, answer, now)
+
+    def _judge(self, rollout_id: str, lane: Lane, path: Path, answer: Answer, now: datetime) -> None:
+        monotonic = self.clock.monotonic()
+        if answer.status != 409:
+            lane.conflict_since = None
+        elif lane.conflict_since is None:
+            lane.conflict_since = monotonic
+        conflict_for = 0.0 if lane.conflict_since is None else monotonic - lane.conflict_since
+        said = f"status {answer.status}: {answer.excerpt(200)}"
+        match disposition(answer.status, conflict_for, self._is_over(rollout_id)):
+            case Disposition.DELIVERED:
+                self._journal.delivered(rollout_id, path)
+                self._well_again(rollout_id, lane)
+            case Disposition.REFUSED:
+                self.log.error("an event was refused and set aside: %s", said, extra={"rollout_id": rollout_id})
+                self._journal.reject(rollout_id, path, answer.status, answer.body, now)
+                lane.backoff.reset()
+            case Disposition.RETRY:
+                wait = lane.backoff.next(at_least=retry_after(answer, now) or 0.0)
+                self._later(rollout_id, lane, said, wait)
+            case Disposition.MISMATCH:
+                self._gate.until = monotonic + MISMATCH_PAUSE
+                self.log.error("protocol mismatch, nothing is sent for %d s: %s", MISMATCH_PAUSE, said)
+            case Disposition.WRONG_DOOR:
+                self._later(rollout_id, lane, said, lane.long_backoff.next(), error=True)
+
+    def _later(self, rollout_id: str, lane: Lane, trouble: str, seconds: float, *, error: bool = False) -> None:
+        """Try this rollout again after ``seconds``; the first failure and each change of reason are said aloud."""
+        lane.not_before = self.clock.monotonic() + seconds
+        if lane.trouble != trouble:
+            say = self.log.error if error else self.log.warning
+            say("an event waits: %s", trouble, extra={"rollout_id": rollout_id})
+        else:
+            self.log.debug("an event still waits: %s", trouble, extra={"rollout_id": rollout_id})
+        lane.trouble = trouble
+
+    def _well_again(self, rollout_id: str, lane: Lane) -> None:
+        if lane.trouble:
+            self.log.info("events are delivered again", extra={"rollout_id": rollout_id})
+        lane.trouble = ""
+        lane.backoff.reset()
+        lane.long_backoff.reset()
+
+    def _publish(self) -> None:
+        queued, rejected = self._journal.counts()
+        trouble = {rollout: lane.trouble for rollout, lane in self._lanes.items() if lane.trouble}
+        self._board.publish(
+            "queue",
+            {"queued": queued, "rejected": rejected, "oldest": self._journal.oldest_queued(), "trouble": trouble},
+        )
+
+
+def signer(
+    sign: Callable[[bytes], bytes], canonical: Callable[[object], bytes]
+) -> Callable[[dict[str, object]], str | None]:
+    """Hex Ed25519 over the JCS bytes of an event; None where the event can't be canonical (nothing we write is)."""
+
+    def sign_event(event: dict[str, object]) -> str | None:
+        try:
+            return sign(canonical(event)).hex()
+        except AgentError:
+            return None
+
+    return sign_event
