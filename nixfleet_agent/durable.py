@@ -37,6 +37,8 @@ def write(path: Path, data: bytes, mode: int = 0o600) -> None:
         boundary("create", path)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
         try:
+            # open() takes the umask off the mode; a certificate for everybody would come out for root alone.
+            os.fchmod(descriptor, mode)
             view = memoryview(data)
             while view:
                 view = view[os.write(descriptor, view) :]

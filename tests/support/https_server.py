@@ -234,7 +234,7 @@ class HttpsServer:
         json: object = None,
         handler: HandlerFunction | None = None,
     ) -> None:
-        """Answer ``method path`` with the behaviours in turn (the last one for good), JSON, or what ``handler`` says."""
+        """Answer ``method path`` with the behaviours in turn, the last one for good; JSON; or what ``handler`` says."""
         chosen: list[Behaviour | HandlerFunction] = list(behaviours)
         if json is not None:
             headers = {"Content-Type": "application/json"}

@@ -131,12 +131,11 @@ def new_host_key() -> HostKey:
     return from_private(Ed25519PrivateKey.generate())
 
 
-def openssh_pem(key: HostKey, passphrase: bytes | None = None) -> bytes:
+def openssh_pem(key: HostKey) -> bytes:
     """The private key as `ssh-keygen` writes it."""
-    protection: serialization.KeySerializationEncryption = serialization.NoEncryption()
-    if passphrase is not None:
-        protection = serialization.BestAvailableEncryption(passphrase)
-    return key.private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, protection)
+    return key.private.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
 
 
 def pkcs8_pem(key: HostKey, passphrase: bytes | None = None) -> bytes:

@@ -1,0 +1,244 @@
+"""The cert_renewal worker: keeps this host's certificate fresh, and gets the first one.
+
+It owns when to enroll, renew and try again; how is in ``runtime.enrollment`` and ``runtime.renewal``. Nothing that
+it meets on disk or on the wire ends it: a host without a valid certificate still runs, probes and rolls back.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from nixfleet_agent.clock import Clock
+from nixfleet_agent.config.model import Config
+from nixfleet_agent.errors import (
+    AgentError,
+    EnrollmentRefusedError,
+    IdentityError,
+    TransportError,
+)
+from nixfleet_agent.identity.certificate import AgentCertificate, load_certificate
+from nixfleet_agent.identity.credentials import Credentials
+from nixfleet_agent.identity.host_key import permission_warnings
+from nixfleet_agent.identity.token import TokenMissingError, TokenNotYetValidError
+from nixfleet_agent.proto.times import format_time
+from nixfleet_agent.runtime.backoff import Backoff
+from nixfleet_agent.runtime.enrollment import AnswerRefusedError, Enrollment, NotReadyError
+from nixfleet_agent.runtime.renewal import Renewal
+from nixfleet_agent.runtime.shutdown import ShutdownToken
+from nixfleet_agent.runtime.status import StatusBoard
+from nixfleet_agent.runtime.timers import Timer
+from nixfleet_agent.runtime.worker import Worker
+
+#: Renewal has half a certificate's life to succeed: its backoff is this much longer than that of the other workers.
+_RENEWAL_PATIENCE = 30
+#: A control plane that has just started is asked again after this many times the initial backoff.
+_COLD_START_PATIENCE = 10
+#: Longest that one turn may block in calls (renewal, and two trials), with room.
+_LONGEST_TURN = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateStatus:
+    """The section ``certificate`` of the status board."""
+
+    path: str
+    state: str  # valid | due | expired | missing | unreadable
+    not_after: datetime | None
+    remaining_fraction: float | None
+    serial: str | None
+    failure: str | None
+    next_try_secs: float | None
+
+
+class CertRenewalWorker(Worker):
+    """Every ``cert_check_interval`` it reads the certificate and does what its state asks for."""
+
+    name = "cert_renewal"
+
+    def __init__(
+        self,
+        config: Config,
+        credentials: Credentials,
+        enrollment: Enrollment,
+        renewal: Renewal,
+        shutdown: ShutdownToken,
+        clock: Clock,
+        status: StatusBoard,
+        *,
+        enrollment_refused: Callable[[EnrollmentRefusedError], None],
+        chance: random.Random | None = None,
+    ) -> None:
+        """``enrollment_refused`` is told of a final refusal while there is no certificate at all; it may end the
+        process, and when it returns the worker goes on and tries again later."""
+        super().__init__(shutdown, clock)
+        tuning = config.tuning
+        self._config = config
+        self._credentials = credentials
+        self._enrollment = enrollment
+        self._renewal = renewal
+        self._status = status
+        self._enrollment_refused = enrollment_refused
+        self._interval = tuning.cert_check_interval
+        self.limit = max(self.limit, 2 * self._interval + _LONGEST_TURN)
+        self._timer = Timer(self._interval, clock, shutdown)
+        first, longest = tuning.backoff_initial, tuning.backoff_max
+        self._soon = Backoff(first, longest, chance)
+        self._later = Backoff(_RENEWAL_PATIENCE * first, _RENEWAL_PATIENCE * longest, chance)
+        self._cold_start = _COLD_START_PATIENCE * first
+        #: Monotonic time of the next try after a failure; None when none is pending.
+        self._next_try: float | None = None
+        self._failure: str | None = None
+        self._file_failure: str | None = None
+        self._seen_generation = 0
+
+    def run(self) -> None:
+        for warning in permission_warnings(
+            self._config.client_key, self._config.ssh_host_key_file, self._config.bootstrap_token_file
+        ):
+            self.log.warning(warning)
+        while self._wait():
+            self.alive()
+            self._turn()
+            self.alive()
+
+    def kick(self) -> None:
+        """Read the certificate again now, and try at once what is waiting (from any thread)."""
+        self._next_try = None
+        self._timer.kick()
+
+    def _wait(self) -> bool:
+        """Until the next check or the pending try, whichever is sooner; False on shutdown."""
+        left = None if self._next_try is None else self._next_try - self.clock.monotonic()
+        if left is None or left >= self._interval:
+            return self._timer.wait()
+        self.clock.wait(self._timer.kicked, max(0.0, left))
+        self._timer.kicked.clear()
+        return not self.shutdown.is_set
+
+    def _turn(self) -> None:
+        try:
+            certificate = self._look()
+            if self._may_try():
+                self._act(certificate)
+        except EnrollmentRefusedError as error:
+            self._failed(error, self._later.next())
+            if self._credentials.current() is None and not self._config.client_cert.exists():
+                self._enrollment_refused(error)
+        except NotReadyError as error:
+            self._failed(error, self._cold_start)
+        except TokenNotYetValidError as error:
+            wait = (error.valid_from - self.clock.now()).total_seconds()
+            self._failed(error, min(max(wait, self._cold_start), self._interval))
+        except AgentError as error:
+            enrolling = self._credentials.current() is None
+            self._failed(error, self._pause_after(error, self._soon if enrolling else self._later))
+        self._publish()
+
+    def _look(self) -> AgentCertificate | None:
+        """The certificate on disk, put in use when it is new; None when there is none or it is damaged."""
+        certificate = None
+        failure: str | None = None
+        try:
+            certificate = load_certificate(self._config.client_cert)
+            self._credentials.reload()
+        except IdentityError as error:
+            # No file is no fault before enrollment, and what follows from it is said there.
+            failure = str(error) if self._config.client_cert.exists() else None
+        if failure is not None and failure != self._file_failure:
+            self.log.error("%s", failure)
+        self._file_failure = failure
+        if self._credentials.generation != self._seen_generation:
+            # Somebody put another certificate in place: what failed with the one before says nothing about it.
+            self._seen_generation = self._credentials.generation
+            self._settled()
+        return certificate
+
+    def _may_try(self) -> bool:
+        return self._next_try is None or self.clock.monotonic() >= self._next_try
+
+    def _act(self, on_disk: AgentCertificate | None) -> None:
+        """Enroll, renew, or finish a renewal, as the certificate asks for (raises AgentError)."""
+        current = self._credentials.current()
+        if current is None or current.certificate.expired(self.clock.now()):
+            if self._enrollment.possible:
+                new = self._enrollment.enroll_once()
+                self._succeeded("enrolled", new)
+                return
+            if current is None:
+                raise IdentityError(
+                    f"there is no usable certificate at {self._config.client_cert} and no bootstrap token:"
+                    " set bootstrap_token_file, or run `nixfleet-agent enroll`"
+                )
+            self._say_expired(current.certificate)
+        self._renewal.prove()
+        # A certificate file that was lost or damaged is replaced while the one in memory still works.
+        result = self._renewal.renew_once(force=on_disk is None)
+        if result.renewed:
+            self._succeeded("renewed", result.certificate)
+        else:
+            self._settled()
+
+    def _say_expired(self, certificate: AgentCertificate) -> None:
+        self.log.error(
+            "the client certificate expired at %s: trying to renew it; if the control plane refuses,"
+            " put a bootstrap token in place and set bootstrap_token_file",
+            format_time(certificate.not_after),
+        )
+
+    def _pause_after(self, error: AgentError, backoff: Backoff) -> float:
+        asked = error.retry_after if isinstance(error, AnswerRefusedError) else None
+        return backoff.next(at_least=asked or 0.0)
+
+    def _succeeded(self, what: str, certificate: AgentCertificate) -> None:
+        self.log.info("certificate %s: valid until %s", what, format_time(certificate.not_after))
+        self._settled()
+
+    def _settled(self) -> None:
+        self._soon.reset()
+        self._later.reset()
+        self._next_try = None
+        self._failure = None
+        self._seen_generation = self._credentials.generation
+
+    def _failed(self, error: AgentError, pause: float) -> None:
+        self._next_try = self.clock.monotonic() + pause
+        self._note(error)
+
+    def _note(self, error: AgentError) -> None:
+        """The first failure and each change of reason in full, repeats for those who look closer."""
+        reason = str(error)
+        repeat = reason == self._failure
+        self._failure = reason
+        if repeat:
+            self.log.debug("still no new certificate: %s", reason)
+        elif isinstance(error, (TransportError, NotReadyError, TokenNotYetValidError, TokenMissingError)):
+            self.log.warning("no new certificate yet: %s", reason)
+        else:
+            self.log.error("no new certificate: %s", reason)
+
+    def _publish(self) -> None:
+        current = self._credentials.current()
+        now = self.clock.now()
+        next_try = None if self._next_try is None else max(0.0, self._next_try - self.clock.monotonic())
+        certificate = None if current is None else current.certificate
+        if certificate is None:
+            state = "unreadable" if self._config.client_cert.exists() else "missing"
+        elif certificate.expired(now):
+            state = "expired"
+        else:
+            state = "due" if self._renewal.due(certificate) else "valid"
+        self._status.publish(
+            "certificate",
+            CertificateStatus(
+                path=str(self._config.client_cert),
+                state=state,
+                not_after=None if certificate is None else certificate.not_after,
+                remaining_fraction=None if certificate is None else certificate.remaining_fraction(now),
+                serial=None if certificate is None else format(certificate.serial, "x"),
+                failure=self._failure or self._file_failure,
+                next_try_secs=next_try,
+            ),
+        )
