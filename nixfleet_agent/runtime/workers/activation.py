@@ -182,6 +182,7 @@ class ActivationWorker(Worker):
             if self._control.given_up(order.rollout_id):
                 self.log.warning("the rollback was given up by an operator", extra={"rollout_id": order.rollout_id})
                 self._board.publish("rollback", {"rollout_id": order.rollout_id, "given_up": True})
+                self._inputs.put(RollbackAttemptFailed(order.rollout_id, "given up"))
         finally:
             self._switching(False)
 
@@ -222,6 +223,7 @@ class ActivationWorker(Worker):
                     extra={"rollout_id": order.rollout_id, "closure": observed},
                 )
                 self._board.publish("rollback", {"rollout_id": order.rollout_id, "drift": observed})
+                self._inputs.put(RollbackAttemptFailed(order.rollout_id, "an operator switched"))
                 return True
         return True
 

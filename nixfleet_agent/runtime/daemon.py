@@ -1,0 +1,185 @@
+"""The daemon's main thread: signals, deaths of workers, the watchdog, and an end within two seconds."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from nixfleet_agent import __version__
+from nixfleet_agent.clock import Clock, SystemClock
+from nixfleet_agent.config.model import Config
+from nixfleet_agent.errors import EXIT_ENROLLMENT_REFUSED, EXIT_INTERNAL, EXIT_OK, AgentError, EnrollmentRefusedError
+from nixfleet_agent.runtime import logs as logging_setup
+from nixfleet_agent.runtime.assembly import Agent, assemble
+from nixfleet_agent.runtime.logs import Logs
+from nixfleet_agent.runtime.notify import Notifier
+from nixfleet_agent.runtime.state_dir import StateDir
+from nixfleet_agent.runtime.supervisor import WorkerDied
+
+log = logging.getLogger("nixfleet_agent.daemon")
+
+#: Threads are small: blocking I/O and shallow stacks. The default of 8 MiB counts against memory limits of units.
+STACK_BYTES = 512 * 1024
+#: How long the workers get to end, in seconds. The reducer gets until the hard stop: it may be inside an fsync.
+STOP_GRACE = 1.5
+HARD_STOP = 25.0
+#: Without a watchdog to feed, the main thread still looks after silent workers this often, in seconds.
+LOOK_AROUND = 30.0
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+
+def run(config: Config, reload_config: Callable[[], Config] | None = None) -> int:
+    """The agent until it is told to stop; returns the process's exit code.
+
+    ``reload_config`` reads the configuration anew at SIGHUP, of which the log level is taken.
+
+    Raises:
+        ConfigError, StateDirBusyError: before anything was started.
+    """
+    clock = SystemClock()
+    notifier = Notifier.from_environment(os.environ, clock)
+    threading.stack_size(STACK_BYTES)
+    state_dir = StateDir.take(config.state_dir)
+    logs = logging_setup.configure(config.logging, clock)
+    try:
+        with _signals() as events:
+            agent = assemble(config, clock, events, logs)
+            code = _Main(agent, events, notifier, logs, clock, reload_config).run()
+    finally:
+        logs.close()
+    state_dir.let_go()
+    return code
+
+
+class _Main:
+    def __init__(
+        self,
+        agent: Agent,
+        events: queue.SimpleQueue[object],
+        notifier: Notifier,
+        logs: Logs,
+        clock: Clock,
+        reload_config: Callable[[], Config] | None,
+    ) -> None:
+        self._agent = agent
+        self._events = events
+        self._notifier = notifier
+        self._logs = logs
+        self._clock = clock
+        self._reload_config = reload_config
+        self._silent: list[str] = []
+
+    def run(self) -> int:
+        """Start, look after, stop."""
+        agent = self._agent
+        agent.supervisor.start()
+        self._notifier.ready(f"nixfleet-agent {__version__}")
+        log.info("started", extra={"version": __version__, "machine_id": agent.machine_id})
+        code = None
+        while code is None:
+            code = self._handle(self._next_event())
+        self._notifier.stopping()
+        return self._stop(code)
+
+    def _next_event(self) -> object:
+        """The next signal or death; None when it is time to restart a worker or to feed the watchdog."""
+        pulse = (self._notifier.watchdog_secs or 2 * LOOK_AROUND) / 2
+        due = self._agent.supervisor.restart_due()
+        wait = pulse if due is None else min(pulse, max(0.0, due - self._clock.monotonic()))
+        try:
+            return self._events.get(timeout=wait)
+        except queue.Empty:
+            return None
+
+    def _handle(self, event: object) -> int | None:
+        """What an event means; an exit code when it is the end."""
+        match event:
+            case signal.SIGTERM | signal.SIGINT:
+                log.info("stopping: %s", signal.Signals(event).name)
+                return EXIT_OK
+            case signal.SIGHUP:
+                self._reload()
+            case signal.SIGUSR1:
+                dump_stacks()
+            case WorkerDied() if not self._agent.supervisor.died(event):
+                return EXIT_INTERNAL
+            case EnrollmentRefusedError():
+                log.error("%s", event)
+                print(f"nixfleet-agent: {event}", file=sys.stderr)
+                return EXIT_ENROLLMENT_REFUSED
+        self._look_around()
+        return None
+
+    def _look_around(self) -> None:
+        silent = self._agent.supervisor.silent()
+        if silent and silent != self._silent:
+            log.error("no sign of life from: %s", ", ".join(silent))
+        self._silent = silent
+        self._agent.board.publish("silent_workers", silent)
+        if not silent:
+            self._notifier.watchdog()
+
+    def _reload(self) -> None:
+        self._notifier.reloading()
+        try:
+            if self._reload_config is not None:
+                self._logs.set_level(self._reload_config().logging.level)
+            self._agent.reload()
+            log.info("reloaded certificate, trust file, log level and health checks")
+        except AgentError as error:
+            log.error("reload: %s", error)
+        self._notifier.ready()
+
+    def _stop(self, code: int) -> int:
+        """Wake every wait, join every thread, and leave without those that the system holds."""
+        hard_stop = threading.Timer(HARD_STOP, os._exit, (code,))
+        hard_stop.daemon = True
+        hard_stop.start()
+        agent = self._agent
+        agent.stop()
+        left = agent.supervisor.join(STOP_GRACE)
+        if agent.reducer.name in left:
+            left = agent.supervisor.join(HARD_STOP)
+        hard_stop.cancel()
+        agent.close()
+        log.info("stopped")
+        if left:
+            # A thread inside getaddrinfo can't be woken, and Python would wait for it; the journal is safe.
+            log.warning("left behind: %s", ", ".join(left))
+            self._logs.close()
+            sys.stdout.flush()
+            os._exit(code)
+        return code
+
+
+def dump_stacks() -> None:
+    """Every thread's stack to the log, one record a thread."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    for ident, frame in sys._current_frames().items():
+        stack = "".join(traceback.format_stack(frame))
+        log.info("stack of %s", names.get(ident, ident), extra={"stack": stack})
+
+
+@contextmanager
+def _signals() -> Iterator[queue.SimpleQueue[object]]:
+    """Signals as queue entries. A handler interrupts any frame, also one that holds a lock: only SimpleQueue is safe."""
+    events: queue.SimpleQueue[object] = queue.SimpleQueue()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        events.put(signal.Signals(number))
+
+    before = {number: signal.signal(number, note) for number in _SIGNALS}
+    try:
+        yield events
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
