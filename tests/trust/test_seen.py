@@ -19,10 +19,10 @@ RELEASE: Release = CI.release({"web-01": "stable", "db-01": "edge"}, signed_at=N
 
 
 def fleet(
-    artifact: Signed, last: SeenFleet | None, *, trust: TrustRoots = TRUST, now: datetime = NOW, marks: Marks = Marks()
+    artifact: Signed, last: SeenFleet | None, *, trust: TrustRoots = TRUST, now: datetime = NOW, marks: Marks | None = None
 ) -> SeenFleet:
     return see_fleet(
-        bytes(bytearray(artifact.raw)), artifact.signature, last, trust, now=now, override_window=None, marks=marks
+        bytes(bytearray(artifact.raw)), artifact.signature, last, trust, now=now, override_window=None, marks=marks or Marks()
     )
 
 
