@@ -1,0 +1,102 @@
+"""NixOS: a transient unit, which survives the agent's end, and a transient timer for the guard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nixfleet_agent.activation import host
+from nixfleet_agent.activation.backends.base import LAUNCH_SECS, SHELL
+from nixfleet_agent.activation.context import Context
+from nixfleet_agent.activation.errors import CommandError
+from nixfleet_agent.activation.nix import said_by
+from nixfleet_agent.activation.records import Record
+from nixfleet_agent.activation.scripts import WRAPPER
+
+#: From SIGTERM to SIGKILL for a unit that is stopped.
+STOP_SECS = 10
+_SYSTEMCTL_SECS = 60.0
+_STEP_SECS = 0.05
+_ACTIVE = frozenset({"active", "activating", "deactivating", "reloading"})
+#: Set by systemd for the agent's own unit; a transient unit gets its own.
+_UNIT_VARIABLES = frozenset(
+    {"INVOCATION_ID", "JOURNAL_STREAM", "MANAGERPID", "MAINPID", "SYSTEMD_EXEC_PID", "MEMORY_PRESSURE_WATCH"}
+    | {"MEMORY_PRESSURE_WRITE", "CREDENTIALS_DIRECTORY", "STATE_DIRECTORY", "RUNTIME_DIRECTORY", "LOGS_DIRECTORY"}
+    | {"CACHE_DIRECTORY", "CONFIGURATION_DIRECTORY"}
+)
+
+
+class SystemdBackend:
+    """One unit name per direction; the unit is not collected, so that ``systemctl status`` shows how it ended."""
+
+    method = "systemd-run"
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def command(self, system: Path, action: str) -> list[str]:
+        return [str(system / "bin/switch-to-configuration"), action]
+
+    def launch(self, record: Record, command: list[str], delay: float = 0) -> None:
+        unit = record.intent.unit
+        self._clear(unit)
+        wrapper = [SHELL, str(record.path.parent / WRAPPER), "run", str(record.path), "0", *command]
+        timer = [f"--on-active={delay:g}s", "--timer-property=AccuracySec=1s"] if delay else []
+        # Names only: systemd-run takes the values from its environment, not from a command line that all can read.
+        names = [name for name in self._context.environment if name not in _UNIT_VARIABLES]
+        arguments = [
+            "systemd-run",
+            f"--unit={unit}",
+            "--quiet",
+            "--no-ask-password",
+            f"--description=nixfleet-agent: {record.intent.direction} to {record.intent.target}",
+            f"--property=TimeoutStopSec={STOP_SECS}",
+            *timer,
+            *(f"--setenv={name}" for name in names),
+            "--",
+            *wrapper,
+        ]
+        done = self._context.run(arguments, timeout=LAUNCH_SECS, check=_never)
+        if done.returncode != 0:
+            raise CommandError(f"systemd-run --unit={unit} failed ({done.returncode}): {said_by(done)}")
+
+    def alive(self, record: Record) -> bool:
+        identity = record.started
+        if identity is None or identity.boot != host.boot_id():
+            return False
+        found = host.process(identity.pid)
+        return found is not None and found.start == identity.start
+
+    def stop(self, record: Record) -> None:
+        try:
+            self._systemctl("stop", f"{record.intent.unit}.service")
+        except CommandError:
+            if self.alive(record):
+                raise
+        while self.alive(record):  # stopped by systemd, but still in the kernel's table
+            self._context.pause(_STEP_SECS, fired=True)
+
+    def cancel(self, record: Record) -> None:
+        self._systemctl("stop", f"{record.intent.unit}.timer")
+
+    def _clear(self, unit: str) -> None:
+        """Free the unit's name: it may run without a record of ours (a wiped state folder), or have failed."""
+        for name in (f"{unit}.timer", f"{unit}.service"):
+            if self._state(name) in _ACTIVE:
+                self._systemctl("stop", name)
+            self._context.run(["systemctl", "reset-failed", name], timeout=_SYSTEMCTL_SECS, check=self._only_shutdown)
+
+    def _state(self, name: str) -> str:
+        done = self._context.run(["systemctl", "is-active", name], timeout=_SYSTEMCTL_SECS, check=self._only_shutdown)
+        return done.stdout.decode("utf-8", "replace").strip()
+
+    def _systemctl(self, verb: str, name: str) -> None:
+        done = self._context.run(["systemctl", verb, name], timeout=_SYSTEMCTL_SECS, check=self._only_shutdown)
+        if done.returncode != 0:
+            raise CommandError(f"systemctl {verb} {name} failed ({done.returncode}): {said_by(done)}")
+
+    def _only_shutdown(self) -> None:
+        self._context.check(fired=True)
+
+
+def _never() -> None:
+    """The work at hand is not to be interrupted."""

@@ -1,0 +1,109 @@
+"""What every step of the pipeline needs: configuration, time, how to wait, how to run a program, where to report."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nixfleet_agent.activation import processes
+from nixfleet_agent.activation.errors import PhaseInterrupted
+from nixfleet_agent.clock import Clock
+from nixfleet_agent.config.model import ActivationConfig
+
+SHUTDOWN = "shutdown"
+SUPERSEDED = "superseded"
+
+#: Given to the agent alone by its service manager: a child that used them would speak in the agent's name.
+_OWN_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+
+
+def child_environment(environment: Mapping[str, str], store_root: str) -> dict[str, str]:
+    """The agent's own environment, for Nix and for switch scripts; ``NIX_REMOTE`` names a store at ``store_root``."""
+    child = {name: value for name, value in environment.items() if name not in _OWN_VARIABLES}
+    if store_root:
+        escaped = store_root.replace("%", "%25").replace("&", "%26").replace("#", "%23").replace(" ", "%20")
+        child["NIX_REMOTE"] = f"local?root={escaped}"
+    return child
+
+
+def _no_report(name: str, seconds: float) -> None:
+    """Nobody asked for the durations."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One pipeline's surroundings.
+
+    ``interrupted`` says why the work in hand should be left (``shutdown``, ``superseded``) or None; ``wait``
+    blocks for that many seconds, or until such a reason comes up.
+    """
+
+    config: ActivationConfig
+    state_dir: Path
+    clock: Clock
+    interrupted: Callable[[], str | None]
+    wait: Callable[[float], None]
+    log: logging.Logger
+    on_phase: Callable[[str, float], None] = _no_report
+    base_environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What children get."""
+        return child_environment(self.base_environment, self.config.store_root)
+
+    def check(self, *, fired: bool = False) -> None:
+        """Raises PhaseInterrupted when it is time to leave; once a switch is ``fired`` only a shutdown is."""
+        reason = self.interrupted()
+        if reason == SHUTDOWN or (reason is not None and not fired):
+            raise PhaseInterrupted(reason)
+
+    def pause(self, seconds: float, *, fired: bool = False) -> None:
+        """Let ``seconds`` pass. Raises PhaseInterrupted as ``check``, without waiting for their end."""
+        self.check(fired=fired)
+        if self.interrupted() is None:
+            self.wait(seconds)
+        else:
+            self._wait_superseded(seconds)
+        self.check(fired=fired)
+
+    def _wait_superseded(self, seconds: float) -> None:
+        """Sleep although a newer intent is waiting, which would cut every ``wait`` short and make the poll spin."""
+        end = self.clock.monotonic() + seconds
+        nothing = threading.Event()
+        while (left := end - self.clock.monotonic()) > 0 and self.interrupted() != SHUTDOWN:
+            self.clock.wait(nothing, min(left, processes.SLICE_SECS))
+
+    def run(
+        self,
+        arguments: Sequence[str],
+        *,
+        timeout: float,
+        check: Callable[[], None] | None = None,
+        on_stderr: Callable[[bytes], None] | None = None,
+        on_start: Callable[[int], None] | None = None,
+    ) -> processes.Finished:
+        """``processes.run`` in the children's environment, interruptible unless another ``check`` is given."""
+        return processes.run(
+            arguments,
+            self.environment,
+            clock=self.clock,
+            timeout=timeout,
+            check=self.check if check is None else check,
+            on_stderr=on_stderr,
+            on_start=on_start,
+        )
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Report how long the block took, however it ends."""
+        begin = self.clock.monotonic()
+        try:
+            yield
+        finally:
+            self.on_phase(name, self.clock.monotonic() - begin)

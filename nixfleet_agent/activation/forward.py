@@ -1,0 +1,225 @@
+"""The way forward, step by step; and how to take it up again after a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from nixfleet_agent.activation import host, inhibitors, profile, realise, verify_poll, way_back
+from nixfleet_agent.activation.backends.base import Backend
+from nixfleet_agent.activation.context import Context
+from nixfleet_agent.activation.errors import PhaseFailed
+from nixfleet_agent.activation.guard import Guard
+from nixfleet_agent.activation.model import EXIT_THIRD_CLOSURE, Completed, Deferred, Forward
+from nixfleet_agent.activation.records import BOOT, FORWARD, Record, Records
+from nixfleet_agent.activation.switches import LOCK_PHASE, Job, Status, Switches
+from nixfleet_agent.errors import ProtoError
+from nixfleet_agent.proto.ids import CLOSURE, ROLLOUT_ID, require
+
+_Verified = TypeVar("_Verified")
+
+NOOP = "noop"
+BOOT_PHASE = "defer-bootloader-update"
+#: How often a switch is fired again after one that had started was lost with the agent or the machine.
+MAX_REFIRES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What forward and rollback work with."""
+
+    context: Context
+    records: Records
+    backend: Backend
+    switches: Switches
+    guard: Guard
+
+
+def require_names(rollout_id: str, *closures: str | None) -> None:
+    """Raises PhaseFailed for a name that must not become a path or an argument."""
+    try:
+        require(ROLLOUT_ID, rollout_id, "the rollout id")
+        for closure in closures:
+            if closure is not None:
+                require(CLOSURE, closure, "the closure")
+    except ProtoError as error:
+        raise PhaseFailed("names", str(error)) from error
+
+
+def update_bootloader(parts: Parts, rollout_id: str, target: str) -> None:
+    """Run the target's ``switch-to-configuration boot`` (raises PhaseFailed). The guard is never armed for it."""
+    with parts.context.phase("boot"):
+        record = parts.switches.fire(Job(rollout_id, BOOT, target, "boot"))
+        verify_poll.follow_script(parts.context, parts.switches, record, BOOT_PHASE)
+
+
+def switch_until_unlocked(parts: Parts, fire: Callable[[], Record], verify: Callable[[Record], _Verified]) -> _Verified:
+    """Fire and verify; a script that another's lock turned away has changed nothing and is fired again.
+
+    Raises:
+        PhaseFailed: as ``verify``; or the lock was held for the whole poll budget.
+    """
+    context = parts.context
+    deadline = context.clock.monotonic() + context.config.poll_budget_secs
+    while True:
+        record = fire()
+        try:
+            return verify(record)
+        except PhaseFailed as failure:
+            if not record.lock_refused:
+                raise
+            parts.guard.disarm()
+            if context.clock.monotonic() >= deadline:
+                raise PhaseFailed(LOCK_PHASE, failure.tail, failure.exit_code, failure.observed) from failure
+        context.log.info("another switch held the lock: trying again")
+        context.pause(context.config.poll_interval_secs)
+
+
+class ForwardRun:
+    """One call of the forward pipeline. ``announce`` is told the switch method once, before anything fires."""
+
+    def __init__(self, parts: Parts, intent: Forward, announce: Callable[[str], None]) -> None:
+        self._parts = parts
+        self._context = parts.context
+        self._intent = intent
+        self._announce = announce
+
+    def run(self) -> Completed | Deferred:
+        """From the beginning.
+
+        Raises:
+            PhaseFailed, PhaseInterrupted, StorageError
+        """
+        context, intent = self._context, self._intent
+        require_names(intent.rollout_id, intent.target, intent.prior)
+        self._parts.guard.disarm()
+        with context.phase("way-back"):
+            way_back.secure(context, self._parts.backend, intent)
+        with context.phase("lock"):
+            self._parts.switches.wait_for_lock()
+        if host.read_current(context.config) == intent.target:
+            return self._noop()
+        self._realise()
+        with context.phase("profile"):
+            profile.point_at(context, intent.target)
+        running = host.read_current(context.config)
+        component = inhibitors.inhibitor(context.config.store_root, running, intent.target)
+        if component is not None:
+            return self._defer(component)
+        context.check()
+        self._announce(self._parts.backend.method)
+        return switch_until_unlocked(self._parts, self._fire, self._verify)
+
+    def resume(self) -> Completed | Deferred:
+        """After a restart: from what the records and the host say (raises as ``run``)."""
+        context, intent = self._context, self._intent
+        require_names(intent.rollout_id, intent.target, intent.prior)
+        self._parts.guard.raise_if_acted(intent.rollout_id)
+        current = self._readable_current()
+        record = self._last_attempt()
+        if record is None:
+            if current == intent.target:
+                return self._noop()
+            self._refuse_third(current, (intent.prior,) if intent.prior else (current,))
+            return self.run()
+        status = self._parts.switches.status(record)
+        if status is not Status.LOST or current == intent.target:
+            self._announce(record.intent.method)
+            return self._verify(record, record.intent.fired_at if self._same_boot(record) else None)
+        self._refuse_third(current, (intent.prior, record.intent.running))
+        if len(self._parts.switches.attempts(intent.rollout_id)) > MAX_REFIRES:
+            said = f"lost {MAX_REFIRES + 1} times, each time with the agent or the machine\n"
+            raise PhaseFailed("switch", said + record.output(verify_poll.TAIL_BYTES), observed=current)
+        context.log.warning("the switch was lost with the agent or the machine: firing it again")
+        return self.run()
+
+    def _realise(self) -> None:
+        context, intent = self._context, self._intent
+        with context.phase("realise"):
+            way_back.make_roots_folder(context.state_dir)
+            realise.realise(context, intent.target, way_back.root_of(context.state_dir, intent.rollout_id, "target"))
+        if (reason := way_back.script_missing(context, self._parts.backend, intent.target)) is not None:
+            raise PhaseFailed("no-switch-script", reason)
+
+    def _noop(self) -> Completed:
+        """The target runs already: at most the profile and the bootloader's entry are behind."""
+        intent = self._intent
+        self._announce(NOOP)
+        with self._context.phase("profile"):
+            moved = profile.point_at(self._context, intent.target)
+        if moved or self._other_boots_next():
+            update_bootloader(self._parts, intent.rollout_id, intent.target)
+        return Completed(intent.target, 0, ())
+
+    def _other_boots_next(self) -> bool:
+        """The last thing done to this host was to defer another closure to the next boot."""
+        done = [r for r in self._parts.records.all() if r.intent.direction != "guard" and r.started is not None]
+        if not done:
+            return False
+        last = done[-1].intent
+        return last.direction == BOOT and last.target != self._intent.target and last.boot == self._parts.records.boot
+
+    def _defer(self, component: str) -> Deferred:
+        """It takes a reboot: leave the running system alone, make the next boot bring the target."""
+        records = self._parts.records.of(self._intent.rollout_id, BOOT)
+        if not any(self._same_boot(record) and record.exit_code == 0 for record in records):
+            update_bootloader(self._parts, self._intent.rollout_id, self._intent.target)
+        return Deferred(component, self._parts.records.boot)
+
+    def _fire(self) -> Record:
+        intent, guard = self._intent, self._parts.guard
+        with self._context.phase("fire"):
+            try:
+                return self._parts.switches.fire(
+                    Job(intent.rollout_id, FORWARD, intent.target, "switch"), lambda forward: guard.arm(intent, forward)
+                )
+            except PhaseFailed:
+                guard.disarm()
+                raise
+
+    def _verify(self, record: Record, fired_at: float | None = None) -> Completed:
+        intent, config = self._intent, self._context.config
+        watched = verify_poll.Watched(
+            record=record,
+            target=intent.target,
+            expected=(intent.prior, record.intent.running),
+            fired_at=self._context.clock.monotonic() if fired_at is None else fired_at,
+            watch=lambda: self._parts.guard.raise_if_acted(intent.rollout_id),
+        )
+        with self._context.phase("verify"):
+            ended = verify_poll.follow(self._context, self._parts.switches, watched)
+        if ended.exit_code != 0:
+            self._context.log.warning("%s runs; its switch ended with %d", ended.observed, ended.exit_code)
+            if config.failed_units == "fail":
+                raise PhaseFailed("switch", record.output(verify_poll.TAIL_BYTES), ended.exit_code, ended.observed)
+        profile.correct(self._context, intent.target)
+        # The report of success follows: from there on nobody may take the host back but the agent itself.
+        self._parts.guard.disarm()
+        self._parts.guard.raise_if_acted(intent.rollout_id)
+        return Completed(ended.observed, ended.exit_code, ended.failed_units)
+
+    def _last_attempt(self) -> Record | None:
+        """The last forward switch that has started; one that has not is taken back, so that it never will."""
+        for record in reversed(self._parts.records.of(self._intent.rollout_id, FORWARD)):
+            if record.withdraw():
+                self._parts.records.remove(record)
+            elif not record.lock_refused:
+                return record
+        return None
+
+    def _readable_current(self) -> str | None:
+        """What runs; a link that is being replaced, or not there yet this early in a boot, is waited for."""
+        clock, config = self._context.clock, self._context.config
+        deadline = clock.monotonic() + config.poll_budget_secs
+        while (current := host.read_current(config)) is None and clock.monotonic() < deadline:
+            self._context.pause(config.poll_interval_secs)
+        return current
+
+    def _refuse_third(self, current: str | None, expected: tuple[str | None, ...]) -> None:
+        if current is not None and current not in expected:
+            said = f"{current} is current, neither {self._intent.target} nor what ran before"
+            raise PhaseFailed("third-closure", said, EXIT_THIRD_CLOSURE, current)
+
+    def _same_boot(self, record: Record) -> bool:
+        return record.intent.boot == self._parts.records.boot

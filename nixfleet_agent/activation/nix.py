@@ -1,0 +1,144 @@
+"""The calls of Nix that an activation makes: argument lists, a time limit each, and what their answers mean."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nixfleet_agent.activation import processes
+from nixfleet_agent.activation.context import Context
+from nixfleet_agent.activation.errors import CommandError
+from nixfleet_agent.activation.host import store_path
+from nixfleet_agent.text import clip_tail
+
+#: A question to the local store or its daemon; the daemon may have to start first.
+QUERY_SECS = 120.0
+#: Asking the caches for sizes only informs; the fetch itself has its own limits.
+SIZES_SECS = 60.0
+#: `nix-env` waits for the profile's lock.
+PROFILE_SECS = 300.0
+
+_ERROR_LIMIT = 3072
+_COLOURS = re.compile(rb"\x1b\[[0-9;]*m")
+_UNITS = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4}
+_SIZES = re.compile(r"\(([0-9.]+) ([KMGT]?i?B) download, ([0-9.]+) ([KMGT]?i?B) unpacked\)")
+
+
+@dataclass(frozen=True, slots=True)
+class FetchSize:
+    """Bytes to download, and bytes they take in the store."""
+
+    download: int
+    unpacked: int
+
+
+def is_valid(context: Context, closure: str) -> bool:
+    """Whether the store has the closure.
+
+    Raises:
+        CommandError: Nix could not tell (not installed, daemon gone).
+    """
+    done = context.run(["nix-store", "--check-validity", store_path(closure)], timeout=QUERY_SECS)
+    said = said_by(done)
+    if done.returncode == 0 or "is not valid" in said:
+        return done.returncode == 0
+    raise CommandError(f"nix-store --check-validity failed ({done.returncode}): {said}")
+
+
+def hold(context: Context, closure: str, root: Path) -> None:
+    """Make ``root`` a garbage collector's root of a closure that is in the store.
+
+    Raises:
+        CommandError: Nix refused, or the root does not lead to the closure.
+    """
+    # No substituters: this is about what is here, and must neither fetch nor wait for a network.
+    arguments = ["nix-store", "--realise", store_path(closure), "--option", "substitute", "false"]
+    done = context.run([*arguments, *root_arguments(root)], timeout=QUERY_SECS)
+    if done.returncode != 0:
+        raise CommandError(f"nix-store --add-root failed ({done.returncode}): {said_by(done)}")
+    check_root(closure, root)
+
+
+def root_arguments(root: Path) -> list[str]:
+    """``--indirect`` is the default since Nix 2.4; 2.3 needs it for a root outside its own folder."""
+    return ["--add-root", str(root), "--indirect"]
+
+
+def check_root(closure: str, root: Path) -> None:
+    """Raises CommandError unless the root that Nix has made resolves to the closure."""
+    try:
+        target = str(root.readlink())
+    except OSError as error:
+        raise CommandError(f"Nix made no root at {root}: {error.strerror or error}") from error
+    if target != store_path(closure):
+        raise CommandError(f"the root {root} leads to {target}, not to {store_path(closure)}")
+
+
+def fetch_size(context: Context, closure: str) -> FetchSize | None:
+    """What fetching the closure would take; None where Nix does not tell (an old version, a cache that is down).
+
+    Raises:
+        CommandError: Nix can't be run.
+    """
+    arguments = ["nix-store", "--realise", "--dry-run", store_path(closure)]
+    done = context.run(arguments, timeout=SIZES_SECS)
+    match = _SIZES.search(said_by(done))
+    if match is None:
+        return None
+    download, download_unit, unpacked, unpacked_unit = match.groups()
+    return FetchSize(_bytes(download, download_unit), _bytes(unpacked, unpacked_unit))
+
+
+def fetch(
+    context: Context,
+    closure: str,
+    root: Path,
+    *,
+    structured: bool,
+    check: Callable[[], None],
+    on_stderr: Callable[[bytes], None],
+    on_start: Callable[[int], None],
+) -> processes.Finished:
+    """``nix-store --realise``; ``structured`` asks for its progress as JSON lines.
+
+    Raises:
+        CommandError: Nix can't be run, or ``realise_timeout_secs`` are over.
+    """
+    arguments = ["nix-store", "--realise", store_path(closure), *root_arguments(root)]
+    if structured:
+        arguments += ["--log-format", "internal-json"]
+    return context.run(
+        arguments,
+        timeout=context.config.realise_timeout_secs,
+        check=check,
+        on_stderr=on_stderr,
+        on_start=on_start,
+    )
+
+
+def set_profile(context: Context, profile: Path, closure: str) -> None:
+    """Make a new generation of ``profile`` that is the closure.
+
+    Raises:
+        CommandError: Nix refused.
+    """
+    arguments = ["nix-env", "--profile", str(profile), "--set", store_path(closure)]
+    done = context.run(arguments, timeout=PROFILE_SECS)
+    if done.returncode != 0:
+        raise CommandError(f"nix-env --profile {profile} --set failed ({done.returncode}): {said_by(done)}")
+
+
+def said_by(done: processes.Finished) -> str:
+    """Standard error of a call, without colours, its end when it is long."""
+    return plain(done.stderr)
+
+
+def plain(raw: bytes) -> str:
+    """Nix's words without its colours."""
+    return clip_tail(_COLOURS.sub(b"", raw), _ERROR_LIMIT).strip()
+
+
+def _bytes(number: str, unit: str) -> int:
+    return int(float(number) * _UNITS.get(unit, 1))

@@ -1,0 +1,161 @@
+"""The activation pipeline as the activation worker calls it: intents in, outcomes out, no exception for a failure."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from nixfleet_agent.activation import host, way_back
+from nixfleet_agent.activation.backends import choose
+from nixfleet_agent.activation.context import SUPERSEDED, Context
+from nixfleet_agent.activation.errors import ActivationError, PhaseFailed, PhaseInterrupted
+from nixfleet_agent.activation.forward import ForwardRun, Parts
+from nixfleet_agent.activation.guard import Guard
+from nixfleet_agent.activation.model import (
+    EXIT_UNKNOWN,
+    Completed,
+    Deferred,
+    Failed,
+    Forward,
+    ForwardOutcome,
+    Interrupted,
+    Rollback,
+    RollbackFailed,
+    RollbackOutcome,
+)
+from nixfleet_agent.activation.records import Records
+from nixfleet_agent.activation.rollback import RollbackRun
+from nixfleet_agent.activation.switches import Switches
+from nixfleet_agent.clock import Clock
+from nixfleet_agent.config.model import ActivationConfig
+from nixfleet_agent.errors import StorageError
+from nixfleet_agent.text import clip_tail
+
+#: Longest `stderrTail`, its phase included.
+STDERR_TAIL_BYTES = 4096
+
+
+class Pipeline:
+    """Brings this host to a closure and back. Not thread-safe: one thread owns it.
+
+    Args:
+        interrupted: ``shutdown`` or ``superseded`` when the work in hand should be left, else None.
+        wait: blocks for that many seconds, or until ``interrupted`` changes.
+        on_phase: told each step's name and the seconds that it took.
+        environment: what children get; the process's own by default.
+    """
+
+    def __init__(
+        self,
+        config: ActivationConfig,
+        state_dir: Path,
+        clock: Clock,
+        interrupted: Callable[[], str | None],
+        wait: Callable[[float], None],
+        log: logging.Logger,
+        *,
+        on_phase: Callable[[str, float], None] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        reporting = {} if on_phase is None else {"on_phase": on_phase}
+        base = os.environ if environment is None else environment
+        self._context = Context(config, state_dir, clock, interrupted, wait, log, base_environment=base, **reporting)
+        self._records = Records(state_dir, host.boot_id())
+        backend = choose(self._context)
+        self._switches = Switches(self._context, self._records, backend)
+        self._guard = Guard(self._context, self._records, backend, self._switches)
+        self._parts = Parts(self._context, self._records, backend, self._switches, self._guard)
+
+    def forward(self, intent: Forward, on_started: Callable[[str], None]) -> ForwardOutcome:
+        """Run the whole way forward.
+
+        ``on_started`` is told how it switches, before anything fires; what it raises goes to the caller and
+        nothing is fired.
+        """
+        return self._outcome(intent, ForwardRun(self._parts, intent, on_started).run)
+
+    def resume(self, intent: Forward, on_started: Callable[[str], None], already_started: bool) -> ForwardOutcome:
+        """Go on after a restart, without firing again what runs or has ended.
+
+        ``on_started`` is not called when the start has been reported already.
+        """
+        announce = _reported if already_started else on_started
+        return self._outcome(intent, ForwardRun(self._parts, intent, announce).resume)
+
+    def rollback(self, intent: Rollback) -> RollbackOutcome:
+        """One attempt to get back; call it again after a RollbackFailed."""
+        try:
+            return RollbackRun(self._parts, intent).run()
+        except PhaseInterrupted as interruption:
+            return Interrupted(interruption.reason)
+        except PhaseFailed as failure:
+            return RollbackFailed(failure.exit_code, stderr_tail(failure.phase, failure.tail), failure.phase)
+        except StorageError as error:
+            return RollbackFailed(EXIT_UNKNOWN, stderr_tail("state-dir", str(error)), "state-dir")
+        except ActivationError as error:
+            return RollbackFailed(EXIT_UNKNOWN, stderr_tail("host", str(error)), "host")
+
+    def release(self, rollout_id: str) -> None:
+        """The rollout is terminal: its guard, its garbage collector's roots and its notes go.
+
+        Raises:
+            StorageError: the disk refused; call again.
+            PhaseInterrupted: shutdown while a guard that acts is awaited.
+        """
+        if self._guard.armed_for() == rollout_id:
+            self._guard.disarm()
+        way_back.release_roots(self._context.state_dir, rollout_id)
+        self._records.forget_failure(rollout_id)
+
+    def forward_fired(self, rollout_id: str) -> bool:
+        """Whether a switch of this rollout has started, so that units may be half changed; from disk."""
+        return bool(self._switches.attempts(rollout_id))
+
+    def switching(self) -> bool:
+        """Whether a switch of ours runs at this moment: what is current may be half of it."""
+        return self._switches.running() is not None
+
+    def _outcome(self, intent: Forward, run: Callable[[], Completed | Deferred]) -> ForwardOutcome:
+        try:
+            return run()
+        except PhaseInterrupted as interruption:
+            return Interrupted(interruption.reason)
+        except PhaseFailed as failure:
+            return self._failed(intent, failure)
+        except StorageError as error:
+            return self._failed(intent, PhaseFailed("state-dir", str(error)))
+        except ActivationError as error:
+            return self._failed(intent, PhaseFailed("host", str(error)))
+        finally:
+            self._leave_to_the_newer()
+
+    def _failed(self, intent: Forward, failure: PhaseFailed) -> Failed:
+        observed = failure.observed or host.read_current(self._context.config)
+        fired = self.forward_fired(intent.rollout_id)
+        if fired:
+            try:
+                self._records.note_failure(intent.rollout_id, observed)
+            except StorageError as error:
+                self._context.log.warning("%s", error)
+        return Failed(failure.exit_code, stderr_tail(failure.phase, failure.tail), failure.phase, fired, observed)
+
+    def _leave_to_the_newer(self) -> None:
+        """A superseded rollout takes nothing back: a guard that acted now would undo the newer one."""
+        if self._context.interrupted() != SUPERSEDED or self._guard.armed_for() is None:
+            return
+        try:
+            self._guard.disarm()
+        except (StorageError, ActivationError) as error:
+            self._context.log.warning("%s", error)
+
+
+def stderr_tail(phase: str, words: str) -> str:
+    """``<phase>: <the end of the words>``, at most 4 KiB of whole UTF-8 characters."""
+    head = f"{phase}: "
+    return head + clip_tail(words.encode("utf-8", "replace"), STDERR_TAIL_BYTES - len(head.encode()))
+
+
+def _reported(method: str) -> None:
+    """The start was reported before the restart."""

@@ -1,0 +1,238 @@
+"""The switch records: one folder per switch under ``{state_dir}/switch``, shared with a script that outlives us.
+
+The agent prepares a record and fires; ``scripts/wrapper.sh`` fills it in. ``started`` is made by link(2), from
+the wrapper when it begins or from the agent when it takes the record back: whoever comes first decides, so a
+switch either has started or never will, even when the agent was killed in the middle of firing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from nixfleet_agent import durable
+from nixfleet_agent.errors import StorageError
+from nixfleet_agent.proto.ids import file_part
+from nixfleet_agent.text import clip_tail
+
+FORWARD, BOOT, ROLLBACK, GUARD = "forward", "boot", "rollback", "guard"
+
+_INTENT = "intent.json"
+_WITHDRAWN = "withdrawn"
+_PIPE = "pipe"
+#: Files that the wrapper writes into in place and then renames, so that a full disk can't lose them.
+_RESERVED = ("waiting", "started", "exit", "drained")
+_RESERVE_BYTES = 256
+_NAME = re.compile(r"(\d{6,})-(forward|boot|rollback|guard)-(.+)")
+_OUTPUTS = ("output.2", "output.1", "output")
+#: Records kept for an operator to read; those of switches that still run are always kept.
+_KEPT = 12
+_LOCK_REFUSED = "could not acquire lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What a record was prepared for. ``running`` is what ran then; ``fired_at`` is monotonic time of boot ``boot``."""
+
+    rollout_id: str
+    direction: str
+    target: str
+    action: str
+    method: str
+    unit: str
+    running: str | None
+    boot: str
+    fired_at: float
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who runs (or waits to run) a record: a process, by start time and boot no other one."""
+
+    pid: int
+    group: int
+    start: str
+    boot: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One folder; everything is read from disk at the moment it is asked for."""
+
+    number: int
+    path: Path
+    intent: Intent
+
+    @property
+    def started(self) -> Identity | None:
+        """Who runs or ran it; None when it has not started, or never will."""
+        return _identity(self.path / "started")
+
+    @property
+    def waiting(self) -> Identity | None:
+        """Who waits to run it."""
+        return _identity(self.path / "waiting")
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code, when it has ended and could tell."""
+        line = _first_line(self.path / "exit")
+        return int(line) if line is not None and line.isdigit() else None
+
+    @property
+    def lock_refused(self) -> bool:
+        """It ended because another switch held the lock: nothing was changed."""
+        return self.exit_code not in {None, 0} and _LOCK_REFUSED in self.output(4096).lower()
+
+    def output(self, limit: int) -> str:
+        """The last ``limit`` bytes of what the script said, as text."""
+        raw = b"".join(_tail(self.path / name, limit) for name in _OUTPUTS)
+        return clip_tail(raw, limit)
+
+    def withdraw(self) -> bool:
+        """Make sure that it never starts; False when it has started.
+
+        Raises:
+            StorageError: the file system refused to say.
+        """
+        try:
+            os.link(self.path / f"{_WITHDRAWN}.next", self.path / "started")
+        except FileExistsError:
+            return self.started is None
+        except OSError as error:
+            raise StorageError(f"can't withdraw {self.path}: {error.strerror}", error.errno) from error
+        return True
+
+
+class Records:
+    """The folder of all records, and the scripts that it needs when agent and Python are gone."""
+
+    def __init__(self, state_dir: Path, boot: str) -> None:
+        self.folder = state_dir.absolute() / "switch"
+        self.boot = boot
+
+    def all(self) -> list[Record]:
+        """Every readable record, oldest first; a folder that was being prepared when we died is none."""
+        found = []
+        try:
+            names = os.listdir(self.folder)
+        except FileNotFoundError:
+            return []
+        for name in names:
+            if (match := _NAME.fullmatch(name)) and (intent := _read_intent(self.folder / name)):
+                found.append(Record(int(match[1]), self.folder / name, intent))
+        return sorted(found, key=lambda record: record.number)
+
+    def of(self, rollout_id: str, direction: str) -> list[Record]:
+        """The records of one rollout in one direction, oldest first."""
+        return [r for r in self.all() if r.intent.rollout_id == rollout_id and r.intent.direction == direction]
+
+    def prepare(self, intent: Intent) -> Record:
+        """A new record, durable, ready for the wrapper.
+
+        Raises:
+            StorageError: the disk refused; nothing must be fired.
+        """
+        number = 1 + max((int(m[1]) for m in map(_NAME.fullmatch, self._names()) if m), default=0)
+        path = self.folder / f"{number:06}-{intent.direction}-{file_part(intent.rollout_id)}"
+        durable.make_directory(path)
+        try:
+            for name in _RESERVED:
+                _write(path / f"{name}.next", b" " * (_RESERVE_BYTES - 1) + b"\n")
+            _write(path / f"{_WITHDRAWN}.next", _WITHDRAWN.encode() + b"\n")
+            os.mkfifo(path / _PIPE, 0o600)
+            durable.write(path / _INTENT, json.dumps(asdict(intent), indent=1).encode() + b"\n")
+        except OSError as error:
+            shutil.rmtree(path, ignore_errors=True)
+            raise StorageError(f"can't prepare {path}: {error.strerror}", error.errno) from error
+        return Record(number, path, intent)
+
+    def remove(self, record: Record) -> None:
+        """Forget a record; one that can't be removed is no harm, for it is withdrawn or has ended."""
+        shutil.rmtree(record.path, ignore_errors=True)
+
+    def prune(self, running: Record | None) -> None:
+        """Keep the newest records, and the one that runs."""
+        for record in self.all()[:-_KEPT]:
+            if running is None or record.number != running.number:
+                self.remove(record)
+
+    def note_failure(self, rollout_id: str, observed: str | None) -> None:
+        """Remember what ran when the rollout failed, so that a rollback after a restart can tell an operator's switch.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        durable.make_directory(self.folder)
+        durable.write(self._failure(rollout_id), json.dumps({"observed": observed}).encode() + b"\n")
+
+    def observed_at_failure(self, rollout_id: str) -> str | None:
+        """What ``note_failure`` was told, or None."""
+        try:
+            noted = json.loads(self._failure(rollout_id).read_bytes())
+        except (OSError, ValueError):
+            return None
+        observed = noted.get("observed") if isinstance(noted, dict) else None
+        return observed if isinstance(observed, str) else None
+
+    def forget_failure(self, rollout_id: str) -> None:
+        """Drop the note (raises StorageError)."""
+        durable.remove(self._failure(rollout_id))
+
+    def _failure(self, rollout_id: str) -> Path:
+        return self.folder / f"failed-{file_part(rollout_id)}.json"
+
+    def _names(self) -> list[str]:
+        try:
+            return os.listdir(self.folder)
+        except FileNotFoundError:
+            return []
+
+
+def _write(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(descriptor, data)
+    finally:
+        os.close(descriptor)
+
+
+def _read_intent(path: Path) -> Intent | None:
+    try:
+        fields = json.loads((path / _INTENT).read_bytes())
+        # A newer version may have added fields: ours are all that we need.
+        return Intent(**{name: fields[name] for name in Intent.__slots__})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _first_line(path: Path) -> str | None:
+    try:
+        return path.read_bytes()[:_RESERVE_BYTES].decode("utf-8", "replace").partition("\n")[0].strip()
+    except OSError:
+        return None
+
+
+def _identity(path: Path) -> Identity | None:
+    line = _first_line(path)
+    if line is None or not line.startswith("pid="):
+        return None
+    fields = dict(part.partition("=")[::2] for part in line.split())
+    try:
+        return Identity(int(fields["pid"]), int(fields["group"]), fields["start"], fields["boot"])
+    except (KeyError, ValueError):
+        return None
+
+
+def _tail(path: Path, limit: int) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - limit))
+            return stream.read(limit)
+    except OSError:
+        return b""

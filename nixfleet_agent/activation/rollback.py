@@ -1,0 +1,105 @@
+"""The way back: to the closure that ran when the rollout was accepted, by that closure's own script."""
+
+from __future__ import annotations
+
+from nixfleet_agent.activation import host, profile, realise, verify_poll, way_back
+from nixfleet_agent.activation.errors import PhaseFailed
+from nixfleet_agent.activation.forward import Parts, require_names, switch_until_unlocked, update_bootloader
+from nixfleet_agent.activation.model import Rollback, RollbackDrift, RolledBack
+from nixfleet_agent.activation.records import BOOT, ROLLBACK, Record
+from nixfleet_agent.activation.switches import Job
+
+
+class RollbackRun:
+    """One attempt at a rollback; the caller tries again when it fails."""
+
+    def __init__(self, parts: Parts, intent: Rollback) -> None:
+        self._parts = parts
+        self._context = parts.context
+        self._intent = intent
+
+    def run(self) -> RolledBack | RollbackDrift:
+        """Get back, or find that somebody else has switched this host meanwhile.
+
+        Raises:
+            PhaseFailed, PhaseInterrupted, StorageError
+        """
+        context, intent = self._context, self._intent
+        require_names(intent.rollout_id, intent.target, intent.failed)
+        self._parts.guard.disarm()
+        if not (intent.forward_fired or self._parts.switches.attempts(intent.rollout_id)):
+            return self._profile_only()
+        current = host.read_current(context.config)
+        if self._operator_acted(current):
+            assert current is not None
+            return RollbackDrift(current)
+        self._realise()
+        with context.phase("profile"):
+            profile.point_at(context, intent.target)
+        if current == intent.target and self._finished():
+            return RolledBack(current, 0)
+        return switch_until_unlocked(self._parts, self._fire, self._verify)
+
+    def _operator_acted(self, current: str | None) -> bool:
+        """What runs is nothing that this rollout has left: neither end of it, nor what ran when it failed."""
+        intent, records = self._intent, self._parts.records
+        known = {
+            intent.target,
+            intent.failed,
+            intent.observed_at_failure,
+            records.observed_at_failure(intent.rollout_id),
+        }
+        return current is not None and current not in known
+
+    def _finished(self) -> bool:
+        """A rollback of this rollout has succeeded, and the agent went down before it could say so."""
+        done = self._parts.records.of(self._intent.rollout_id, ROLLBACK)
+        return bool(done) and done[-1].exit_code == 0
+
+    def _profile_only(self) -> RolledBack:
+        """The release was never switched to: no unit has changed, and none is to."""
+        intent, config = self._intent, self._context.config
+        if host.read_profile(config.profile) != intent.target:
+            self._realise()
+            with self._context.phase("profile"):
+                profile.point_at(self._context, intent.target)
+        if any(record.started is not None for record in self._parts.records.of(intent.rollout_id, BOOT)):
+            self._restore_bootloader()
+        return RolledBack(host.read_current(config) or intent.target, 0)
+
+    def _restore_bootloader(self) -> None:
+        """A deferred release had begun to write its boot entry: the next boot must bring the prior system."""
+        last = [r for r in self._parts.records.of(self._intent.rollout_id, BOOT) if r.exit_code == 0]
+        if last and last[-1].intent.target == self._intent.target:
+            return
+        update_bootloader(self._parts, self._intent.rollout_id, self._intent.target)
+
+    def _realise(self) -> None:
+        context, intent = self._context, self._intent
+        root = way_back.root_of(context.state_dir, intent.rollout_id, "prior")
+        with context.phase("realise"):
+            way_back.make_roots_folder(context.state_dir)
+            realise.realise(context, intent.target, root)
+        if (reason := way_back.script_missing(context, self._parts.backend, intent.target)) is not None:
+            raise PhaseFailed("no-switch-script", reason)
+
+    def _fire(self) -> Record:
+        """The prior system's own script, whatever still runs of the release."""
+        with self._context.phase("fire"):
+            return self._parts.switches.fire(Job(self._intent.rollout_id, ROLLBACK, self._intent.target, "switch"))
+
+    def _verify(self, record: Record) -> RolledBack:
+        current = host.read_current(self._context.config)
+        watched = verify_poll.Watched(
+            record=record,
+            target=self._intent.target,
+            expected=(self._intent.failed, self._intent.observed_at_failure, record.intent.running, current),
+            fired_at=self._context.clock.monotonic(),
+            watch=lambda: None,
+        )
+        with self._context.phase("verify"):
+            ended = verify_poll.follow(self._context, self._parts.switches, watched)
+        if ended.exit_code != 0:
+            self._context.log.warning("%s runs again; its switch ended with %d", ended.observed, ended.exit_code)
+        profile.correct(self._context, self._intent.target)
+        return RolledBack(ended.observed, ended.exit_code)

@@ -1,0 +1,69 @@
+"""Makes sure, before anything is changed, that the host could return to where it is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from nixfleet_agent import durable
+from nixfleet_agent.activation import nix
+from nixfleet_agent.activation.backends.base import Backend
+from nixfleet_agent.activation.context import Context
+from nixfleet_agent.activation.errors import CommandError, PhaseFailed
+from nixfleet_agent.activation.host import on_disk
+from nixfleet_agent.activation.model import Forward
+from nixfleet_agent.errors import StorageError
+from nixfleet_agent.proto.ids import file_part
+
+PHASE = "no-way-back"
+_ENDS = ("target", "prior")
+
+
+def root_of(state_dir: Path, rollout_id: str, end: str) -> Path:
+    """The garbage collector's root that holds the ``target`` or the ``prior`` of a rollout."""
+    return state_dir.absolute() / "gcroots" / f"{file_part(rollout_id)}-{end}"
+
+
+def make_roots_folder(state_dir: Path) -> None:
+    """Raises StorageError."""
+    durable.make_directory(state_dir.absolute() / "gcroots")
+
+
+def release_roots(state_dir: Path, rollout_id: str) -> None:
+    """Let the garbage collector have a rollout's closures again (raises StorageError)."""
+    for end in _ENDS:
+        durable.remove(root_of(state_dir, rollout_id, end))
+
+
+def secure(context: Context, backend: Backend, intent: Forward) -> None:
+    """Hold the prior closure, which must be valid and have its switch script.
+
+    Raises:
+        PhaseFailed: there is no way back and the policy asks for one. Under another policy that is a warning.
+    """
+    prior = intent.way_back
+    if prior is None:
+        return
+    try:
+        _hold(context, backend, prior, root_of(context.state_dir, intent.rollout_id, "prior"))
+    except (CommandError, StorageError) as error:
+        if intent.takes_back:
+            raise PhaseFailed(PHASE, f"{prior}: {error}") from error
+        context.log.warning("there is no way back to %s: %s", prior, error, extra={"rollout_id": intent.rollout_id})
+
+
+def script_missing(context: Context, backend: Backend, closure: str) -> str | None:
+    """Why the closure can't be switched to, or None."""
+    script = backend.command(on_disk(context.config.store_root, closure), "switch")[0]
+    if os.access(script, os.X_OK) and Path(script).is_file():
+        return None
+    return f"{script} is missing or not executable: not a system closure"
+
+
+def _hold(context: Context, backend: Backend, prior: str, root: Path) -> None:
+    if not nix.is_valid(context, prior):
+        raise CommandError("it is not in the store")
+    make_roots_folder(context.state_dir)
+    nix.hold(context, prior, root)
+    if (reason := script_missing(context, backend, prior)) is not None:
+        raise CommandError(reason)
