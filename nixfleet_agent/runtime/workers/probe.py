@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +17,7 @@ from nixfleet_agent.runtime.probe_set import ProbeSet, Runner
 from nixfleet_agent.runtime.shutdown import ShutdownToken
 from nixfleet_agent.runtime.worker import Worker
 from nixfleet_agent.runtime.workers import probe_runners
+from nixfleet_agent.runtime.workers.probe_runners.files import read_regular
 from nixfleet_agent.text import printable
 
 #: While probes run they are looked after this often, in seconds; the probes keep their own time.
@@ -30,15 +29,11 @@ IDLE_SECS = 60.0
 def read_declarations(path: Path, min_interval: float) -> DeclaredProbes:
     """What the file at ``path`` declares: an absent file nothing, one that can't be read a probe that fails."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return health_checks.broken(f"{path} is not a regular file", min_interval)
-            raw = file.read(health_checks.FILE_LIMIT + 1)
+        raw = read_regular(path, health_checks.FILE_LIMIT)
     except FileNotFoundError:
         return health_checks.parse(None, min_interval)
     except OSError as error:
-        return health_checks.broken(f"can't read {path}: {error.strerror}", min_interval)
+        return health_checks.broken(f"can't read {path}: {error.strerror or error}", min_interval)
     return health_checks.parse(raw, min_interval)
 
 

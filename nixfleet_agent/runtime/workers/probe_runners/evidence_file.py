@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import os
-import stat
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from nixfleet_agent.errors import AgentError, IdentityError, ProtoError, TrustEr
 from nixfleet_agent.identity.host_key import load_host_key
 from nixfleet_agent.proto.strict_json import loads_strict
 from nixfleet_agent.proto.times import parse_time
+from nixfleet_agent.runtime.workers.probe_runners.files import read_regular
 from nixfleet_agent.trust.canonical import canonical
 
 EVIDENCE_LIMIT = 4 * 1024 * 1024
@@ -128,15 +127,10 @@ def _identity(path: Path) -> Identity | None:
 
 
 def _content(path: Path, limit: int) -> bytes:
-    """A regular file, whole; a FIFO in its place would block the probe for ever."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise EvidenceError(f"{path} is not a regular file")
-            raw = file.read(limit + 1)
+        raw = read_regular(path, limit)
     except OSError as error:
-        raise EvidenceError(f"can't read {path}: {error.strerror}") from error
+        raise EvidenceError(f"can't read {path}: {error.strerror or error}") from error
     if len(raw) > limit:
         raise EvidenceError(f"{path} is larger than {limit} bytes")
     return raw

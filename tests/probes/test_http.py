@@ -1,0 +1,319 @@
+"""The http runner against real servers that misbehave."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import tempfile
+import threading
+import time
+import tracemalloc
+import unittest
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from nixfleet_agent.proto.probe_decls import HttpDecl
+from nixfleet_agent.runtime.workers.probe_runners import RunnerOutcome, run
+from tests.probes.support import ProbeCase, answer, context, descriptors, say, stop_when
+from tests.support.tls import DAY, Authority, now
+
+
+def probe(url: str, *, timeout: float = 5.0, **fields: Any) -> RunnerOutcome:
+    return run(HttpDecl(name="p", url=url, timeout=timeout, **fields), context())
+
+
+class HttpCase(ProbeCase):
+    def assert_fails(self, outcome: RunnerOutcome, words: str) -> None:
+        self.assertFalse(outcome.passed)
+        self.assertIn(words, outcome.failure_reason or "")
+
+
+class Status(HttpCase):
+    def test_the_expected_status_passes(self) -> None:
+        self.assertTrue(probe(self.serve(say(answer())).url("/health")).passed)
+        self.assertTrue(probe(self.serve(say(answer("204 No Content", b""))).url(), expect_status=204).passed)
+
+    def test_any_other_status_fails_and_is_named(self) -> None:
+        self.assert_fails(probe(self.serve(say(answer("503 Busy"))).url()), "status 503, expected 200")
+        self.assert_fails(probe(self.serve(say(answer())).url(), expect_status=503), "status 200, expected 503")
+
+    def test_the_request_is_a_bare_get(self) -> None:
+        server = self.serve(say(answer()))
+        self.assertTrue(probe(server.url("/a?b=c")).passed)
+        (request,) = server.requests
+        self.assertTrue(request.startswith("GET /a?b=c HTTP/1.1\r\n"), request)
+        self.assertIn("User-Agent: nixfleet-agent/", request)
+        self.assertNotIn("Authorization", request)
+
+    def test_ipv6(self) -> None:
+        server = self.serve(say(answer()), family=socket.AF_INET6)
+        self.assertTrue(probe(f"http://[::1]:{server.port}/").passed)
+
+    def test_neither_proxies_nor_netrc_of_the_environment_are_used(self) -> None:
+        server = self.serve(say(answer()))
+        with tempfile.TemporaryDirectory() as folder:
+            netrc = Path(folder) / ".netrc"
+            netrc.write_text("machine 127.0.0.1 login root password secret\n", encoding="ascii")
+            netrc.chmod(0o600)
+            environment = {"http_proxy": "http://127.0.0.1:9/", "ALL_PROXY": "http://127.0.0.1:9/", "NETRC": str(netrc)}
+            with mock.patch.dict(os.environ, environment):
+                self.assertTrue(probe(server.url()).passed)
+        self.assertNotIn("Authorization", server.requests[0])
+
+
+class NoAnswer(HttpCase):
+    def test_connection_refused(self) -> None:
+        self.assert_fails(probe("http://127.0.0.1:1/"), "can't connect to 127.0.0.1 port 1: Connection refused")
+
+    def test_a_name_that_does_not_exist(self) -> None:
+        self.assert_fails(probe("http://no-such-host.invalid/"), "can't look up no-such-host.invalid")
+
+    def test_a_server_that_resets(self) -> None:
+        def reset(connection: Any, request: str) -> None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            connection.close()
+
+        self.assert_fails(probe(self.serve(reset).url()), "reset")
+
+    def test_garbage_instead_of_http(self) -> None:
+        self.assert_fails(probe(self.serve(say(b"SSH-2.0-OpenSSH_9.2\r\n")).url()), "")
+
+    def test_a_reason_names_no_credentials_of_the_url(self) -> None:
+        outcome = probe("http://admin:hunter2@127.0.0.1:1/x?token=abc")
+        self.assertNotIn("hunter2", outcome.failure_reason or "")
+        self.assertNotIn("abc", outcome.failure_reason or "")
+
+
+class WallClock(HttpCase):
+    """The time limit is for all of it, whatever the server does meanwhile."""
+
+    def assert_in_time(self, server_handler: Any, **fields: Any) -> None:
+        server = self.serve(server_handler)
+        began = time.monotonic()
+        outcome = probe(server.url(), timeout=0.4, **fields)
+        self.assert_quick(began, 1.0)
+        self.assertGreaterEqual(time.monotonic() - began, 0.39)
+        self.assert_fails(outcome, "no full answer within 0.4 s")
+
+    def test_a_server_that_says_nothing(self) -> None:
+        self.assert_in_time(lambda connection, request: connection.recv(1))
+
+    def test_a_slow_drip_of_headers(self) -> None:
+        self.assert_in_time(self.drip(b"HTTP/1.1 200 OK\r\nX-Slow: " + b"x" * 1000))
+
+    def test_a_slow_drip_of_the_body(self) -> None:
+        drip = self.drip(b"x" * 1000)
+
+        def handler(connection: Any, request: str) -> None:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+            drip(connection, request)
+
+        self.assert_in_time(handler, body_contains="never")
+
+    def test_endless_interim_answers(self) -> None:
+        self.assert_in_time(self.drip(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000, size=25))
+
+    def test_each_redirect_gets_only_what_is_left(self) -> None:
+        def slow_redirect(connection: Any, request: str) -> None:
+            threading.Event().wait(0.15)
+            connection.sendall(answer("302 Found", b"", "Location: /again"))
+
+        self.assert_in_time(slow_redirect)
+
+    def drip(self, raw: bytes, size: int = 1) -> Any:
+        def handler(connection: Any, request: str) -> None:
+            gap = threading.Event()
+            for at in range(0, len(raw), size):
+                connection.sendall(raw[at : at + size])
+                gap.wait(0.02)
+
+        return handler
+
+    def test_being_stopped_ends_a_blocked_read_at_once(self) -> None:
+        server = self.serve(lambda connection, request: connection.recv(1))
+        ctx = context()
+        thread = stop_when(lambda: bool(server.requests), ctx.cancel)
+        began = time.monotonic()
+        outcome = run(HttpDecl(name="p", url=server.url(), timeout=30), ctx)
+        thread.join()
+        self.assert_quick(began, 1.0)
+        self.assert_fails(outcome, "stopped")
+
+
+class Redirects(HttpCase):
+    def redirector(self, hops: int) -> Any:
+        def handler(connection: Any, request: str) -> None:
+            hop = int(request.split(" ")[1].lstrip("/") or 0)
+            if hop < hops:
+                connection.sendall(answer("302 Found", b"x", f"Location: /{hop + 1}"))
+            else:
+                connection.sendall(answer())
+
+        return handler
+
+    def test_ten_are_followed_and_the_eleventh_is_not(self) -> None:
+        server = self.serve(self.redirector(10))
+        self.assertTrue(probe(server.url()).passed)
+        self.assertEqual(len(server.requests), 11)
+        server = self.serve(self.redirector(11))
+        self.assert_fails(probe(server.url()), "more than 10 redirects")
+        self.assertEqual(len(server.requests), 11)
+
+    def test_a_loop_ends(self) -> None:
+        self.assert_fails(probe(self.serve(self.redirector(10**9)).url()), "more than 10 redirects")
+
+    def test_an_expected_redirect_is_not_followed(self) -> None:
+        server = self.serve(self.redirector(10**9))
+        self.assertTrue(probe(server.url(), expect_status=302).passed)
+        self.assertEqual(len(server.requests), 1)
+
+    def test_only_http_and_https_are_followed(self) -> None:
+        for location in ("file:///etc/passwd", "ftp://127.0.0.1/", "gopher://127.0.0.1/"):
+            server = self.serve(say(answer("302 Found", b"", f"Location: {location}")))
+            self.assert_fails(probe(server.url()), "not http or https")
+
+    def test_the_body_of_a_redirect_is_not_read(self) -> None:
+        def handler(connection: Any, request: str) -> None:
+            if request.startswith("GET /next"):
+                connection.sendall(answer())
+                return
+            connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: /next\r\nContent-Length: 1000000000000\r\n\r\n")
+            connection.recv(1)  # the probe must not wait for a body that never comes
+
+        began = time.monotonic()
+        self.assertTrue(probe(self.serve(handler).url()).passed)
+        self.assert_quick(began, 2.0)
+
+    def test_credentials_do_not_travel_to_where_a_redirect_points(self) -> None:
+        target = self.serve(say(answer()))
+        server = self.serve(say(answer("302 Found", b"", f"Location: {target.url()}")))
+        self.assertTrue(probe(f"http://user:secret@127.0.0.1:{server.port}/").passed)
+        self.assertIn("Authorization", server.requests[0])
+        self.assertNotIn("Authorization", target.requests[0])
+
+
+class Body(HttpCase):
+    def test_the_text_is_found_also_across_two_reads(self) -> None:
+        body = b"x" * 8189 + "grün".encode() + b"y" * 100
+        self.assertTrue(probe(self.serve(say(answer(body=body))).url(), body_contains="grün").passed)
+
+    def test_a_body_without_it_fails(self) -> None:
+        outcome = probe(self.serve(say(answer(body=b"down"))).url(), body_contains="up")
+        self.assert_fails(outcome, "'up' is not in the first 4 bytes")
+
+    def test_only_the_first_64_kib_count(self) -> None:
+        at_the_end = b"x" * (65536 - 2) + b"up"
+        self.assertTrue(probe(self.serve(say(answer(body=at_the_end))).url(), body_contains="up").passed)
+        one_too_far = b"x" * (65536 - 1) + b"up"
+        self.assert_fails(probe(self.serve(say(answer(body=one_too_far))).url(), body_contains="up"), "65536 bytes")
+
+    def test_the_body_is_not_read_unless_it_is_asked_for(self) -> None:
+        def headers_only(connection: Any, request: str) -> None:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")
+            connection.recv(1)
+
+        self.assertTrue(probe(self.serve(headers_only).url()).passed)
+
+    def test_a_body_cut_short_before_the_text_fails(self) -> None:
+        raw = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf"
+        self.assert_fails(probe(self.serve(say(raw)).url(), body_contains="up"), "")
+
+    def test_an_endless_body_costs_no_memory(self) -> None:
+        def endless(connection: Any, request: str) -> None:
+            connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            while True:
+                connection.sendall(b"x" * 65536)
+
+        server = self.serve(endless)
+        probe(server.url(), body_contains="up")
+        tracemalloc.start()
+        try:
+            began = time.monotonic()
+            self.assert_fails(probe(server.url(), body_contains="up"), "65536 bytes")
+            self.assertLess(tracemalloc.get_traced_memory()[1], 2_000_000)
+            self.assert_quick(began, 2.0)
+        finally:
+            tracemalloc.stop()
+
+
+class Tls(HttpCase):
+    def setUp(self) -> None:
+        self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        self.authority = Authority()
+        self.ca = self.authority.write_ca(self.folder / "ca.pem")
+
+    def server(self, authority: Authority | None = None, **options: Any) -> Any:
+        certificate, key = (authority or self.authority).write_server(self.folder, **options)
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(certificate, key)
+        return tls
+
+    def probe(self, tls: Any, handler: Any = None, **fields: Any) -> RunnerOutcome:
+        server = self.serve(handler or say(answer()), tls=tls)
+        ctx = context(tls=lambda: ssl.create_default_context(cafile=str(self.ca)))
+        return run(HttpDecl(name="p", url=server.url(), **fields), ctx)
+
+    def test_a_good_certificate_passes(self) -> None:
+        self.assertTrue(self.probe(self.server(), body_contains="ok").passed)
+
+    def test_bad_certificates_fail(self) -> None:
+        refused = "TLS: the server's certificate was refused"
+        self.assert_fails(self.probe(self.server(Authority("another CA"))), refused)
+        self.assert_fails(self.probe(self.server(names=["other.example"], addresses=[])), refused)
+        expired = self.server(not_before=now() - 9 * DAY, not_after=now() - DAY)
+        self.assert_fails(self.probe(expired), refused)
+
+    def test_the_machines_own_authorities_are_the_default(self) -> None:
+        server = self.serve(say(answer()), tls=self.server())
+        self.assert_fails(run(HttpDecl(name="p", url=server.url()), context()), "refused")
+
+    def test_plain_http_behind_an_https_url_fails(self) -> None:
+        server = self.serve(say(answer()))
+        ctx = context(tls=lambda: ssl.create_default_context(cafile=str(self.ca)))
+        url = f"https://127.0.0.1:{server.port}/"
+        server_talks_first = HttpDecl(name="p", url=url, timeout=1.0)
+        self.assertFalse(run(server_talks_first, ctx).passed)
+
+    def test_a_slow_drip_over_tls_ends_in_time(self) -> None:
+        def drip(connection: Any, request: str) -> None:
+            gap = threading.Event()
+            for _ in range(1000):
+                connection.sendall(b"H")
+                gap.wait(0.02)
+
+        began = time.monotonic()
+        self.assert_fails(self.probe(self.server(), drip, timeout=0.4), "no full answer within 0.4 s")
+        self.assert_quick(began, 1.2)
+
+    def test_a_handshake_that_hangs_ends_in_time_and_when_stopped(self) -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(listener.close)
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}/"
+        began = time.monotonic()
+        self.assert_fails(probe(url, timeout=0.4), "no full answer within 0.4 s")
+        self.assert_quick(began, 1.0)
+        ctx = context()
+        timer = threading.Timer(0.2, ctx.cancel.set)
+        timer.start()
+        began = time.monotonic()
+        self.assert_fails(run(HttpDecl(name="p", url=url, timeout=30), ctx), "stopped")
+        timer.join()
+        self.assert_quick(began, 1.0)
+
+
+class Leaks(HttpCase):
+    def test_no_run_leaves_a_descriptor(self) -> None:
+        good, bad = self.serve(say(answer())), self.serve(say(b"garbage\r\n\r\n"))
+        probe(good.url())
+        before = descriptors()
+        for _ in range(10):
+            probe(good.url(), body_contains="ok")
+            probe(bad.url())
+            probe("http://127.0.0.1:1/")
+        self.assertEqual(descriptors(), before)
+
+
+if __name__ == "__main__":
+    unittest.main()

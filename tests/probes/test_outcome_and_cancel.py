@@ -1,0 +1,96 @@
+"""Reasons that fit an event, and the order to stop."""
+
+from __future__ import annotations
+
+import threading
+import unittest
+
+from nixfleet_agent.proto.probe_decls import BadDecl, ProbeDecl
+from nixfleet_agent.runtime.workers.probe_runners import Cancel, failed, passed, run
+from nixfleet_agent.state_machine.states import ProbeStatus
+from tests.probes.support import context
+
+
+class Reasons(unittest.TestCase):
+    def reason(self, text: str) -> str:
+        return failed(text).failure_reason or ""
+
+    def test_up_to_512_bytes_are_kept_as_they_are(self) -> None:
+        self.assertEqual(self.reason("x" * 512), "x" * 512)
+        self.assertEqual(self.reason("é" * 256), "é" * 256)
+
+    def test_longer_ones_are_cut_at_a_character(self) -> None:
+        self.assertEqual(self.reason("x" * 513), "x" * 512 + "...[truncated]")
+        self.assertEqual(self.reason("x" + "é" * 256), "x" + "é" * 255 + "...[truncated]")
+        self.assertEqual(self.reason("\U0001f600" * 200), "\U0001f600" * 128 + "...[truncated]")
+        self.assertEqual(self.reason("x" * 10**6), "x" * 512 + "...[truncated]")
+
+    def test_what_would_act_on_a_terminal_is_escaped_before_the_cut(self) -> None:
+        self.assertEqual(self.reason("a\nb\x1b[31m"), "a\\nb\\x1b[31m")
+        self.assertLessEqual(len(self.reason("\x1b" * 10**5).encode()), 512 + 14)
+
+    def test_a_fail_always_has_a_reason_and_a_pass_never(self) -> None:
+        self.assertEqual(self.reason(""), "no reason was given")
+        self.assertIsNone(passed().failure_reason)
+
+
+class Dispatch(unittest.TestCase):
+    def test_a_bad_declaration_fails_with_its_reason(self) -> None:
+        outcome = run(BadDecl(name="p", reason="no such kind"), context())
+        self.assertEqual((outcome.status, outcome.failure_reason), (ProbeStatus.FAIL, "no such kind"))
+
+    def test_a_type_without_a_runner_is_our_own_mistake(self) -> None:
+        with self.assertRaises(RuntimeError):
+            run(ProbeDecl(name="p", kind="x"), context())
+
+
+class Stopping(unittest.TestCase):
+    def test_callbacks_run_once_when_it_is_set_and_at_once_when_it_was(self) -> None:
+        cancel, calls = Cancel(), []
+        with cancel.calling(lambda: calls.append("before")):
+            cancel.set()
+            cancel.set()
+        self.assertEqual(calls, ["before"])
+        with cancel.calling(lambda: calls.append("after")):
+            self.assertEqual(calls, ["before", "after"])
+
+    def test_after_its_block_a_callback_never_runs(self) -> None:
+        cancel, calls = Cancel(), []
+        with cancel.calling(lambda: calls.append("late")):
+            pass
+        cancel.set()
+        self.assertEqual(calls, [])
+
+    def test_a_block_ends_only_when_its_running_callback_has(self) -> None:
+        """Otherwise the callback could kill a process id that was given to somebody else."""
+        cancel, entered, leave, order = Cancel(), threading.Event(), threading.Event(), []
+
+        def callback() -> None:
+            entered.set()
+            leave.wait(5)
+            order.append("callback")
+
+        registered = threading.Event()
+
+        def block() -> None:
+            with cancel.calling(callback):
+                registered.set()
+                entered.wait(5)
+            order.append("left")
+
+        blocker = threading.Thread(target=block)
+        blocker.start()
+        registered.wait(5)
+        setter = threading.Thread(target=cancel.set)
+        setter.start()
+        entered.wait(5)
+        blocker.join(0.05)
+        self.assertEqual(order, [])
+        leave.set()
+        for thread in (blocker, setter):
+            thread.join(5)
+        self.assertEqual(order, ["callback", "left"])
+
+
+if __name__ == "__main__":
+    unittest.main()
