@@ -32,9 +32,9 @@ class ShutdownToken:
         """Sleep for ``seconds``; True at once when shutdown begins."""
         return self._clock.wait(self._set, seconds)
 
-    def wakeup(self) -> threading.Event:
-        """An event that shutdown sets too, so that a thread can wait for its work and for the end in one place."""
-        event = threading.Event()
+    def wakeup(self, event: threading.Event | None = None) -> threading.Event:
+        """An event (the given one) that shutdown sets too, so that a thread waits for work and end in one place."""
+        event = event or threading.Event()
         with self._lock:
             self._wakeups.append(event)
             if self._set.is_set():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from datetime import datetime
 from enum import Enum
@@ -19,6 +19,24 @@ class StatusBoard:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sections: dict[str, object] = {}
+        self._providers: dict[str, Callable[[], object]] = {}
+        self._counters: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
+
+    def provide(self, section: str, read: Callable[[], object]) -> None:
+        """A section that is read anew for each snapshot, such as a file that a command may change; must not raise."""
+        with self._lock:
+            self._providers[section] = read
+
+    def count(self, counter: str, by: int = 1, **labels: str) -> None:
+        """Add to a counter, which lives as long as the process; label values must come from a bounded set."""
+        key = (counter, tuple(sorted(labels.items())))
+        with self._lock:
+            self._counters[key] = self._counters.get(key, 0) + by
+
+    def counters(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], int]:
+        """(counter, sorted labels) -> value."""
+        with self._lock:
+            return dict(self._counters)
 
     def publish(self, section: str, value: object) -> None:
         """Replace ``section``; the value must not be changed afterwards (frozen dataclass, tuple, fresh dict)."""
@@ -32,14 +50,17 @@ class StatusBoard:
             self._sections[section] = {**(old if isinstance(old, dict) else {}), key: value}
 
     def get(self, section: str) -> object:
-        """The section as it was published, or None."""
+        """The section as it was published, or read now where it has a provider, or None."""
         with self._lock:
-            return self._sections.get(section)
+            read = self._providers.get(section)
+            published = self._sections.get(section)
+        return read() if read is not None else published
 
     def snapshot(self) -> dict[str, Any]:
         """All sections as JSON values."""
         with self._lock:
-            sections = dict(self._sections)
+            sections, providers = dict(self._sections), dict(self._providers)
+        sections |= {name: read() for name, read in providers.items()}
         return {name: as_json(value) for name, value in sorted(sections.items())}
 
 
