@@ -62,6 +62,10 @@ class CallBudget:
         self._seconds = seconds
         self._until = self._clock.monotonic() + seconds
 
+    def monotonic(self) -> float:
+        """The clock that the deadline is on, for a limit within the call."""
+        return self._clock.monotonic()
+
     def remaining(self) -> float:
         """Seconds left, above zero.
 

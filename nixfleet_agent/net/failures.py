@@ -29,7 +29,7 @@ def describe(error: requests.RequestException | urllib3.exceptions.HTTPError) ->
         if isinstance(cause, (http.client.RemoteDisconnected, ConnectionError)):
             return TransportError("the server closed the connection without an answer", "reset")
         if isinstance(cause, (http.client.IncompleteRead, urllib3.exceptions.IncompleteRead)):
-            return TransportError("the connection ended in the middle of the answer", "reset")
+            return TransportError("the body of the answer is cut short or damaged", "reset")
     last = causes[-1]
     return TransportError(f"the answer is not HTTP ({type(last).__name__}: {printable(last, 200)})", "protocol")
 

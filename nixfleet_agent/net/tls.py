@@ -120,17 +120,19 @@ class TlsStream:
         self.received = 0
 
     def handshake(self, timeout: float) -> None:
-        """Complete the handshake within ``timeout`` seconds of silence from the peer (and within the budget)."""
+        """Complete the handshake within ``timeout`` seconds in all, and within the budget."""
+        until = self._budget.monotonic() + timeout
         while True:
             try:
                 return self._connection.do_handshake()
             except SSL.WantReadError:
-                ready = self._budget.wait(self._raw.fileno(), write=False, at_most=timeout)
+                write = False
             except SSL.WantWriteError:
-                ready = self._budget.wait(self._raw.fileno(), write=True, at_most=timeout)
+                write = True
             except SSL.Error as error:
                 raise self._failure(error, "during the TLS handshake") from error
-            if not ready:
+            left = until - self._budget.monotonic()
+            if left <= 0 or not self._budget.wait(self._raw.fileno(), write=write, at_most=left):
                 raise TransportError(f"the server did not finish the TLS handshake within {timeout:g} s", "timeout")
 
     def recv_into(self, buffer: bytearray | memoryview, nbytes: int | None = None) -> int:
@@ -163,7 +165,7 @@ class TlsStream:
             except SSL.WantWriteError:
                 self._budget.wait(self._raw.fileno(), write=True)
             except SSL.Error as error:
-                raise self._write_failure(error) from error
+                raise self._failure(error, "while sending") from error
 
     def makefile(self, mode: str = "rb", buffering: int | None = None) -> io.BufferedReader:
         """The reader of one response; the connection stays open until it and the stream are both closed."""
@@ -201,16 +203,6 @@ class TlsStream:
             pass
         finally:
             self._raw.close()
-
-    def _write_failure(self, error: SSL.Error) -> TransportError:
-        """A refused client certificate shows as a broken pipe here, while the alert that says so waits to be read."""
-        try:
-            self._connection.recv(1)
-        except SSL.SysCallError:
-            return self._failure(error, "while sending")
-        except SSL.Error as unread:
-            return self._failure(unread, "while sending")
-        return self._failure(error, "while sending")
 
     def _failure(self, error: SSL.Error, when: str) -> TransportError:
         if isinstance(error, SSL.SysCallError):

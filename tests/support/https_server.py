@@ -66,7 +66,7 @@ class Reply:
         handler.pause(self.delay)
         body = gzip.compress(self.body) if self.compressed else self.body
         handler.send_response(self.status)
-        if self.status not in (204, 304):
+        if self.status not in (204, 304) and "Content-Length" not in self.headers:
             handler.send_header("Content-Length", str(len(body)))
         if self.compressed:
             handler.send_header("Content-Encoding", "gzip")
@@ -244,6 +244,11 @@ class HttpsServer:
         with self._lock:
             self._routes[method, path] = chosen or [Reply(204)]
 
+    @property
+    def open_connections(self) -> int:
+        """Connections that are being served now."""
+        return self._server.open_count()
+
     def drop_connections(self) -> None:
         """Close every open connection, as a server does with idle ones."""
         self._server.drop()
@@ -315,6 +320,10 @@ class _Server(ThreadingHTTPServer):
             super().shutdown_request(request)
         except OSError:
             request.close()
+
+    def open_count(self) -> int:
+        with self._guard:
+            return len(self._open)
 
     def drop(self) -> None:
         with self._guard:

@@ -1,0 +1,187 @@
+"""Requests as they look on the wire, answers as they are handed back, and what is never followed."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import unittest
+from unittest import mock
+
+from nixfleet_agent.errors import ConfigError, TransportError
+from nixfleet_agent.net.client import ControlPlane, endpoint_label
+from tests.net.base import NetTestCase
+from tests.support.https_server import CloseSilently, Hang, Reply, Request
+
+
+class Requests(NetTestCase):
+    def test_every_request_carries_the_headers_of_the_protocol(self) -> None:
+        server = self.serve()
+        server.route("GET", "/v1/x", json={})
+        server.route("POST", "/v1/y", Reply(204))
+        client = self.connect(server, agent_version="9.8.7")
+        client.get("/v1/x", deadline=5, params={"wait": "60"})
+        client.get("/v1/x", deadline=5, accept="application/octet-stream", etag='"abc"')
+        client.post("/v1/y", {"name": "Grüße"}, deadline=5, headers={"X-Extra": "1"})
+        first, second, third = server.requests
+        for request in server.requests:
+            self.assertEqual("1", request.headers["X-Nixfleet-Protocol"])
+            self.assertEqual("9.8.7", request.headers["X-Nixfleet-Agent-Version"])
+            self.assertEqual("nixfleet-agent/9.8.7", request.headers["User-Agent"])
+        self.assertEqual({"wait": ["60"]}, first.query)
+        self.assertEqual("application/json", first.headers["Accept"])
+        self.assertEqual("application/octet-stream", second.headers["Accept"])
+        self.assertEqual('"abc"', second.headers["If-None-Match"])
+        self.assertEqual("application/json", third.headers["Content-Type"])
+        self.assertEqual('{"name":"Grüße"}'.encode(), third.body)
+        self.assertEqual("1", third.headers["X-Extra"])
+
+    def test_ready_made_bytes_go_out_as_they_are(self) -> None:
+        server = self.serve()
+        server.route("POST", "/v1/y", Reply(204))
+        raw = b'{ "odd" :  "spacing" }'
+        self.assertEqual(204, self.connect(server).post_bytes("/v1/y", raw, deadline=5).status)
+        self.assertEqual(raw, server.requests[0].body)
+
+    def test_any_status_is_an_answer(self) -> None:
+        server = self.serve()
+        client = self.connect(server)
+        for status in (200, 204, 304, 400, 401, 404, 409, 426, 429, 500, 503):
+            server.route("GET", "/v1/x", Reply(status, b"", {"ETag": '"v"', "Retry-After": "7"}))
+            answer = client.get("/v1/x", deadline=5)
+            self.assertEqual(status, answer.status)
+            self.assertEqual("7", answer.headers["retry-after"])
+
+    def test_a_base_url_with_a_path_is_kept_before_every_path(self) -> None:
+        server = self.serve()
+        server.route("GET", "/fleet/v1/x", json={})
+        self.assertEqual(200, self.connect(server, server.url + "/fleet/").get("/v1/x", deadline=5).status)
+
+    def test_only_plain_https_urls_are_accepted(self) -> None:
+        urls = ("http://cp", "cp:8443", "https://", "https://me:secret@cp", "https://cp?x=1", "https://cp:99999", "")
+        for url in urls:
+            with self.subTest(url=url), self.assertRaises(ConfigError):
+                ControlPlane(url)
+
+    def test_one_connection_serves_all_calls_of_a_thread_and_each_thread_has_its_own(self) -> None:
+        server = self.serve()
+        server.route("GET", "/v1/x", json={})
+        client = self.connect(server)
+
+        def calls() -> None:
+            for _ in range(5):
+                client.get("/v1/x", deadline=5)
+
+        threads = [threading.Thread(target=calls) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(3, server.connections)
+        calls()
+        self.assertEqual(4, server.connections)
+
+    def test_the_observer_sees_each_call_with_its_outcome_and_no_rollout_id(self) -> None:
+        server = self.serve()
+        server.route("GET", "/v1/rollouts/stable@abc/sig", Reply(404))
+        server.route("GET", "/v1/x", Hang())
+        seen: list[tuple[str, str, float]] = []
+        client = self.connect(server, observer=lambda *call: seen.append(call))
+        client.get("/v1/rollouts/stable@abc/sig", deadline=5)
+        self.refused(client, "/v1/x", deadline=0.1)
+        self.assertEqual([("/v1/rollouts/{id}/sig", "404"), ("/v1/x", "timeout")], [call[:2] for call in seen])
+        self.assertGreaterEqual(seen[1][2], 0.1)
+
+    def test_labels_cut_ids_and_nothing_else(self) -> None:
+        self.assertEqual("/v1/rollouts/{id}", endpoint_label("/v1/rollouts/edge@00"))
+        self.assertEqual("/v1/agent/events", endpoint_label("/v1/agent/events"))
+
+
+class NeverFollowed(NetTestCase):
+    def test_a_redirect_is_an_answer_and_its_target_is_never_asked(self) -> None:
+        elsewhere = self.serve()
+        elsewhere.route("GET", "/v1/x", json={})
+        server = self.serve()
+        for status in (301, 302, 303, 307, 308):
+            server.route("GET", "/v1/x", Reply(status, b"gone", {"Location": elsewhere.url + "/v1/x"}))
+            self.assertEqual(status, self.connect(server).get("/v1/x", deadline=5).status)
+        server.route("GET", "/v1/x", Reply(302, b"", {"Location": "https://[broken"}))
+        self.assertEqual(302, self.connect(server).get("/v1/x", deadline=5).status)
+        self.assertEqual([], elsewhere.requests)
+
+    def test_environment_proxies_are_not_used(self) -> None:
+        server = self.serve()
+        server.route("GET", "/v1/x", json={})
+        proxy = "http://127.0.0.1:9"
+        names = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY")
+        with mock.patch.dict(os.environ, dict.fromkeys(names, proxy)):
+            self.assertEqual(200, self.connect(server).get("/v1/x", deadline=5).status)
+
+    def test_netrc_is_not_read(self) -> None:
+        server = self.serve()
+        server.route("GET", "/v1/x", json={})
+        netrc = self.folder / ".netrc"
+        netrc.write_text("machine 127.0.0.1 login root password secret\n")
+        netrc.chmod(0o600)
+        with mock.patch.dict(os.environ, {"NETRC": str(netrc), "HOME": str(self.folder)}):
+            self.connect(server).get("/v1/x", deadline=5)
+        self.assertNotIn("Authorization", server.requests[0].headers)
+
+    def test_cookies_are_not_kept(self) -> None:
+        server = self.serve()
+        server.route("GET", "/v1/x", Reply(200, b"{}", {"Set-Cookie": "session=1; Path=/"}))
+        client = self.connect(server)
+        client.get("/v1/x", deadline=5)
+        client.get("/v1/x", deadline=5)
+        self.assertNotIn("Cookie", server.requests[1].headers)
+
+
+class KeepAlive(NetTestCase):
+    def test_an_idle_connection_that_the_server_closed_is_replaced_unseen(self) -> None:
+        server = self.serve()
+        server.route("POST", "/v1/y", Reply(204))
+        client = self.connect(server)
+        client.post("/v1/y", {}, deadline=5)
+        server.drop_connections()
+        for _ in range(200):
+            if not server.open_connections:
+                break
+            time.sleep(0.005)
+        self.assertEqual(204, client.post("/v1/y", {"second": 2}, deadline=5).status)
+        self.assertEqual(2, server.connections)
+        self.assertEqual(2, len(server.requests))
+
+    def test_a_connection_that_closes_on_the_second_request_is_retried_once_on_a_new_one(self) -> None:
+        server = self.serve()
+        server.route("POST", "/v1/y", Reply(204), CloseSilently(), Reply(204))
+        client = self.connect(server)
+        client.post("/v1/y", {"a": 1}, deadline=5)
+        self.assertEqual(204, client.post("/v1/y", {"b": 2}, deadline=5).status)
+        self.assertEqual([b'{"a":1}', b'{"b":2}', b'{"b":2}'], [request.body for request in server.requests])
+
+    def test_the_retry_is_made_once_and_never_on_a_fresh_connection(self) -> None:
+        server = self.serve()
+        server.route("POST", "/v1/y", Reply(204), CloseSilently())
+        client = self.connect(server)
+        client.post("/v1/y", {}, deadline=5)
+        for expected in (3, 4):
+            with self.assertRaises(TransportError) as caught:
+                client.post("/v1/y", {}, deadline=5)
+            self.assertEqual("reset", caught.exception.kind)
+            self.assertEqual(expected, len(server.requests))
+
+    def test_an_answer_that_has_begun_is_not_asked_for_again(self) -> None:
+        server = self.serve()
+
+        def half(request: Request) -> Reply:
+            return Reply(200, b"x", {"Content-Length": "1000"}, close=True)
+
+        server.route("GET", "/v1/x", Reply(204), half)
+        client = self.connect(server)
+        client.get("/v1/x", deadline=5)
+        self.assertEqual("reset", self.refused(client, "/v1/x").kind)
+        self.assertEqual(2, len(server.requests))
+
+
+if __name__ == "__main__":
+    unittest.main()
