@@ -47,10 +47,6 @@ class JsonLines(JsonFormatter):
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
         return {key: _cut(key, value) for key, value in log_data.items()}
 
-    def jsonify_log_record(self, log_data: dict[str, Any]) -> str:
-        # DEL is the one control character that JSON leaves as it is.
-        return super().jsonify_log_record(log_data).replace("\x7f", "\\u007f")
-
 
 class TextLines(logging.Formatter):
     """For people: time, level, thread, message and fields on one line; a stack on indented lines below."""
