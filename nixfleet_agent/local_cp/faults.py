@@ -1,0 +1,65 @@
+"""What a control plane can do wrong, on command: each fault is one knob, off until it is turned.
+
+Only the faults of the control plane and of its network are here. That an agent is killed, or that CI signs
+something stale, is done where agents are started and artifacts are signed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+
+class Faults:
+    """Read by the server and the endpoints on every request; set by a demo or a test from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._partition = False
+        self._delay = 0.0
+        self._tampered: frozenset[str] = frozenset()
+        self._wrong_closures: dict[str, str] = {}
+
+    @property
+    def partition(self) -> bool:
+        """Every connection is cut, and each new one is dropped before a byte is said."""
+        with self._lock:
+            return self._partition
+
+    @partition.setter
+    def partition(self, on: bool) -> None:
+        with self._lock:
+            self._partition = on
+
+    @property
+    def delay(self) -> float:
+        """Seconds that each answer is held back."""
+        with self._lock:
+            return self._delay
+
+    @delay.setter
+    def delay(self, seconds: float) -> None:
+        with self._lock:
+            self._delay = seconds
+
+    @property
+    def tampered(self) -> frozenset[str]:
+        """Rollout ids whose manifest's signature is served with one bit flipped."""
+        with self._lock:
+            return self._tampered
+
+    @tampered.setter
+    def tampered(self, rollout_ids: frozenset[str]) -> None:
+        with self._lock:
+            self._tampered = rollout_ids
+
+    @property
+    def wrong_closures(self) -> Mapping[str, str]:
+        """By rollout id, the closure that its turns name instead of the one that CI signed."""
+        with self._lock:
+            return dict(self._wrong_closures)
+
+    @wrong_closures.setter
+    def wrong_closures(self, closures: Mapping[str, str]) -> None:
+        with self._lock:
+            self._wrong_closures = dict(closures)
