@@ -69,13 +69,7 @@ def verify_fleet(
     Raises:
         errors.Refusal: the subclass says why.
     """
-    value, digest, key_name, key = _open(raw, signature, trust, now, FLEET_LIMIT, _FLEET)
-    try:
-        fleet = Fleet.parse(value, _FLEET)
-    except ProtoError as error:
-        raise errors.SchemaInvalid(str(error)) from error
-    _require_version(fleet.schema_version, fleet.meta, _FLEET)
-    verified = VerifiedFleet(fleet, digest, _signed_at(fleet.meta, _FLEET), key_name, key)
+    verified = open_fleet(raw, signature, trust, now=now)
     check_fresh_fleet(verified, trust, now=now, override_window=override_window, marks=marks)
     return verified
 
@@ -95,8 +89,36 @@ def verify_manifest(
     Raises:
         errors.Refusal: the subclass says why.
     """
+    verified = open_manifest(raw, signature, rollout_id, trust, now=now)
+    check_fresh_manifest(verified, trust, now=now, window=window, marks=marks)
+    return verified
+
+
+def open_fleet(raw: bytes, signature: bytes, trust: TrustRoots, *, now: datetime) -> VerifiedFleet:
+    """A fleet that CI signed, of any age: enough to learn from what was accepted once, not to act on it.
+
+    Raises:
+        errors.Refusal: MalformedArtifact, BadSignature, SchemaInvalid and their like.
+    """
+    value, digest, key_name, key = _signed_value(raw, signature, trust, now, FLEET_LIMIT, _FLEET)
+    try:
+        fleet = Fleet.parse(value, _FLEET)
+    except ProtoError as error:
+        raise errors.SchemaInvalid(str(error)) from error
+    _require_version(fleet.schema_version, fleet.meta, _FLEET)
+    return VerifiedFleet(fleet, digest, _signed_at(fleet.meta, _FLEET), key_name, key)
+
+
+def open_manifest(
+    raw: bytes, signature: bytes, rollout_id: str, trust: TrustRoots, *, now: datetime
+) -> VerifiedManifest:
+    """The manifest that CI signed for ``rollout_id``, of any age.
+
+    Raises:
+        errors.Refusal: as ``open_fleet``, and RolloutIdMismatch.
+    """
     what = _manifest_name(rollout_id)
-    value, digest, key_name, key = _open(raw, signature, trust, now, MANIFEST_LIMIT, what)
+    value, digest, key_name, key = _signed_value(raw, signature, trust, now, MANIFEST_LIMIT, what)
     try:
         manifest = RolloutManifest.parse(value, what)
     except ProtoError as error:
@@ -104,9 +126,7 @@ def verify_manifest(
     _require_version(manifest.schema_version, manifest.meta, what)
     if manifest.rollout_id != rollout_id:
         raise errors.RolloutIdMismatch(f"{what}: CI signed it for {manifest.rollout_id}: another manifest was served")
-    verified = VerifiedManifest(manifest, digest, _signed_at(manifest.meta, what), key_name, key)
-    check_fresh_manifest(verified, trust, now=now, window=window, marks=marks)
-    return verified
+    return VerifiedManifest(manifest, digest, _signed_at(manifest.meta, what), key_name, key)
 
 
 def check_fresh_fleet(
@@ -143,7 +163,7 @@ def check_fresh_manifest(
     _check_time(verified, trust, now, window, mark, marks.newest, _manifest_name(verified.manifest.rollout_id))
 
 
-def _open(
+def _signed_value(
     raw: bytes, signature: bytes, trust: TrustRoots, now: datetime, limit: int, what: str
 ) -> tuple[Any, str, str, PublicKey]:
     """The parsed value, the hash of the signed bytes, and the slot and key that signed them."""

@@ -19,11 +19,15 @@ RELEASE: Release = CI.release({"web-01": "stable", "db-01": "edge"}, signed_at=N
 
 
 def fleet(
-    artifact: Signed, last: SeenFleet | None, *, trust: TrustRoots = TRUST, now: datetime = NOW, marks: Marks | None = None
+    artifact: Signed,
+    last: SeenFleet | None,
+    *,
+    trust: TrustRoots = TRUST,
+    now: datetime = NOW,
+    marks: Marks | None = None,
 ) -> SeenFleet:
-    return see_fleet(
-        bytes(bytearray(artifact.raw)), artifact.signature, last, trust, now=now, override_window=None, marks=marks or Marks()
-    )
+    raw = bytes(bytearray(artifact.raw))
+    return see_fleet(raw, artifact.signature, last, trust, now=now, override_window=None, marks=marks or Marks())
 
 
 def manifest(rollout_id: str, artifact: Signed, last: SeenManifest | None, *, now: datetime = NOW) -> SeenManifest:
