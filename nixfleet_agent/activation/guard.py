@@ -18,8 +18,6 @@ from nixfleet_agent.activation.verify_poll import TAIL_BYTES, follow_script
 from nixfleet_agent.errors import StorageError
 
 PHASE = "guard"
-#: What a switch may take besides its two budgets before the guard may act: a slow start and a busy agent.
-MARGIN_SECS = 300.0
 
 
 class Guard:

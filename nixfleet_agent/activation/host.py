@@ -80,7 +80,7 @@ def resolve(store_root: str, logical: str) -> str | None:
     return "/" + "/".join(done)
 
 
-def boot_id() -> str:
+def read_boot_id() -> str:
     """Names this boot of the machine; empty when the system does not tell."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

@@ -62,7 +62,7 @@ class Pipeline:
         reporting = {} if on_phase is None else {"on_phase": on_phase}
         base = os.environ if environment is None else environment
         self._context = Context(config, state_dir, clock, interrupted, wait, log, base_environment=base, **reporting)
-        self._records = Records(state_dir, host.boot_id())
+        self._records = Records(state_dir, host.read_boot_id())
         backend = choose(self._context)
         self._switches = Switches(self._context, self._records, backend)
         self._guard = Guard(self._context, self._records, backend, self._switches)

@@ -63,7 +63,7 @@ class SetsidBackend:
 
     def _lives(self, identity: Identity) -> bool:
         """The wrapper itself, or, when only it was killed, what it ran."""
-        if identity.boot != host.boot_id():
+        if identity.boot != host.read_boot_id():
             return False
         found = host.process(identity.pid)
         if found is not None:
