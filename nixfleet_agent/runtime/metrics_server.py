@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nixfleet_agent.clock import Clock
+from nixfleet_agent.config import MetricsConfig
+from nixfleet_agent.config.load import split_address
+from nixfleet_agent.errors import ConfigError
 from nixfleet_agent.runtime.listener import Caller, Listener
 from nixfleet_agent.runtime.metrics import CONTENT_TYPE, Metrics
 from nixfleet_agent.runtime.shutdown import ShutdownToken
@@ -108,3 +111,18 @@ class MetricsTextfileWorker(Worker):
             self._trouble = trouble
         else:
             self._trouble = ""
+
+
+def metrics_workers(
+    config: MetricsConfig, shutdown: ShutdownToken, clock: Clock, metrics: Metrics, health: Health
+) -> list[Worker]:
+    """The workers that the configuration asks for: none, one or both."""
+    workers: list[Worker] = []
+    if config.listen:
+        address = split_address(config.listen)
+        if address is None:
+            raise ConfigError(f"metrics.listen must be ADDRESS:PORT, is {config.listen!r}")
+        workers.append(MetricsServerWorker(shutdown, clock, address, metrics, health))
+    if config.textfile:
+        workers.append(MetricsTextfileWorker(shutdown, clock, Path(config.textfile), metrics))
+    return workers
