@@ -109,6 +109,10 @@ class Pipeline:
         way_back.release_roots(self._context.state_dir, rollout_id)
         self._records.forget_failure(rollout_id)
 
+    def holding(self) -> set[str]:
+        """Rollouts that still hold garbage collector's roots."""
+        return way_back.holding(self._context.state_dir)
+
     def forward_fired(self, rollout_id: str) -> bool:
         """Whether a switch of this rollout has started, so that units may be half changed; from disk."""
         return bool(self._switches.attempts(rollout_id))

@@ -35,6 +35,15 @@ def release_roots(state_dir: Path, rollout_id: str) -> None:
         durable.remove(root_of(state_dir, rollout_id, end))
 
 
+def holding(state_dir: Path) -> set[str]:
+    """Rollouts that hold a root, by the names of the roots; empty while there is no folder."""
+    try:
+        names = os.listdir(state_dir.absolute() / "gcroots")
+    except FileNotFoundError:
+        return set()
+    return {name.rpartition("-")[0] for name in names if name.rpartition("-")[2] in _ENDS}
+
+
 def secure(context: Context, backend: Backend, intent: Forward) -> None:
     """Hold the prior closure, which must be valid and have its switch script.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from nixfleet_agent.activation.model import (
 from nixfleet_agent.activation.pipeline import Pipeline
 from nixfleet_agent.clock import Clock
 from nixfleet_agent.config.model import ActivationConfig
+from nixfleet_agent.errors import StorageError
 from nixfleet_agent.runtime.backoff import Backoff
 from nixfleet_agent.runtime.input_queue import InputQueue
 from nixfleet_agent.runtime.inputs import Ack, Answer, HostEvent, RollbackAttemptFailed
@@ -46,7 +47,10 @@ IDLE = 60.0
 
 
 class ActivationWorker(Worker):
-    """``on_quarantine(rollout_id, closure)`` is told of each closure that failed here after its switch was fired."""
+    """``on_quarantine(rollout_id, closure, reason)`` is told of each closure that failed here after its switch was fired.
+
+    ``open_rollouts`` are those that may still need their garbage collector's roots.
+    """
 
     name = "activation"
 
@@ -61,7 +65,8 @@ class ActivationWorker(Worker):
         state_dir: Path,
         backoff: Backoff,
         control: RollbackControl,
-        on_quarantine: Callable[[str, str], None],
+        on_quarantine: Callable[[str, str, str], None],
+        open_rollouts: Callable[[], Container[str]],
     ) -> None:
         super().__init__(shutdown, clock)
         self._mailbox = mailbox
@@ -70,6 +75,7 @@ class ActivationWorker(Worker):
         self._backoff = backoff
         self._control = control
         self._on_quarantine = on_quarantine
+        self._open_rollouts = open_rollouts
         self._order: ActivationOrder | None = None
         self._phases: list[Phase] = []
         self._pipeline = Pipeline(
@@ -95,7 +101,7 @@ class ActivationWorker(Worker):
                 case RollBack():
                     self._roll_back(self._order)
                 case Release(rollout_id):
-                    self._pipeline.release(rollout_id)
+                    self._release(rollout_id)
             self._order = None
 
     # -- forward ------------------------------------------------------------------------------
@@ -110,7 +116,7 @@ class ActivationWorker(Worker):
                 outcome = self._pipeline.forward(intent, self._started)
             event = self._event_of(outcome)
             if isinstance(outcome, Failed) and outcome.switch_fired:
-                self._on_quarantine(order.rollout_id, order.target)
+                self._on_quarantine(order.rollout_id, order.target, outcome.phase)
             if event is not None:
                 self._inputs.put(HostEvent(order.rollout_id, event))
         finally:
@@ -168,10 +174,10 @@ class ActivationWorker(Worker):
 
     def _roll_back(self, order: RollBack) -> None:
         """Until it succeeds, a newer rollout inherits it, an operator acted, or an operator gives it up."""
-        # Of a forward that nobody saw fire, the safe reading is that it did: then the prior's own switch runs.
-        fired = order.forward_fired is not False
+        known = order.forward_fired
+        fired = self._pipeline.forward_fired(order.rollout_id) if known is None else known
         if fired:
-            self._on_quarantine(order.rollout_id, order.failed)
+            self._on_quarantine(order.rollout_id, order.failed, "rolled back")
         intent = Rollback(order.rollout_id, order.target, order.failed, fired, order.observed_at_failure)
         self._backoff.reset()
         self._switching(True)
@@ -237,6 +243,18 @@ class ActivationWorker(Worker):
             if self._control.take_retry(order.rollout_id) or self._control.given_up(order.rollout_id):
                 return False
         return False
+
+    def _release(self, rollout_id: str) -> None:
+        """Let go of what a finished rollout held, and of what any other left behind that is over or superseded."""
+        still_open = self._open_rollouts()
+        for held in {rollout_id, *self._pipeline.holding()}:
+            if held == rollout_id or held not in still_open:
+                try:
+                    self._pipeline.release(held)
+                except PhaseInterrupted:
+                    return  # shutdown; the next start's first release comes back to it
+                except StorageError as error:
+                    self.log.warning("could not release what %s held: %s", held, error)
 
     # -- what the pipeline asks of its surroundings --------------------------------------------
 
