@@ -217,7 +217,7 @@ class Nixery:
 
         ``switchable=False`` leaves ``bin/switch-to-configuration`` out.
         """
-        contents = dict(files or {})
+        contents = {"nixos-version": f"{name}\n", **(files or {})}
         if switchable:
             contents["bin/switch-to-configuration"] = PREAMBLE + script
         return self.path(f"nixos-system-{name}", contents, links or {}, references)

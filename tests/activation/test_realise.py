@@ -1,0 +1,161 @@
+"""Fetching: signatures, space, stalls, deadlines, interruption, roots; on a real cache that misbehaves."""
+
+from __future__ import annotations
+
+import random
+import unittest
+
+from nixfleet_agent.activation.model import Completed, Failed, Interrupted
+from nixfleet_agent.activation.realise_progress import REFUSED_SIGNATURE, Progress, is_refused_signature
+from tests.activation.case import PipelineCase, processes_of, until
+
+
+class RealiseTest(PipelineCase):
+    def big(self, name: str) -> str:
+        """A closure of 300 kB, so that its transfer can be slowed down."""
+        return self.nixery.system(name, files={"blob": random.Random(1).randbytes(150_000).hex()})
+
+    def assert_untouched(self, outcome: object) -> Failed:
+        assert isinstance(outcome, Failed), outcome
+        self.assertFalse(outcome.switch_fired)
+        self.assertEqual(
+            (self.host.running(), self.host.profile_closure(), self.host.generations()), (self.v1, self.v1, 1)
+        )
+        self.assertEqual((self.host.switches(), self.methods), ([], []))
+        return outcome
+
+    def tearDown(self) -> None:
+        self.nixery.server.drip = self.nixery.server.stall_after = None
+
+    def test_an_unsigned_closure_is_minus_two(self) -> None:
+        target = self.nixery.system("unsigned")
+        self.nixery.unsign(target)
+        outcome = self.assert_untouched(self.forward(target))
+        self.assertEqual((outcome.exit_code, outcome.phase), (-2, "realise"))
+        self.assertTrue(is_refused_signature(outcome.stderr_tail), outcome.stderr_tail)
+        self.assertFalse(self.host.has(target))
+
+    def test_a_signature_of_another_key_is_minus_two(self) -> None:
+        target = self.nixery.system("forged")
+        forged = "Sig: test-cache-1:" + "A" * 86 + "=="
+        self.nixery.edit_narinfo(target, lambda line: forged if line.startswith("Sig:") else line)
+        self.assertEqual(self.assert_untouched(self.forward(target)).exit_code, -2)
+
+    def test_an_unsigned_dependency_is_minus_two(self) -> None:
+        library = self.nixery.path("library", {"file": "1"})
+        target = self.nixery.system("leaning", references=[library])
+        self.nixery.unsign(library)
+        self.assertEqual(self.assert_untouched(self.forward(target)).exit_code, -2)
+
+    def test_a_changed_archive_is_refused(self) -> None:
+        target = self.nixery.system("tampered", files={"text": "honest"})
+        for archive in (self.nixery.cache / "nar").iterdir():
+            archive.write_bytes(archive.read_bytes().replace(b"honest", b"evil!!"))
+        self.assertEqual(self.assert_untouched(self.forward(target)).exit_code, -1)
+        self.assertFalse(self.host.has(target))
+
+    def test_a_closure_that_no_cache_has_is_minus_one_with_the_reason(self) -> None:
+        target = self.nixery.system("withdrawn")
+        self.nixery.withdraw(target)
+        outcome = self.assert_untouched(self.forward(target))
+        self.assertEqual((outcome.exit_code, outcome.phase), (-1, "realise"))
+        self.assertIn(target, outcome.stderr_tail)
+
+    def test_a_transfer_in_which_nothing_moves_is_ended(self) -> None:
+        self.host.configure(realise_stall_secs=0.5)
+        target = self.big("stalled")
+        self.nixery.server.stall_after = 100_000
+        outcome = self.assert_untouched(self.forward(target))
+        self.assertIn("no new byte and no new path for 0.5 s", outcome.stderr_tail)
+
+    def test_a_slow_drip_is_no_stall_but_has_a_deadline(self) -> None:
+        self.host.configure(realise_stall_secs=0.8, realise_timeout_secs=2.0)
+        target = self.big("dripped")
+        self.nixery.server.drip = (4096, 0.1)
+        outcome = self.assert_untouched(self.forward(target))
+        self.assertIn("did not end within 2 s", outcome.stderr_tail)
+
+    def test_an_interruption_ends_nix_at_once(self) -> None:
+        for reason in ("shutdown", "superseded"):
+            with self.subTest(reason):
+                self.setUp()
+                target = self.big(f"interrupted-{reason}")
+                self.nixery.server.stall_after = 100_000
+                result = self.in_thread(lambda target=target: self.forward(target))
+                until(lambda target=target: any("--add-root" in line and target in line
+                              for line in processes_of(self.host.root).values()), "nix to fetch")  # fmt: skip
+                self.interrupt(reason)
+                self.assertEqual(result(), Interrupted(reason))
+                self.assertEqual(processes_of(self.host.root), {}, "ended and reaped")
+                self.assertEqual((self.host.profile_closure(), self.host.switches()), (self.v1, []))
+
+    def test_a_download_that_would_fill_the_disk_is_refused_before_it_begins(self) -> None:
+        target = self.nixery.system("huge")
+        huge = 1 << 60
+
+        def inflate(line: str) -> str:
+            return f"NarSize: {huge}" if line.startswith("NarSize:") else line
+
+        self.nixery.edit_narinfo(target, inflate)
+        outcome = self.assert_untouched(self.forward(target))
+        self.assertEqual(outcome.phase, "free-space")
+        self.assertFalse(any(path.startswith("/nar/") and "huge" in path for path in self.nixery.server.requests))
+
+    def test_a_root_that_can_not_be_made_is_a_failure(self) -> None:
+        roots = self.host.state_dir / "gcroots"
+        roots.mkdir()
+        (roots / "stable@abc1-target").write_text("in the way")
+        outcome = self.assert_untouched(self.forward(self.v2))
+        self.assertEqual((outcome.exit_code, outcome.phase), (-1, "realise"))
+
+    def test_a_closure_that_is_here_already_needs_no_cache(self) -> None:
+        self.host.nix("nix-store", "--realise", f"/nix/store/{self.v2}")
+        self.nixery.server.requests.clear()
+        self.assertEqual(self.forward(self.v2), Completed(self.v2, 0, ()))
+        self.assertEqual(self.nixery.server.requests, [])
+
+
+class ProgressTest(unittest.TestCase):
+    def test_bytes_and_paths_are_counted_however_the_lines_are_cut(self) -> None:
+        log = (
+            b'@nix {"action":"start","fields":["/nix/store/a"],"id":1,"type":100}\n'
+            b'@nix {"action":"start","fields":["http://x"],"id":2,"type":101}\n'
+            b'@nix {"action":"result","fields":[10,100,0,0],"id":2,"type":105}\n'
+            b'@nix {"action":"result","fields":[10,100,0,0],"id":2,"type":105}\n'
+            b'@nix {"action":"result","fields":[30,100,0,0],"id":2,"type":105}\n'
+            b'@nix {"action":"msg","level":0,"msg":"\\u001b[31;1merror:\\u001b[0m no"}\n'
+        )
+        for size in (1, 7, 1000):
+            with self.subTest(size):
+                progress = Progress()
+                for begin in range(0, len(log), size):
+                    progress.feed(log[begin : begin + size])
+                self.assertEqual((progress.bytes, progress.paths, progress.moved), (30, {"/nix/store/a"}, 3))
+                self.assertEqual(progress.text, "error: no")
+
+    def test_the_lines_of_an_older_nix_are_understood(self) -> None:
+        progress = Progress()
+        progress.feed(b"copying path '/nix/store/a' from 'https://c'...\nerror: path '/nix/store/a' lacks a va")
+        progress.feed(b"lid signature\n")
+        self.assertEqual(progress.paths, {"/nix/store/a"})
+        self.assertTrue(is_refused_signature(progress.text))
+
+    def test_garbage_is_kept_as_words_and_harms_nothing(self) -> None:
+        progress = Progress()
+        progress.feed(b'@nix {"action":"start"\n@nix []\n@nix {"action":"result","id":"x"}\n\xff\xfe\n')
+        self.assertEqual((progress.bytes, progress.moved), (0, 0))
+
+    def test_memory_stays_bounded_without_a_newline(self) -> None:
+        progress = Progress()
+        for _ in range(64):
+            progress.feed(b"x" * 65536)
+        self.assertLess(len(progress.text), 65536)
+
+    def test_every_wording_is_recognised_in_any_case(self) -> None:
+        for wording in REFUSED_SIGNATURE:
+            self.assertTrue(is_refused_signature(f"error: The Path {wording.upper()} whatever"))
+        self.assertFalse(is_refused_signature("error: unable to download: HTTP error 500"))
+
+
+if __name__ == "__main__":
+    unittest.main()
