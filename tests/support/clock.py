@@ -1,41 +1,101 @@
-"""A clock that only tests move."""
+"""A clock that only tests move: no waiting thread ever depends on how fast the machine is.
+
+    clock = FakeClock()
+    thread = threading.Thread(target=worker.run); thread.start()
+    clock.until_waiting(1)       # the worker sleeps on the clock now
+    clock.advance(30)            # and is woken exactly when its time has come
+    clock.step(-3600)            # somebody corrects the wall clock; nobody may wake of it
+"""
 
 from __future__ import annotations
 
 import threading
+import time
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
-START = datetime(2026, 5, 16, 1, 30, tzinfo=timezone.utc)
+EPOCH = datetime(2026, 5, 16, 1, 0, 0, tzinfo=timezone.utc)
+#: A test that waits this long (real seconds) for a thread has found a deadlock.
+PATIENCE = 10.0
 
 
 class FakeClock:
-    """Implements `nixfleet_agent.clock.Clock`; a wait with a timeout moves the clock by it and returns at once."""
+    """Implements ``nixfleet_agent.clock.Clock``."""
 
-    def __init__(self, now: datetime = START) -> None:
-        self._now = now
-        self._monotonic = 1000.0
+    def __init__(self, wall: datetime = EPOCH, monotonic: float = 1000.0) -> None:
         self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._wall = wall
+        self._monotonic = monotonic
+        self._waiters: dict[object, tuple[threading.Event, float | None]] = {}
 
     def now(self) -> datetime:
-        return self._now
+        with self._lock:
+            return self._wall
 
     def monotonic(self) -> float:
-        return self._monotonic
+        with self._lock:
+            return self._monotonic
 
     def wait(self, event: threading.Event, timeout: float | None) -> bool:
-        if timeout is None:
-            return event.wait()
-        if not event.is_set():
-            self.advance(timeout)
-        return event.is_set()
+        """Returns when ``event`` is set or the fake time has passed, and for no other reason."""
+        # The event's own condition is what `set` notifies. `advance` notifies it too, and because it is held from
+        # the look at the time until the sleep begins, neither of the two can come in between and be missed.
+        condition: Any = event._cond  # type: ignore[attr-defined]
+        token = object()
+        with condition:
+            deadline = None if timeout is None else self.monotonic() + timeout
+            try:
+                while not event.is_set() and (deadline is None or self.monotonic() < deadline):
+                    self._register(token, event, deadline)
+                    condition.wait()
+            finally:
+                self._forget(token)
+            return event.is_set()
 
     def advance(self, seconds: float) -> None:
-        """Time goes by."""
+        """Let time pass, on both clocks."""
+        assert seconds >= 0, "time does not run backwards; step() sets the wall clock"
         with self._lock:
-            self._now += timedelta(seconds=seconds)
             self._monotonic += seconds
+            self._wall += timedelta(seconds=seconds)
+            due = [event for event, deadline in self._waiters.values() if deadline is not None]
+        for event in due:
+            condition: Any = event._cond  # type: ignore[attr-defined]
+            with condition:
+                condition.notify_all()
 
-    def step_wall(self, seconds: float) -> None:
-        """Somebody sets the wall clock."""
+    def step(self, seconds: float) -> None:
+        """Set the wall clock; no time passes."""
         with self._lock:
-            self._now += timedelta(seconds=seconds)
+            self._wall += timedelta(seconds=seconds)
+
+    def until_waiting(self, count: int = 1) -> None:
+        """Block until ``count`` threads wait on this clock for a time that has not come; fails when they don't."""
+        until = time.monotonic() + PATIENCE
+        with self._changed:
+            while self._sleeping() < count:
+                left = until - time.monotonic()
+                if left <= 0:
+                    raise AssertionError(f"{self._sleeping()} threads wait on the clock, not {count}")
+                self._changed.wait(left)
+
+    def next_deadline(self) -> float | None:
+        """The earliest monotonic second that a thread waits for; None when none does."""
+        with self._lock:
+            return min((at for _, at in self._waiters.values() if at is not None), default=None)
+
+    def _sleeping(self) -> int:
+        return sum(
+            not event.is_set() and (deadline is None or deadline > self._monotonic)
+            for event, deadline in self._waiters.values()
+        )
+
+    def _register(self, token: object, event: threading.Event, deadline: float | None) -> None:
+        with self._changed:
+            self._waiters[token] = (event, deadline)
+            self._changed.notify_all()
+
+    def _forget(self, token: object) -> None:
+        with self._lock:
+            self._waiters.pop(token, None)
