@@ -32,5 +32,5 @@ def channel_of(rollout_id: str) -> str:
 
 
 def file_part(text: str) -> str:
-    """``text`` as a part of a journal file's name: characters outside `A-Za-z0-9-@.` become `_` (spec 3)."""
+    """``text`` as a part of a journal file's name: characters outside `A-Za-z0-9-@.` become `_`."""
     return _NOT_IN_FILE_NAMES.sub("_", text)

@@ -16,7 +16,8 @@ def format_time(at: datetime) -> str:
     """``2026-05-16T01:30:00.000000Z``; ``at`` must be aware."""
     if at.tzinfo is None:
         raise RuntimeError("a naive datetime has no place on the wire")
-    return at.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    # Not strftime: its %Y writes the year 1, which other languages use for "never", as a single digit.
+    return at.astimezone(timezone.utc).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def parse_time(text: object) -> datetime:

@@ -139,7 +139,10 @@ def _started(state: RolloutRecord, event: happened.ActivationStarted, policy: Po
 
 def _completed(state: RolloutRecord, event: happened.ActivationCompleted, policy: Policy) -> RolloutRecord:
     """Results of an earlier closure can't satisfy this one's gates, and its signed soak counts from here."""
-    floor = event.completed_at + timedelta(minutes=state.soak_floor)
+    try:
+        floor = event.completed_at + timedelta(minutes=state.soak_floor)
+    except OverflowError as error:
+        raise InvariantViolation(f"{state.rollout_id}: a soak of {state.soak_floor} minutes never ends") from error
     return replace(
         state,
         activation_completed_at=event.completed_at,
