@@ -1,0 +1,284 @@
+"""The hosts of a demo: a folder each, with keys, configuration and a Nix store, and the agent that runs there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+import nixfleet_agent
+from nixfleet_agent import durable
+from nixfleet_agent.demo.closures import HOST_VARIABLE, STORE, run_nix
+from nixfleet_agent.demo.errors import DemoError
+from nixfleet_agent.identity.host_key import HostKey, from_private
+from nixfleet_agent.proto.ids import CLOSURE
+
+#: By this variable every process of one demo is found again, also those that outlive their agent by design.
+MARK_VARIABLE = "FLEET_DEMO"
+STOP_SECS = 10.0
+#: The kernel's limit for the path of a socket, which an agent has in its state folder.
+SOCKET_PATH_LIMIT = 107
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all hosts of one demo have in common."""
+
+    control_plane_url: str
+    ca_file: Path
+    trust_file: bytes
+    cache_url: str
+    cache_key: str
+    mark: str
+    #: Multiplies the intervals that cost CPU: a hundred agents on two cores must not beat like three.
+    pace: float
+
+
+class Host:
+    """One host. ``install`` it, ``start`` its agent; the agent may be killed and started again."""
+
+    def __init__(self, name: str, folder: Path, around: Surroundings) -> None:
+        self.name = name
+        self.folder = folder
+        self.log_file = folder / "agent.log"
+        self.config_file = folder / "agent.toml"
+        self.state_dir = folder / "state"
+        self._around = around
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    @property
+    def store_root(self) -> Path:
+        return self.folder / "store"
+
+    @property
+    def current_system(self) -> Path:
+        return self.folder / "run" / "current-system"
+
+    @property
+    def profile(self) -> Path:
+        return self.folder / "profiles" / "system"
+
+    def install(self, closure: str) -> HostKey:
+        """Make the host as an installer would: keys, configuration, and a first system that runs; its host key.
+
+        Raises:
+            DemoError: the folder's path is too long, or Nix failed.
+        """
+        socket = self.state_dir / "agent.sock"
+        if len(os.fsencode(socket)) > SOCKET_PATH_LIMIT:
+            raise DemoError(f"{self.folder} is too long a path for a socket: choose a shorter --dir")
+        for made in (self.folder / "run", self.folder / "home", self.profile.parent):
+            made.mkdir(parents=True)
+        key = from_private(Ed25519PrivateKey.generate())
+        secret = key.private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+        durable.write(self.folder / "ssh_host_ed25519_key", secret)
+        durable.write(self.folder / "ssh_host_ed25519_key.pub", f"{key.public_openssh}\n".encode(), mode=0o644)
+        durable.write(self.folder / "trust.json", self._around.trust_file, mode=0o644)
+        durable.write(self.config_file, self._config().encode(), mode=0o644)
+        self._nix("nix-store", "--realise", f"{STORE}/{closure}")
+        self._nix("nix-env", "--profile", str(self.profile), "--set", f"{STORE}/{closure}")
+        self.current_system.symlink_to(f"{self.store_root}{STORE}/{closure}")
+        return key
+
+    def give_token(self, token: bytes) -> None:
+        """What the agent enrolls with."""
+        durable.write(self.folder / "bootstrap-token.json", token)
+
+    def start(self) -> None:
+        """Start the agent; its output is appended to ``log_file``. After ``stop`` this does nothing."""
+        with self._lock, self.log_file.open("ab") as log:
+            if self._stopped:
+                return
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "nixfleet_agent", "run", "--config", str(self.config_file)],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.folder,
+                start_new_session=True,
+            )
+
+    def kill(self) -> None:
+        """End the agent the hard way, as a power cut would, and wait until it is gone."""
+        with self._lock:
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait()
+
+    def ask_to_stop(self) -> None:
+        """SIGTERM; the agent is not started again."""
+        with self._lock:
+            self._stopped = True
+            if self._process is not None and self._process.poll() is None:
+                self._process.send_signal(signal.SIGTERM)
+
+    def wait_stopped(self) -> None:
+        """Wait for the end after ``ask_to_stop``; an agent that does not end is killed."""
+        with self._lock:
+            if self._process is None:
+                return
+            try:
+                self._process.wait(STOP_SECS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the agent that runs."""
+        process = self._process
+        return None if process is None or process.poll() is not None else process.pid
+
+    @property
+    def ended_by_itself(self) -> int | None:
+        """The exit code of an agent that nobody stopped; None while all is well."""
+        with self._lock:
+            return None if self._stopped or self._process is None else self._process.poll()
+
+    def running_closure(self) -> str | None:
+        """The basename that ``current-system`` names."""
+        try:
+            name = self.current_system.readlink().name
+        except OSError:
+            return None
+        return name if CLOSURE.fullmatch(name) else None
+
+    def profile_closure(self) -> str | None:
+        """The basename that the profile leads to through its generation."""
+        try:
+            return (self.profile.parent / self.profile.readlink()).readlink().name
+        except OSError:
+            return None
+
+    def undelivered(self) -> list[str]:
+        """Names of the events that the control plane has not taken."""
+        folders = [self.state_dir / name for name in ("outbound-queue", "outbound-rejected", "outbound-corrupt")]
+        return sorted(path.name for folder in folders if folder.is_dir() for path in folder.rglob("*.json"))
+
+    def log_lines(self) -> list[dict[str, Any]]:
+        """What the agent has logged; a line that is no JSON becomes a ``message``."""
+        lines = []
+        raw = self.log_file.read_text(encoding="utf-8", errors="replace") if self.log_file.exists() else ""
+        for line in raw.splitlines():
+            try:
+                value = json.loads(line)
+            except ValueError:
+                value = line
+            lines.append(value if isinstance(value, dict) else {"message": str(value)})
+        return lines
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of the agent and of all its children: this host's store, and the one cache that it trusts."""
+        around = self._around
+        package = str(Path(nixfleet_agent.__file__).resolve().parent.parent)
+        search = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        nix_config = (
+            f"substituters = {around.cache_url}\ntrusted-public-keys = {around.cache_key}\n"
+            "connect-timeout = 5\nnarinfo-cache-negative-ttl = 0\nbuild-users-group =\n"
+        )
+        return {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "PYTHONPATH": os.pathsep.join(search),
+            "HOME": str(self.folder / "home"),
+            "NIX_REMOTE": f"local?root={self.store_root}",
+            "NIX_CONF_DIR": str(self.folder / "home"),
+            "NIX_CONFIG": nix_config,
+            HOST_VARIABLE: str(self.folder),
+            MARK_VARIABLE: around.mark,
+        }
+
+    def _nix(self, *arguments: str) -> None:
+        run_nix(arguments, self.environment)
+
+    def _config(self) -> str:
+        """``agent.toml``: the keys of any host, with intervals short enough to watch."""
+        folder, around = self.folder, self._around
+        tables: dict[str, Mapping[str, object]] = {
+            "": {
+                "control_plane_url": around.control_plane_url,
+                "machine_id": self.name,
+                "trust_file": folder / "trust.json",
+                "ca_cert": around.ca_file,
+                "client_cert": folder / "state" / "agent-cert.pem",
+                "client_key": folder / "ssh_host_ed25519_key",
+                "bootstrap_token_file": folder / "bootstrap-token.json",
+                "state_dir": self.state_dir,
+                "ssh_host_key_file": folder / "ssh_host_ed25519_key",
+                "health_checks_file": self.current_system / "etc/nixfleet/agent/health-checks.json",
+                "health_failure_threshold_secs": 2.0,
+            },
+            "activation": {
+                "backend": "setsid",
+                "profile": self.profile,
+                "current_system": self.current_system,
+                "switch_lock": folder / "run" / "switch-to-configuration.lock",
+                "store_root": self.store_root,
+                "poll_interval_secs": 0.1,
+                "poll_budget_secs": 30.0,
+                "settle_budget_secs": 30.0,
+                "guard_secs": 400.0,
+            },
+            "tuning": {
+                "dispatch_wait": 20,
+                "heartbeat_interval": 1.0 * around.pace,
+                "manifest_poll_interval": 5.0 * around.pace,
+                "drain_interval": 2.0 * around.pace,
+                "advance_interval": 0.25 * around.pace,
+                "probe_min_interval": 1.0,
+                "probe_repeat_interval": 10.0,
+                "backoff_initial": 0.2,
+                "backoff_max": 2.0,
+            },
+        }
+        return "\n".join(line for name, table in tables.items() for line in _table(name, table))
+
+
+def end_marked(mark: str) -> list[int]:
+    """Kill every process that carries the mark of this demo in its environment; their ids.
+
+    Switches and dead-man guards are detached on purpose, so that they survive their agent.
+    """
+    ended = []
+    wanted = f"{MARK_VARIABLE}={mark}".encode()
+    for entry in Path("/proc").iterdir() if Path("/proc").is_dir() else ():
+        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
+            continue
+        try:
+            if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                os.kill(int(entry.name), signal.SIGKILL)
+                ended.append(int(entry.name))
+        except OSError:  # it has ended, or belongs to somebody else
+            continue
+    return ended
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder with Nix stores in it, whose folders are read-only."""
+    for path, folders, _ in os.walk(folder):
+        for name in folders:
+            inner = Path(path) / name
+            if not inner.is_symlink():
+                inner.chmod(0o700)
+    shutil.rmtree(folder)
+
+
+def _table(name: str, table: Mapping[str, object]) -> list[str]:
+    """JSON strings are TOML strings too."""
+    lines = [f"\n[{name}]"] if name else []
+    lines += [f"{key} = {json.dumps(str(v) if isinstance(v, Path) else v)}" for key, v in table.items()]
+    return lines
