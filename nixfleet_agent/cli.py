@@ -127,8 +127,9 @@ def _run(command: str, arguments: list[str], environ: Mapping[str, str]) -> int:
         return EXIT_CHECK_FAILED
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
-        advice = ": run it as root" if isinstance(error, PermissionError) and os.geteuid() != 0 else ""
-        return _fail(f"{error.strerror or error}{where}{advice}", EXIT_INTERNAL, debug)
+        if isinstance(error, PermissionError):
+            return _fail(f"{error.strerror}:{where}: run it as root", EXIT_CHECK_FAILED, debug)
+        return _fail(f"{error.strerror or error}{where}", EXIT_INTERNAL, debug)
     except KeyboardInterrupt:
         return _fail("interrupted", 130, debug)
     except Exception as error:  # noqa: BLE001 - the last line of defence: whatever it is, one line and exit 70

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from nixfleet_agent.config.load import Loaded
     from nixfleet_agent.config.model import Config
 
+#: ANSI colours.
+RED, GREEN, YELLOW, BOLD = "31", "32", "33", "1"
+
 
 class Parser(argparse.ArgumentParser):
     """One line for a mistake, and the flags that every command and sub-command takes."""
@@ -26,17 +29,22 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)  # a shortened flag in a unit file would change meaning with a new one
         super().__init__(*args, **kwargs)
-        common = self.add_argument_group("common")
+        common = self.add_argument_group("after any command")
         absent = argparse.SUPPRESS
         common.add_argument(
             "--config", metavar="FILE", type=Path, default=absent, help="default: /etc/nixfleet/agent.toml"
         )
         common.add_argument("--json", action="store_true", default=absent, help="print JSON, for scripts")
         common.add_argument("--debug", action="store_true", default=absent, help="a traceback with an error")
-        flags = self.add_argument_group("configuration")
+        # Every command takes them; only the daemon's help lists them, for they would bury the others'.
+        listed = self.prog == f"{PROGRAM} run"
+        flags = self.add_argument_group("configuration (a flag beats NIXFLEET_AGENT_*, which beats the file)")
         for key, summary in CONFIG_FLAGS.items():
             flag = "--" + key.replace("_", "-")
-            flags.add_argument(flag, dest=f"config:{key}", metavar="VALUE", default=absent, help=summary)
+            shown = summary if listed else absent
+            flags.add_argument(flag, dest=f"config:{key}", metavar="VALUE", default=absent, help=shown)
+        if not listed:
+            self.epilog = f"The flags of `{PROGRAM} run` that set the configuration are accepted too."
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}: see {self.prog} --help")
@@ -63,7 +71,11 @@ class Invocation:
 
     @cached_property
     def loaded(self) -> Loaded:
-        """The configuration with its origins.
+        """The configuration with its origins (raises ConfigProblemsError)."""
+        return self.load_again()
+
+    def load_again(self) -> Loaded:
+        """The configuration as its sources are now.
 
         Raises:
             ConfigProblemsError: the configuration can't be used.
@@ -79,8 +91,10 @@ class Invocation:
     def config(self) -> Config:
         return self.loaded.config
 
-    def print(self, text: str = "") -> None:
-        print(text)
+    def print(self, text: str = "", colour: str = "") -> None:
+        """One or more lines; whatever a terminal could act on is escaped, for much of it comes from outside."""
+        for line in text.split("\n"):
+            print(self.colour(printable(line, 16384), colour) if colour else printable(line, 16384))
 
     def print_json(self, value: object) -> None:
         print(json.dumps(value, indent=2, ensure_ascii=True, default=str))

@@ -1,0 +1,224 @@
+"""What `check` looks at: each function yields one finding for each thing it looked at, and changes nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nixfleet_agent.activation.backends import choose
+from nixfleet_agent.activation.context import Context, child_environment
+from nixfleet_agent.activation.errors import ActivationError
+from nixfleet_agent.activation.host import read_current, read_profile
+from nixfleet_agent.clock import Clock
+from nixfleet_agent.config.load import Loaded
+from nixfleet_agent.config.model import Config
+from nixfleet_agent.errors import AgentError, ConfigError, IdentityError, ProtoError, TransportError
+from nixfleet_agent.identity.certificate import load_certificate, name_is_ours
+from nixfleet_agent.identity.host_key import load_host_key, permission_warnings
+from nixfleet_agent.identity.token import check_token, load_token
+from nixfleet_agent.net.client import SIGNATURE_LIMIT, ControlPlane
+from nixfleet_agent.net.failures import ClientCertificateRefusedError
+from nixfleet_agent.proto import health_checks
+from nixfleet_agent.proto.strict_json import BODY_LIMIT, loads_strict
+from nixfleet_agent.runtime.trust_store import MARKS_FILE, TrustStore
+from nixfleet_agent.runtime.workers.probe_runners.files import read_regular
+from nixfleet_agent.trust.errors import Refusal
+from nixfleet_agent.trust.marks import Marks
+from nixfleet_agent.trust.verify import CLOCK_SKEW
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+#: Below this a release may not even fit its own journal (bytes).
+_LITTLE_SPACE = 64 * 1024 * 1024
+_NIX_TIMEOUT_SECS = 20.0
+_REACH_DEADLINE_SECS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line: what was looked at, how it is (``ok``, ``warn`` or ``fail``), and what to do about it."""
+
+    what: str
+    level: str
+    text: str
+
+
+def configuration(loaded: Loaded) -> Iterator[Finding]:
+    file, given = loaded.file, sum(origin != "default" for _, origin in loaded.provenance.values())
+    where = str(file) if file else "environment and flags, no file"
+    if file is not None and (warning := _writable_by_others(file)):
+        yield Finding("configuration", FAIL, warning)
+    yield Finding("configuration", OK, f"{where}; {given} keys set (see --print-config)")
+
+
+def state_directory(config: Config) -> Iterator[Finding]:
+    path = config.state_dir
+    if not path.exists():
+        yield Finding("state directory", WARN, f"{path} does not exist yet: the agent makes it at its first start")
+        return
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if not path.is_dir() or not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        yield Finding("state directory", FAIL, f"{path} can't be written: run this as root, or set state_dir")
+        return
+    if mode & 0o077:
+        yield Finding("state directory", FAIL, f"{path} is open to others (mode {mode:04o}): run `chmod 700 {path}`")
+    free = shutil.disk_usage(path).free
+    level = WARN if free < _LITTLE_SPACE else OK
+    yield Finding("state directory", level, f"{path}, {free // (1 << 20)} MiB free")
+
+
+def trust_file(config: Config, clock: Clock) -> Iterator[Finding]:
+    try:
+        roots = TrustStore(config).trust()
+    except Refusal as error:
+        yield Finding("trust file", FAIL, str(error))
+        return
+    if warning := _writable_by_others(config.trust_file):
+        yield Finding("trust file", FAIL, warning)
+    active = roots.ci_release_key.active(clock.now())
+    usable = [f"{slot} ({key.algorithm})" for slot, key in active if key.supported]
+    unusable = [f"{slot} ({key.algorithm})" for slot, key in active if not key.supported]
+    if not usable:
+        why = f"its keys are of unknown kinds: {', '.join(unusable)}" if unusable else "it has no ciReleaseKey"
+        yield Finding("trust file", FAIL, f"{config.trust_file} can verify nothing: {why}; put the fleet's there")
+        return
+    yield Finding("trust file", OK, f"{config.trust_file}; releases may be signed by: {', '.join(usable)}")
+
+
+def clock_and_marks(config: Config, clock: Clock) -> Iterator[Finding]:
+    path = config.state_dir / MARKS_FILE
+    try:
+        newest = Marks.parse(loads_strict(path.read_bytes(), limit=BODY_LIMIT, what=str(path))).newest
+    except FileNotFoundError:
+        return  # nothing was accepted yet
+    except ProtoError as error:
+        yield Finding("trust marks", WARN, f"{error}: the agent rebuilds it at its next start")
+        return
+    if newest is not None and clock.now() + CLOCK_SKEW < newest:
+        yield Finding("clock", FAIL, f"it reads {clock.now():%F %T}Z, but CI signed at {newest:%F %T}Z: set the clock")
+
+
+def identity(config: Config, clock: Clock) -> Iterator[Finding]:
+    try:
+        key = load_host_key(config.client_key)
+    except IdentityError as error:
+        yield Finding("host key", FAIL, str(error))
+        return
+    yield Finding("host key", OK, f"{config.client_key}, fingerprint {key.fingerprint}")
+    for warning in permission_warnings(config.client_key, config.ssh_host_key_file, config.bootstrap_token_file):
+        yield Finding("permissions", FAIL, warning)
+    try:
+        if load_host_key(config.ssh_host_key_file).public_raw != key.public_raw:
+            yield Finding("host key", WARN, "client_key and ssh_host_key_file differ: the fleet expects one key")
+    except IdentityError as error:
+        yield Finding("host key", WARN, f"events go unsigned: {error}")
+    yield _certificate(config, clock, key.public_raw)
+    if config.bootstrap_token_file is not None and not config.client_cert.exists():
+        try:
+            check_token(load_token(config.bootstrap_token_file), machine_id=config.machine_id, key=key, now=clock.now())
+        except AgentError as error:
+            yield Finding("bootstrap token", FAIL, str(error))
+        else:
+            yield Finding("bootstrap token", OK, f"{config.bootstrap_token_file} fits this host and its key")
+
+
+def _certificate(config: Config, clock: Clock, public_raw: bytes) -> Finding:
+    try:
+        certificate = load_certificate(config.client_cert)
+    except IdentityError as error:
+        waiting = config.bootstrap_token_file is not None and not config.client_cert.exists()
+        told = f"{config.client_cert} is not there yet: the agent enrolls with the token when it starts"
+        return Finding("certificate", WARN if waiting else FAIL, told if waiting else str(error))
+    where, left = config.client_cert, certificate.remaining_fraction(clock.now())
+    if not certificate.belongs_to(public_raw):
+        return Finding("certificate", FAIL, f"{where} is for another key than client_key: remove it and enroll again")
+    if not name_is_ours(certificate.common_name, config.machine_id):
+        return Finding("certificate", FAIL, f"{where} is for {certificate.common_name!r}, not {config.machine_id!r}")
+    if certificate.expired(clock.now()):
+        return Finding("certificate", FAIL, f"{where} expired at {certificate.not_after:%F %T}Z: enroll again")
+    return Finding("certificate", OK, f"{where}, valid until {certificate.not_after:%F %T}Z ({left:.0%} left)")
+
+
+def health_check_file(config: Config) -> Iterator[Finding]:
+    path = config.health_checks_file
+    try:
+        raw = read_regular(path, health_checks.FILE_LIMIT)
+    except FileNotFoundError:
+        yield Finding("health checks", OK, f"{path} is not there: no probes, a rollout only has to soak")
+        return
+    except OSError as error:
+        yield Finding("health checks", FAIL, f"can't read {path}: {error.strerror or error}")
+        return
+    floor = config.tuning.probe_min_interval
+    for line in health_checks.lint(raw, floor):
+        yield Finding("health checks", FAIL, f"{path}: {line}")
+    declared = health_checks.parse(raw, floor).probes
+    yield Finding("health checks", OK, f"{path} declares {len(declared)}: {', '.join(d.name for d in declared)}")
+
+
+def nix(config: Config, context: Context) -> Iterator[Finding]:
+    try:
+        done = subprocess.run(
+            ["nix-store", "--version"],
+            env=child_environment(os.environ, config.activation.store_root),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_NIX_TIMEOUT_SECS,
+            text=True,
+            check=True,
+        )
+        yield Finding("nix", OK, done.stdout.strip())
+    except (OSError, subprocess.SubprocessError) as error:
+        yield Finding("nix", FAIL, f"nix-store does not run ({error}): is Nix installed and in the agent's PATH?")
+    try:
+        yield Finding("backend", OK, f"switches run by {choose(context).method}")
+    except ActivationError as error:
+        yield Finding("backend", FAIL, str(error))
+    activation = config.activation
+    current, profile = read_current(activation), read_profile(activation.profile)
+    if current is None:
+        text = f"{activation.current_system} names no closure: is this a NixOS host? (activation.current_system)"
+        yield Finding("system", FAIL, text)
+    else:
+        after = "" if profile == current else f"; the profile is at {profile or 'nothing'}"
+        yield Finding("system", OK if not after else WARN, f"{current} runs{after}")
+
+
+def reachability(config: Config, control_plane: ControlPlane, *, enrolled: bool) -> Iterator[Finding]:
+    """One small request; a host that is not enrolled yet can only see whether anybody is there."""
+    url, path = config.control_plane_url, "/v1/fleet.resolved/sig"
+    try:
+        status = control_plane.get(path, deadline=_REACH_DEADLINE_SECS, limit=SIGNATURE_LIMIT).status
+    except ClientCertificateRefusedError as error:
+        yield _welcome(url, enrolled, str(error))
+        return
+    except (TransportError, ConfigError) as error:
+        yield Finding("control plane", FAIL, f"{url}: {error}")
+        return
+    if status in (401, 403):
+        yield _welcome(url, enrolled, f"status {status}")
+    elif status == 200:
+        yield Finding(
+            "control plane", OK, f"{url} answers" + (" and takes this host's certificate" if enrolled else "")
+        )
+    else:
+        yield Finding("control plane", WARN, f"{url} answers, with status {status} for {path}")
+
+
+def _welcome(url: str, enrolled: bool, said: str) -> Finding:
+    if enrolled:
+        text = f"{url} refuses this host's certificate ({said}): is the host in the fleet, or was it revoked?"
+        return Finding("control plane", FAIL, text)
+    return Finding("control plane", OK, f"{url} answers; it lets nobody in without a certificate")
+
+
+def _writable_by_others(path: Path) -> str | None:
+    """Why somebody else than root could change what this host trusts; None when nobody can."""
+    status = path.stat()
+    if status.st_mode & 0o022:
+        return f"{path} can be changed by others (mode {stat.S_IMODE(status.st_mode):04o}): run `chmod go-w {path}`"
+    return None

@@ -1,0 +1,35 @@
+"""``enroll``: this host's first certificate, by hand."""
+
+from __future__ import annotations
+
+from nixfleet_agent.commands.identity import host_of
+from nixfleet_agent.commands.invocation import Invocation, Parser
+from nixfleet_agent.commands.times import local_time
+from nixfleet_agent.errors import EXIT_OK
+from nixfleet_agent.identity.certificate import AgentCertificate, load_certificate
+
+
+def configure(parser: Parser) -> None:
+    parser.add_argument("--force", action="store_true", help="use the token although there is a valid certificate")
+
+
+def run(call: Invocation) -> int:
+    config = call.config
+    with host_of(config) as host:
+        if config.client_cert.exists() and not call.options.force:
+            certificate = load_certificate(config.client_cert)
+            if not certificate.expired(host.clock.now()):
+                _report(call, certificate, enrolled=False)
+                return EXIT_OK
+        _report(call, host.enrollment.enroll_once(), enrolled=True)
+    return EXIT_OK
+
+
+def _report(call: Invocation, certificate: AgentCertificate, *, enrolled: bool) -> None:
+    until = local_time(certificate.not_after)
+    if call.json:
+        call.print_json({"enrolled": enrolled, "certificate": str(call.config.client_cert), "not_after": until})
+    elif enrolled:
+        call.print(f"enrolled: {call.config.client_cert} is valid until {until}.")
+    else:
+        call.print(f"already enrolled: {call.config.client_cert} is valid until {until}; --force enrolls again.")

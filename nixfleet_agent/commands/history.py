@@ -1,0 +1,150 @@
+"""``history [ROLLOUT]``: the log of a rollout as a timeline, its states replayed; and whether copies are genuine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nixfleet_agent.commands import journal_view
+from nixfleet_agent.commands.audit import Verdict, audit
+from nixfleet_agent.commands.files import read_input
+from nixfleet_agent.commands.invocation import Invocation, Parser
+from nixfleet_agent.commands.journal_view import Replay, Step
+from nixfleet_agent.commands.times import length, local_time, utc_time
+from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_OK, EXIT_USAGE, AgentError
+from nixfleet_agent.proto.times import format_time
+
+_AUDIT_LIMIT = 64 * 1024 * 1024
+#: Fields of events that a timeline has in columns of its own, or that say nothing to a person.
+_COLUMNS = {"kind", "seq", "marks", "acceptance", "manifest", "fleet"}
+
+
+class UnknownRolloutError(AgentError):
+    """This host has no log of that rollout."""
+
+    exit_code = EXIT_USAGE
+
+
+def configure(parser: Parser) -> None:
+    parser.add_argument("rollout", metavar="ROLLOUT", nargs="?", help="a rollout id, or how it begins; default: newest")
+    parser.add_argument("--list", action="store_true", help="one line for each rollout")
+    parser.add_argument(
+        "--verify",
+        metavar="FILE",
+        type=Path,
+        help="events as the control plane has them (a JSON list of envelopes): were they signed by this host's key, "
+        "and are they what this host's log says?",
+    )
+
+
+def run(call: Invocation) -> int:
+    replays = journal_view.rollouts(call.config.state_dir, call.config.machine_id)
+    if call.options.verify is not None:
+        return _verify(call, replays)
+    if call.options.list:
+        _list(call, replays)
+    else:
+        _timeline(call, _chosen(replays, call.options.rollout))
+    return EXIT_OK
+
+
+def _chosen(replays: list[Replay], wanted: str | None) -> Replay:
+    if not replays:
+        raise UnknownRolloutError("this host has accepted no rollout yet")
+    if wanted is None:
+        return replays[0]
+    matching = [replay for replay in replays if replay.record.rollout_id.startswith(wanted)]
+    exact = [replay for replay in matching if replay.record.rollout_id == wanted]
+    if len(exact or matching) != 1:
+        many = "several rollouts begin" if matching else "no rollout begins"
+        raise UnknownRolloutError(f"{many} with {wanted!r}: see `nixfleet-agent history --list`")
+    return (exact or matching)[0]
+
+
+def _list(call: Invocation, replays: list[Replay]) -> None:
+    rows = [
+        {
+            "rollout_id": replay.record.rollout_id,
+            "state": str(replay.record.state),
+            "accepted_at": format_time(replay.accepted.accepted_at),
+            "target_closure": replay.record.target_closure,
+            "events": len(replay.steps) - 1,
+        }
+        for replay in replays
+    ]
+    if call.json:
+        call.print_json(rows)
+    elif rows:
+        call.table([name.upper() for name in rows[0]], [list(row.values()) for row in rows])
+    else:
+        call.print("this host has accepted no rollout yet.")
+
+
+def _timeline(call: Invocation, replay: Replay) -> None:
+    if call.json:
+        record = replay.record
+        steps = [_as_json(step) for step in replay.steps]
+        call.print_json(
+            {"rollout_id": record.rollout_id, "state": str(record.state), "steps": steps, "bad": replay.unreadable}
+        )
+        return
+    record, begin = replay.record, replay.accepted.accepted_at
+    call.print(f"{record.rollout_id}: {record.state}; {record.target_closure}")
+    call.print(f"accepted {local_time(begin)}, policy {replay.accepted.policy}; times below in UTC")
+    rows = []
+    for step in replay.steps:
+        state = str(step.after) if step.after is step.before else f"{step.before} -> {step.after}"
+        shown = step.refused or _details(step.entry.event)
+        rows.append(
+            (
+                utc_time(step.at),
+                f"+{length(step.at - begin)}",
+                step.entry.seq,
+                step.entry.kind,
+                state,
+                "refused" if step.refused else step.place,
+                shown,
+            )
+        )
+    call.table(("TIME", "AFTER", "SEQ", "EVENT", "STATE", "WHERE", "DETAILS"), rows)
+    for problem in replay.unreadable:
+        call.print(f"unreadable: {problem}")
+
+
+def _details(event: Any) -> str:
+    parts = []
+    for key, value in event.items():
+        if key in _COLUMNS or key.endswith("At") or value is None:
+            continue
+        parts.append(f"{key}={len(value)}" if isinstance(value, list) else f"{key}={value}")
+    return " ".join(parts)
+
+
+def _as_json(step: Step) -> dict[str, object]:
+    return {
+        "at": format_time(step.at),
+        "seq": step.entry.seq,
+        "kind": step.entry.kind,
+        "before": str(step.before),
+        "after": str(step.after),
+        "where": step.place,
+        "refused": step.refused,
+        "event": dict(step.entry.event),
+    }
+
+
+def _verify(call: Invocation, replays: list[Replay]) -> int:
+    raw = read_input(call.options.verify, _AUDIT_LIMIT)
+    verdicts = audit(raw, call.config, replays)
+    good = all(verdict.genuine for verdict in verdicts)
+    if call.json:
+        call.print_json([{"event": v.event, "signature": v.signature, "log": v.log} for v in verdicts])
+    else:
+        call.table(("EVENT", "SIGNATURE", "LOG"), [(v.event, v.signature, v.log) for v in verdicts])
+        call.print(_summary(verdicts))
+    return EXIT_OK if good and verdicts else EXIT_CHECK_FAILED
+
+
+def _summary(verdicts: list[Verdict]) -> str:
+    bad = sum(not verdict.genuine for verdict in verdicts)
+    return f"{len(verdicts)} events, {len(verdicts) - bad} genuine, {bad} not."

@@ -1,0 +1,157 @@
+"""``queue list|show|retry|drop``: events that the control plane has not taken."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from nixfleet_agent import durable
+from nixfleet_agent.clock import SystemClock
+from nixfleet_agent.commands import journal_view
+from nixfleet_agent.commands.invocation import Invocation, Parser
+from nixfleet_agent.commands.journal_view import Found
+from nixfleet_agent.commands.times import ago
+from nixfleet_agent.errors import EXIT_OK, EXIT_USAGE, AgentError, ProtoError
+from nixfleet_agent.runtime.journal import DROPPED, QUEUE
+from nixfleet_agent.runtime.status_socket import AgentNotRunningError, ask
+
+#: Only what is out of the way already may be touched: the rest is on its way, or delivered.
+_TOUCHABLE = ("rejected", "corrupt")
+
+
+class QueueEntryError(AgentError):
+    """What was named is not there, or can't be treated like that."""
+
+    exit_code = EXIT_USAGE
+
+
+def configure(parser: Parser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list|show|retry|drop")
+    listing = actions.add_parser("list", help="undelivered, rejected and corrupt events")
+    listing.add_argument("--all", action="store_true", help="delivered and dropped ones too")
+    show = actions.add_parser("show", help="one event with all that is known of it")
+    show.add_argument("id", metavar="ID", help="as `queue list` shows it: ROLLOUT/SEQ or a file's name")
+    for action, what in (("retry", "send rejected events again"), ("drop", "give events up for good")):
+        command = actions.add_parser(action, help=what)
+        named = command.add_mutually_exclusive_group(required=True)
+        named.add_argument("id", metavar="ID", nargs="?", help="ROLLOUT/SEQ or a file's name")
+        named.add_argument("--all", action="store_true", help="all rejected and corrupt ones")
+
+
+def run(call: Invocation) -> int:
+    {"list": _list, "show": _show, "retry": _retry, "drop": _drop}[call.options.action](call)
+    return EXIT_OK
+
+
+def _list(call: Invocation) -> None:
+    places = journal_view.PLACES if call.options.all else ("queued", *_TOUCHABLE)
+    found = _scan(call, tuple(places))
+    if call.json:
+        call.print_json([_row(item) for item in found])
+        return
+    if not found:
+        call.print("the queue is empty: every event was delivered.")
+        return
+    now = SystemClock().now()
+    rows = []
+    for item in found:
+        try:
+            entry = item.read()
+            refusal = entry.refusal or {}
+            said = f"{refusal.get('status')}: {refusal.get('answer')}" if refusal else ""
+            rows.append((item.id, entry.kind, item.place, ago(entry.created_at, now), said))
+        except ProtoError as error:
+            rows.append((item.id, item.name.kind if item.name else "?", item.place, "?", str(error)))
+    call.table(("ID", "EVENT", "WHERE", "CREATED", "WHY"), rows)
+
+
+def _show(call: Invocation) -> None:
+    item = _find(_scan(call, tuple(journal_view.PLACES)), call.options.id)
+    row = _row(item)
+    if call.json:
+        call.print_json(row)
+        return
+    for key, value in row.items():
+        if value is not None:
+            call.print(f"{key + ':':<10} {json.dumps(value) if isinstance(value, dict) else value}")
+
+
+def _retry(call: Invocation) -> None:
+    queue = call.config.state_dir / QUEUE
+    moved = []
+    for item in _chosen(call):
+        try:
+            entry = replace(item.read(), refusal=None)
+        except ProtoError as error:
+            raise QueueEntryError(
+                f"{item.id} can't be sent as it is: {error}: repair {item.path}, or drop it"
+            ) from error
+        durable.write(queue / entry.name, entry.encode())
+        durable.remove(item.path)
+        moved.append(item.id)
+    _report(call, moved, "queued again", _rescan(call))
+
+
+def _drop(call: Invocation) -> None:
+    folder = call.config.state_dir / DROPPED
+    durable.make_directory(folder)
+    moved = []
+    for item in _chosen(call):
+        durable.move(item.path, folder / item.path.name, sync=True)
+        moved.append(item.id)
+    _report(call, moved, f"dropped (kept in {folder})", "")
+
+
+def _rescan(call: Invocation) -> str:
+    try:
+        ask(call.config.state_dir, "rescan")
+    except AgentNotRunningError:
+        return "; the agent does not run: it sends them when it is started"
+    return ""
+
+
+def _report(call: Invocation, moved: list[str], what: str, note: str) -> None:
+    if call.json:
+        call.print_json({"entries": moved})
+    else:
+        call.print(f"{what}: {', '.join(moved) or 'nothing'}{note}")
+
+
+def _chosen(call: Invocation) -> list[Found]:
+    found = _scan(call, _TOUCHABLE)
+    if call.options.all:
+        return found
+    try:
+        return [_find(found, call.options.id)]
+    except QueueEntryError:
+        elsewhere = _find(_scan(call, tuple(journal_view.PLACES)), call.options.id)
+        raise QueueEntryError(
+            f"{elsewhere.id} is {elsewhere.place}: only rejected and corrupt events can be retried or dropped"
+        ) from None
+
+
+def _scan(call: Invocation, places: tuple[str, ...]) -> list[Found]:
+    return journal_view.scan(call.config.state_dir, call.config.machine_id, places)
+
+
+def _find(found: list[Found], wanted: str) -> Found:
+    for item in found:
+        if wanted in (item.id, item.path.name):
+            return item
+    raise QueueEntryError(f"there is no event {wanted!r}: see `nixfleet-agent queue list --all`")
+
+
+def _row(item: Found) -> dict[str, object]:
+    row: dict[str, object] = {"id": item.id, "where": item.place, "path": str(item.path), "problem": None}
+    try:
+        entry = item.read()
+    except ProtoError as error:
+        return row | {"problem": str(error)}
+    return row | {
+        "rollout_id": entry.rollout_id,
+        "seq": entry.seq,
+        "kind": entry.kind,
+        "created_at": entry.created_at.isoformat(),
+        "event": dict(entry.event),
+        "refusal": dict(entry.refusal) if entry.refusal else None,
+    }

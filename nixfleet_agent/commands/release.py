@@ -1,0 +1,21 @@
+"""``release``: end a hold."""
+
+from __future__ import annotations
+
+from nixfleet_agent.clock import SystemClock
+from nixfleet_agent.commands.invocation import Invocation, Parser
+from nixfleet_agent.errors import EXIT_OK
+from nixfleet_agent.runtime.hold import HoldStore
+
+
+def configure(parser: Parser) -> None:
+    """It has no arguments of its own."""
+
+
+def run(call: Invocation) -> int:
+    released = HoldStore(call.config.state_dir, SystemClock()).release()
+    if call.json:
+        call.print_json({"released": released})
+    else:
+        call.print("released: new activations start again." if released else "there was no hold in force.")
+    return EXIT_OK

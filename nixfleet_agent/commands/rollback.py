@@ -1,0 +1,41 @@
+"""``rollback retry|give-up``: what to do about a rollback that keeps failing."""
+
+from __future__ import annotations
+
+from nixfleet_agent.commands.invocation import Invocation, Parser
+from nixfleet_agent.commands.snapshot import snapshot_of
+from nixfleet_agent.errors import EXIT_OK, AgentError
+from nixfleet_agent.runtime.rollback_control import RollbackControl
+
+
+def configure(parser: Parser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="retry|give-up")
+    actions.add_parser("retry", help="try again now, not when the pause after the last failure is over")
+    actions.add_parser("give-up", help="leave the host as it is; a newer rollout, or `retry`, ends that")
+
+
+def run(call: Invocation) -> int:
+    config = call.config
+    rollout_id = _owing(call)
+    control = RollbackControl(config.state_dir)
+    if call.options.action == "retry":
+        control.ask_retry(rollout_id)
+        said = f"the agent tries to roll back {rollout_id} again at once."
+    else:
+        control.give_up(rollout_id)
+        said = f"the rollback of {rollout_id} is given up: the host stays as it is until a newer rollout."
+    if call.json:
+        call.print_json({"rollout_id": rollout_id, "action": call.options.action})
+    else:
+        call.print(said)
+    return EXIT_OK
+
+
+def _owing(call: Invocation) -> str:
+    """The one rollout whose rollback is owed (raises AgentError when there is none)."""
+    snapshot = snapshot_of(call.config)
+    active = (snapshot.get("host") or {}).get("active_id")
+    for record in snapshot.get("rollouts") or []:
+        if record["rollout_id"] == active and record["rollback_owed"]:
+            return str(active)
+    raise AgentError("no rollback is owed on this host: there is nothing to retry or give up (see `status`)")
