@@ -155,6 +155,8 @@ class TlsStream:
 
     def sendall(self, data: bytes) -> None:
         """Write all of ``data`` within the budget."""
+        if self.received == 0:
+            self._notice_refusal()
         view = memoryview(data)
         while view:
             self._budget.remaining()
@@ -166,6 +168,19 @@ class TlsStream:
                 self._budget.wait(self._raw.fileno(), write=True)
             except SSL.Error as error:
                 raise self._failure(error, "while sending") from error
+
+    def _notice_refusal(self) -> None:
+        """Look for an alert before the first words: in TLS 1.3 a client certificate is refused after the handshake.
+
+        Writing into the connection that the server has closed by then would fail as a reset, and OpenSSL reads
+        nothing more after a failed write: the reason would be lost.
+        """
+        try:
+            self._connection.recv(1, socket.MSG_PEEK)
+        except (SSL.WantReadError, SSL.WantWriteError):
+            return
+        except SSL.Error as error:
+            raise self._failure(error, "before the request was sent") from error
 
     def makefile(self, mode: str = "rb", buffering: int | None = None) -> io.BufferedReader:
         """The reader of one response; the connection stays open until it and the stream are both closed."""

@@ -1,0 +1,354 @@
+"""The cert_renewal worker over simulated hours: when it acts, how it waits, and that nothing ends it."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+import threading
+import unittest
+from datetime import timedelta
+from typing import Any
+
+from nixfleet_agent.config.model import Config, TuningConfig
+from nixfleet_agent.errors import EnrollmentRefusedError
+from nixfleet_agent.identity.certificate import load_certificate
+from nixfleet_agent.runtime.shutdown import ShutdownToken
+from nixfleet_agent.runtime.status import StatusBoard
+from nixfleet_agent.runtime.workers.cert_renewal import CertificateStatus, CertRenewalWorker
+from tests.runtime.identity_base import ENROLL, NONCE, PROOF, RENEW, IdentityTestCase
+from tests.support.clock import FakeClock
+from tests.support.https_server import Reply, Request
+from tests.support.tls import DAY, HOUR, now
+
+LOGGER = "nixfleet_agent.cert_renewal"
+
+
+class EndingClock(FakeClock):
+    """A clock that ends the run when its time is over, so that the worker's own loop runs in the test's thread."""
+
+    shutdown: ShutdownToken
+
+    def run_for(self, seconds: float) -> None:
+        self.end = self.monotonic() + seconds
+
+    def wait(self, event: threading.Event, timeout: float | None) -> bool:
+        assert timeout is not None
+        assert timeout > 0 or event.is_set(), "the worker waits for no time: a hot loop"
+        if self.monotonic() + timeout > self.end:
+            self.shutdown.set()
+            return True
+        if not event.is_set():
+            self.advance(timeout)
+        return event.is_set()
+
+
+class WorkerTestCase(IdentityTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.clock = EndingClock(now())
+        self.refusals: list[EnrollmentRefusedError] = []
+        self.status = StatusBoard()
+
+    def start(self, config: Config) -> None:
+        """Build a worker and its parts, as after a start of the agent."""
+        self.config_ = config
+        self.enrollment, self.renewal, self.mine = self.parts(config)
+
+    def run_for(self, seconds: float) -> list[logging.LogRecord]:
+        """Let a new worker over the same parts run for so many simulated seconds; what it logged."""
+        shutdown = ShutdownToken(self.clock)
+        self.clock.shutdown = shutdown
+        self.clock.run_for(seconds)
+        worker = CertRenewalWorker(
+            self.config_,
+            self.mine,
+            self.enrollment,
+            self.renewal,
+            shutdown,
+            self.clock,
+            self.status,
+            enrollment_refused=self.refusals.append,
+            chance=random.Random(7),
+        )
+        logging.getLogger(LOGGER).setLevel(logging.DEBUG)
+        with self.assertLogs(LOGGER, logging.DEBUG) as logs:
+            logging.getLogger(LOGGER).debug("start")
+            worker.run()
+        for record in logs.records:
+            self.assertNotIn(NONCE, record.getMessage())
+            self.assertNotIn("PRIVATE KEY", record.getMessage())
+        return logs.records[1:]
+
+    def said(self, records: list[logging.LogRecord], level: int) -> list[str]:
+        return [record.getMessage() for record in records if record.levelno == level]
+
+    def certificate_status(self) -> CertificateStatus:
+        status = self.status.get("certificate")
+        assert isinstance(status, CertificateStatus)
+        return status
+
+
+class Renewing(WorkerTestCase):
+    def write(self, **options: Any) -> None:
+        self.certificate = self.fleet.write_client(self.cert_path, self.key, "web-01", **options)
+
+    def test_a_fresh_certificate_makes_no_calls_and_no_noise(self) -> None:
+        self.start(self.config())
+        records = self.run_for(3600)
+        self.assertEqual([], self.server.requests)
+        self.assertEqual([], records)
+        status = self.certificate_status()
+        self.assertEqual(("valid", None), (status.state, status.failure))
+        self.assertEqual(format(self.certificate.serial_number, "x"), status.serial)
+
+    def test_it_is_renewed_when_half_of_its_life_is_over(self) -> None:
+        self.write(not_before=self.clock.now(), not_after=self.clock.now() + 2 * HOUR)
+        self.start(self.config())
+        self.run_for(3590)
+        self.assertEqual([], self.server.requests)
+        records = self.run_for(130)
+        self.assertEqual(1, len(self.asked(RENEW)))
+        self.assertEqual(1, len(self.said(records, logging.INFO)))
+        self.assertEqual(self.issued[0], load_certificate(self.cert_path).leaf)
+        self.assertEqual("valid", self.certificate_status().state)
+
+    def test_a_certificate_that_somebody_else_put_in_place_is_used(self) -> None:
+        self.start(self.config())
+        self.run_for(60)
+        self.write(not_after=now() + 50 * DAY)
+        self.run_for(60)
+        current = self.mine.current()
+        assert current is not None
+        self.assertEqual(self.certificate, current.certificate.leaf)
+
+    def test_failures_are_retried_from_30_seconds_to_half_an_hour_and_said_once(self) -> None:
+        self.write(not_before=now() - 10 * DAY, not_after=now() + 9 * DAY)
+        self.start(self.config())
+        times: list[float] = []
+
+        def failing(request: Request) -> Reply:
+            times.append(self.clock.monotonic())
+            return Reply(500, b"broken")
+
+        self.server.route(*RENEW, failing)
+        records = self.run_for(8 * 3600)
+        gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+        self.assertLess(10, len(gaps))
+        self.assertLessEqual(gaps[0], 30 + 60)
+        self.assertLessEqual(max(gaps), 1800 + 60)
+        self.assertGreater(max(gaps), 600)
+        self.assertEqual(1, len(self.said(records, logging.ERROR)))
+        self.assertGreater(len(self.said(records, logging.DEBUG)), 5)
+        status = self.certificate_status()
+        self.assertEqual("due", status.state)
+        self.assertIn("500", str(status.failure))
+        self.server.route(*RENEW, self.sign)
+        self.run_for(3600)
+        self.assertIsNone(self.certificate_status().failure)
+        self.assertEqual(self.issued[-1], load_certificate(self.cert_path).leaf)
+
+    def test_retry_after_is_honoured(self) -> None:
+        self.write(not_before=now() - 10 * DAY, not_after=now() + 9 * DAY)
+        self.start(self.config())
+        self.server.route(*RENEW, Reply(503, b"", {"Retry-After": "500"}))
+        self.run_for(490)
+        self.assertEqual(1, len(self.asked(RENEW)))
+
+    def test_a_network_failure_is_a_warning_and_not_an_error(self) -> None:
+        self.write(not_before=now() - 10 * DAY, not_after=now() + 9 * DAY)
+        self.start(self.config())
+        self.server.close()
+        records = self.run_for(600)
+        self.assertEqual([], self.said(records, logging.ERROR))
+        self.assertEqual(1, len(self.said(records, logging.WARNING)))
+
+    def test_a_damaged_file_is_replaced_while_the_certificate_in_memory_works(self) -> None:
+        self.start(self.config())
+        self.mine.reload()
+        self.cert_path.write_bytes(b"\xff\x00garbage")
+        records = self.run_for(120)
+        self.assertEqual(self.issued[0], load_certificate(self.cert_path).leaf)
+        self.assertEqual(1, len(self.said(records, logging.ERROR)))
+        self.assertEqual(1, len(self.asked(RENEW)))
+
+    def test_a_damaged_file_with_nothing_in_memory_never_ends_the_worker(self) -> None:
+        self.cert_path.write_bytes(b"\xff\x00garbage")
+        self.start(self.config())
+        self.run_for(3600)
+        self.assertEqual("unreadable", self.certificate_status().state)
+        self.write(not_after=now() + 50 * DAY)
+        self.run_for(60)
+        self.assertEqual("valid", self.certificate_status().state)
+
+    def test_an_unreadable_key_does_not_make_it_renew_again_and_again(self) -> None:
+        self.start(self.config())
+        self.mine.reload()
+        (self.folder / "key").unlink()
+        records = self.run_for(3600)
+        self.assertEqual([], self.server.requests)
+        self.assertEqual(1, len(self.said(records, logging.ERROR)))
+
+    def test_an_expired_certificate_without_a_token_goes_on_trying_and_says_so(self) -> None:
+        self.write(not_before=now() - 10 * DAY, not_after=now() - DAY)
+        self.start(self.config())
+        records = self.run_for(2 * 3600)
+        self.assertEqual("expired", self.certificate_status().state)
+        self.assertTrue(any("expired at" in message for message in self.said(records, logging.ERROR)))
+        self.assertEqual([], self.refusals)
+        self.assertGreater(len(self.server.handshake_failures), 2)
+
+    def test_a_new_certificate_that_is_refused_gives_way_to_the_old_one(self) -> None:
+        self.write(not_before=now() - 10 * DAY, not_after=now() + 9 * DAY)
+        old = self.certificate
+        self.start(self.config())
+        self.server.route(
+            *PROOF, handler=lambda request: Reply(200 if request.client_serial == old.serial_number else 403)
+        )
+        records = self.run_for(60)
+        self.assertEqual(old, load_certificate(self.cert_path).leaf)
+        self.assertEqual(1, len(self.said(records, logging.ERROR)))
+
+    def test_a_long_check_interval_is_within_the_workers_sign_of_life(self) -> None:
+        self.start(self.config(tuning=TuningConfig(cert_check_interval=3600)))
+        shutdown = ShutdownToken(self.clock)
+        worker = CertRenewalWorker(
+            self.config_,
+            self.mine,
+            self.enrollment,
+            self.renewal,
+            shutdown,
+            self.clock,
+            self.status,
+            enrollment_refused=self.refusals.append,
+        )
+        self.assertGreater(worker.limit, 3600)
+
+    def test_secrets_that_others_can_read_are_reported_at_start(self) -> None:
+        (self.folder / "key").chmod(0o644)
+        self.start(self.config())
+        (warning,) = set(self.said(self.run_for(60), logging.WARNING))
+        self.assertIn("chmod 600", warning)
+
+
+class Enrolling(WorkerTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.cert_path.unlink()
+        self.write_token(expiresAt=self.stamp(timedelta(days=3)))
+        self.start(self.config(bootstrap_token_file=self.token_path))
+
+    def test_a_host_without_a_certificate_enrolls_at_once(self) -> None:
+        self.run_for(1)
+        self.assertEqual(self.issued[0], load_certificate(self.cert_path).leaf)
+        self.assertEqual("valid", self.certificate_status().state)
+        self.run_for(3600)
+        self.assertEqual(1, len(self.asked(ENROLL)))
+
+    def test_a_cold_start_is_asked_again_every_ten_times_the_initial_backoff(self) -> None:
+        times: list[float] = []
+
+        def cold(request: Request) -> Reply:
+            times.append(self.clock.monotonic())
+            return Reply(503, b"control plane not ready")
+
+        self.server.route(*ENROLL, cold)
+        records = self.run_for(120)
+        gaps = {round(later - earlier, 6) for earlier, later in itertools.pairwise(times)}
+        self.assertEqual({10.0}, gaps)
+        self.assertEqual(1, len(self.said(records, logging.WARNING)))
+        self.server.route(*ENROLL, self.sign)
+        self.run_for(60)
+        self.assertTrue(self.cert_path.exists())
+
+    def test_a_network_failure_is_retried_within_the_usual_backoff(self) -> None:
+        self.server.route(*ENROLL, Reply(500), Reply(500), Reply(500), self.sign)
+        self.run_for(20)
+        self.assertTrue(self.cert_path.exists())
+
+    def test_a_token_of_the_future_is_used_when_its_time_comes(self) -> None:
+        self.write_token(issuedAt=self.stamp(timedelta(minutes=5)), expiresAt=self.stamp(timedelta(days=1)))
+        self.run_for(290)
+        self.assertEqual([], self.server.requests)
+        self.run_for(60)
+        self.assertTrue(self.cert_path.exists())
+
+    def test_a_final_refusal_is_handed_up_and_asked_again_much_later(self) -> None:
+        self.server.route(*ENROLL, Reply(409))
+        records = self.run_for(3600)
+        self.assertEqual(len(self.asked(ENROLL)), len(self.refusals))
+        self.assertLess(len(self.refusals), 20)
+        self.assertEqual(1, len(self.said(records, logging.ERROR)))
+        self.server.route(*ENROLL, self.sign)
+        self.run_for(3600)
+        self.assertTrue(self.cert_path.exists())
+
+    def test_a_final_refusal_with_an_expired_certificate_is_not_handed_up(self) -> None:
+        self.fleet.write_client(self.cert_path, self.key, "web-01", not_before=now() - 9 * DAY, not_after=now() - DAY)
+        self.server.route(*ENROLL, Reply(409))
+        self.run_for(3600)
+        self.assertGreater(len(self.asked(ENROLL)), 1)
+        self.assertEqual([], self.refusals)
+
+    def test_an_expired_certificate_is_replaced_with_the_token(self) -> None:
+        self.fleet.write_client(self.cert_path, self.key, "web-01", not_before=now() - 9 * DAY, not_after=now() - DAY)
+        self.run_for(1)
+        self.assertEqual([], self.asked(RENEW))
+        self.assertEqual(self.issued[0], load_certificate(self.cert_path).leaf)
+
+    def test_a_valid_certificate_leaves_the_token_unused(self) -> None:
+        self.fleet.write_client(self.cert_path, self.key, "web-01")
+        self.run_for(3600)
+        self.assertEqual([], self.server.requests)
+
+    def test_without_certificate_and_token_it_says_so_and_waits(self) -> None:
+        self.start(self.config())
+        records = self.run_for(3600)
+        self.assertEqual("missing", self.certificate_status().state)
+        self.assertIn("bootstrap_token_file", self.said(records, logging.ERROR)[0])
+        self.assertEqual([], self.refusals)
+
+
+class Kicked(WorkerTestCase):
+    def test_a_kick_makes_it_look_at_once_and_it_ends_with_the_shutdown(self) -> None:
+        """In a thread, on the real clock: SIGHUP and SIGTERM reach it in the middle of its minute."""
+        from nixfleet_agent.clock import SystemClock
+
+        clock = SystemClock()
+        shutdown = ShutdownToken(clock)
+        self.start(self.config())
+        looks = threading.Semaphore(0)
+        board = StatusBoard()
+        publish = board.publish
+
+        class Board(StatusBoard):
+            def publish(self, section: str, value: object) -> None:
+                publish(section, value)
+                looks.release()
+
+        worker = CertRenewalWorker(
+            self.config_,
+            self.mine,
+            self.enrollment,
+            self.renewal,
+            shutdown,
+            clock,
+            Board(),
+            enrollment_refused=self.refusals.append,
+        )
+        thread = threading.Thread(target=worker.run)
+        thread.start()
+        try:
+            self.assertTrue(looks.acquire(timeout=5))
+            self.fleet.write_client(self.cert_path, self.key, "web-01", not_after=now() + 50 * DAY)
+            worker.kick()
+            self.assertTrue(looks.acquire(timeout=5))
+            self.assertEqual(2, self.mine.generation)
+        finally:
+            shutdown.set()
+            thread.join(5)
+        self.assertFalse(thread.is_alive())
+
+
+if __name__ == "__main__":
+    unittest.main()
