@@ -26,7 +26,8 @@ from nixfleet_agent.runtime.shutdown import ShutdownToken
 from nixfleet_agent.runtime.status import StatusBoard
 from nixfleet_agent.state_machine import Mode, ProbeStatus, RolloutRecord, State
 from nixfleet_agent.state_machine.record import ProbeRecord
-from tests.support.clock import START, FakeClock
+from tests.support.clock import EPOCH as START
+from tests.support.clock import FakeClock
 
 PACKAGE = Path(__file__).resolve().parents[2] / "nixfleet_agent"
 
