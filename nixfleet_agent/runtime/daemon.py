@@ -104,7 +104,7 @@ class _Main:
         """What an event means; an exit code when it is the end."""
         match event:
             case signal.SIGTERM | signal.SIGINT:
-                log.info("stopping: %s", signal.Signals(event).name)
+                log.info("stopping: %s", event)
                 return EXIT_OK
             case signal.SIGHUP:
                 self._reload()

@@ -1,0 +1,305 @@
+"""The parts list: every object of the running agent, built in the order in which one needs the other."""
+
+from __future__ import annotations
+
+import logging
+import queue
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+from functools import partial
+
+from nixfleet_agent.activation import quarantine
+from nixfleet_agent.activation.host import read_boot_id
+from nixfleet_agent.clock import Clock
+from nixfleet_agent.config.model import Config
+from nixfleet_agent.errors import EnrollmentRefusedError, StorageError
+from nixfleet_agent.proto.heartbeat import Snapshot
+from nixfleet_agent.proto.ids import channel_of
+from nixfleet_agent.proto.times import format_time
+from nixfleet_agent.runtime.applier import Applier, HostView
+from nixfleet_agent.runtime.dispatch_check import Gates
+from nixfleet_agent.runtime.dispatch_decision import acceptance
+from nixfleet_agent.runtime.enrollment import Enrollment
+from nixfleet_agent.runtime.host import Host
+from nixfleet_agent.runtime.input_queue import InputQueue
+from nixfleet_agent.runtime.inputs import Acceptance
+from nixfleet_agent.runtime.logs import Logs
+from nixfleet_agent.runtime.mailbox import Mailbox
+from nixfleet_agent.runtime.manifest_cache import ManifestCache
+from nixfleet_agent.runtime.metrics import Metrics
+from nixfleet_agent.runtime.metrics_server import metrics_workers
+from nixfleet_agent.runtime.orders import outranks
+from nixfleet_agent.runtime.parts import (
+    Ground,
+    Links,
+    Stores,
+    anchors,
+    make_links,
+    marks_of,
+    open_stores,
+    publish_sections,
+    recover_quarantine,
+    reload_identity,
+)
+from nixfleet_agent.runtime.recovery import recover
+from nixfleet_agent.runtime.reducer import Reducer, Rules
+from nixfleet_agent.runtime.renewal import Renewal
+from nixfleet_agent.runtime.shutdown import ShutdownToken
+from nixfleet_agent.runtime.status import StatusBoard
+from nixfleet_agent.runtime.status_socket import StatusSocketWorker
+from nixfleet_agent.runtime.steady_writer import SteadyWriter
+from nixfleet_agent.runtime.supervisor import Supervisor
+from nixfleet_agent.runtime.worker import Worker
+from nixfleet_agent.runtime.workers.activation import ActivationWorker
+from nixfleet_agent.runtime.workers.advance_ticker import AdvanceTicker
+from nixfleet_agent.runtime.workers.cert_renewal import CertRenewalWorker
+from nixfleet_agent.runtime.workers.heartbeat import HeartbeatWorker
+from nixfleet_agent.runtime.workers.longpoll import LongPollWorker
+from nixfleet_agent.runtime.workers.manifest_poll import ManifestPollWorker
+from nixfleet_agent.runtime.workers.outbound import Outbound, Sender
+from nixfleet_agent.runtime.workers.probe import ProbeWorker
+from nixfleet_agent.state_machine import RecordTransition
+from nixfleet_agent.trust.canonical import canonical
+
+log = logging.getLogger("nixfleet_agent.assembly")
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """The built agent; nothing runs yet. ``stop`` wakes every wait, ``close`` comes after the threads were joined."""
+
+    machine_id: str
+    board: StatusBoard
+    supervisor: Supervisor
+    reducer: Reducer
+    stop: Callable[[], None]
+    close: Callable[[], None]
+    reload: Callable[[], None]
+
+
+def assemble(config: Config, clock: Clock, events: queue.SimpleQueue[object], logs: Logs) -> Agent:
+    """Build every part, recover the state of the last process, and start nothing.
+
+    Raises:
+        ConfigError: the trust file, the activation backend or an address can't be used.
+        StorageError: the state directory can't be written.
+    """
+    shutdown, board = ShutdownToken(clock), StatusBoard()
+    ground = Ground(
+        config,
+        clock,
+        shutdown,
+        board,
+        Metrics(board, clock),
+        InputQueue(shutdown),
+        Mailbox(clock, shutdown, outranks),
+        Mailbox(clock, shutdown),
+    )
+    stores = open_stores(ground)
+    host = recover(stores.journal, ground.current(), clock.monotonic())
+    stores.trust.recover_marks(marks_of(host))
+    recover_quarantine(stores.quarantine, host)
+    links = make_links(ground, stores)
+    outbound = _outbound(ground, stores, links)
+    reducer = _reducer(ground, stores, host, outbound.kick)
+    workers = [outbound, *_workers(ground, stores, links, events), *_doors(ground, stores, outbound, logs)]
+    supervisor = Supervisor(
+        workers, reducer, shutdown, clock, events, lambda name: board.count("worker_restarts", worker=name)
+    )
+    publish_sections(ground, stores, logs)
+
+    def stop() -> None:
+        shutdown.set()
+        ground.inputs.close()
+        links.control_plane.abort()
+
+    return Agent(
+        machine_id=config.machine_id,
+        board=board,
+        supervisor=supervisor,
+        reducer=reducer,
+        stop=stop,
+        close=links.control_plane.close,
+        reload=partial(reload_identity, stores, links),
+    )
+
+
+def _reducer(ground: Ground, stores: Stores, host: Host, kick: Callable[[], None]) -> Reducer:
+    def on_transition(transition: RecordTransition) -> None:
+        ground.board.count("transitions", before=str(transition.before), after=str(transition.after))
+
+    def writer(alive: Callable[[], None]) -> SteadyWriter:
+        return SteadyWriter(
+            stores.journal,
+            stores.reserve,
+            ground.inputs,
+            ground.board,
+            ground.shutdown,
+            ground.clock,
+            ground.backoff,
+            alive,
+        )
+
+    tuning = ground.config.tuning
+    rules = Rules(ground.config.health_failure_threshold_secs, tuning.probe_repeat_interval, read_boot_id())
+    applier = Applier(ground.activation, ground.probes, ground.board, kick, on_transition)
+    return Reducer(ground.shutdown, ground.clock, stores.journal, writer, applier, rules, host, ground.current)
+
+
+def _outbound(ground: Ground, stores: Stores, links: Links) -> Outbound:
+    def sign(event: dict[str, object]) -> str | None:
+        identity = links.credentials.current()
+        return None if identity is None else identity.key.sign(canonical(event)).hex()
+
+    def is_over(rollout_id: str) -> bool:
+        view = ground.board.get("host")
+        return isinstance(view, HostView) and not (rollout_id == view.active_id and view.active_open)
+
+    tuning = ground.config.tuning
+    return Outbound(
+        ground.shutdown,
+        ground.clock,
+        stores.journal,
+        links.control_plane,
+        Sender(sign),
+        ground.board,
+        is_over,
+        tuning.drain_interval,
+        tuning.backoff_initial,
+        tuning.backoff_max,
+    )
+
+
+def _workers(ground: Ground, stores: Stores, links: Links, events: queue.SimpleQueue[object]) -> list[Worker]:
+    """The nine workers but outbound."""
+    config, tuning, clock, shutdown = ground.config, ground.config.tuning, ground.clock, ground.shutdown
+    common = (config, links.control_plane, links.credentials, clock, partial(anchors, config, stores.trust))
+
+    def on_quarantine(rollout_id: str, closure: str, reason: str) -> None:
+        if config.quarantine_hours > 0:
+            entry = quarantine.Entry(channel_of(rollout_id), closure, rollout_id, clock.now(), reason)
+            _quarantine(stores.quarantine, entry)
+
+    def open_rollouts() -> Container[str]:
+        view = ground.board.get("host")
+        return view.reported if isinstance(view, HostView) else ()
+
+    def refused(error: EnrollmentRefusedError) -> None:
+        view = ground.board.get("host")
+        if not (isinstance(view, HostView) and view.active_open):
+            events.put(error)
+
+    return [
+        ActivationWorker(
+            shutdown,
+            clock,
+            ground.activation,
+            ground.inputs,
+            ground.board,
+            config.activation,
+            config.state_dir,
+            ground.backoff(),
+            stores.rollback,
+            on_quarantine,
+            open_rollouts,
+        ),
+        AdvanceTicker(shutdown, clock, ground.inputs, ground.current, tuning.advance_interval),
+        CertRenewalWorker(
+            config,
+            links.credentials,
+            Enrollment(*common),
+            Renewal(*common),
+            shutdown,
+            clock,
+            ground.board,
+            enrollment_refused=refused,
+        ),
+        HeartbeatWorker(
+            shutdown,
+            clock,
+            ground.inputs,
+            stores.journal,
+            links.control_plane,
+            ground.board,
+            ground.current,
+            partial(_vouch, ground, links.cache),
+            tuning.heartbeat_interval,
+            ground.backoff(),
+        ),
+        LongPollWorker(
+            config,
+            shutdown,
+            clock,
+            ground.inputs,
+            links.control_plane,
+            links.cache,
+            ground.board,
+            _gates(ground, stores),
+        ),
+        ManifestPollWorker(
+            shutdown, clock, ground.inputs, links.cache, tuning.manifest_poll_interval, ground.backoff()
+        ),
+        ProbeWorker(shutdown, clock, config=config, mailbox=ground.probes, emit=ground.inputs.put),
+    ]
+
+
+def _doors(ground: Ground, stores: Stores, outbound: Outbound, logs: Logs) -> list[Worker]:
+    """Where commands and scrapers come in."""
+
+    def rescan(request: object) -> int:
+        found = stores.journal.rescan_queue()
+        outbound.kick()
+        return found
+
+    def health() -> list[str]:
+        silent, journal = ground.board.get("silent_workers"), ground.board.get("journal_error")
+        problems = [f"no sign of life from {name}" for name in silent] if isinstance(silent, list) else []
+        return [*problems, *([f"events are not durable: {journal}"] if journal else [])]
+
+    handlers = {
+        "status": lambda request: ground.board.snapshot(),
+        "log": lambda request: logs.recent(),
+        "rescan-queue": rescan,
+    }
+    return [
+        StatusSocketWorker(ground.shutdown, ground.clock, ground.config.state_dir, handlers),
+        *metrics_workers(ground.config.metrics, ground.shutdown, ground.clock, ground.metrics, health),
+    ]
+
+
+def _gates(ground: Ground, stores: Stores) -> Gates:
+    """What this host itself has to say to a Dispatch."""
+
+    def hold() -> str | None:
+        current = stores.hold.current()
+        return current.reason if current else None
+
+    def quarantined(channel: str, closure: str) -> str | None:
+        hours = ground.config.quarantine_hours
+        now = ground.clock.now()
+        entry = stores.quarantine.refusal(channel, closure, now=now, hours=hours, running=ground.current())
+        return f"{entry.reason} in {entry.rollout_id}, until {format_time(entry.until(hours))}" if entry else None
+
+    return Gates(stores.journal.knows, hold, quarantined, ground.current)
+
+
+def _vouch(ground: Ground, cache: ManifestCache, snapshot: Snapshot) -> Acceptance:
+    """What signed artifacts say of a rollout that only a control plane's hint names; raises as ``cache.terms``."""
+    hostname, now = ground.config.machine_id, ground.clock.now()
+    terms = cache.terms(snapshot.rollout_id, hostname, snapshot.target_closure)
+    return acceptance(
+        snapshot.rollout_id,
+        snapshot.target_closure,
+        terms,
+        soak_due_at=snapshot.soak_due_at or now,
+        enqueued_at=snapshot.dispatched_at,
+        received_at=now,
+        current_closure=ground.current(),
+    )
+
+
+def _quarantine(store: quarantine.QuarantineStore, entry: quarantine.Entry) -> None:
+    try:
+        store.add(entry)
+    except StorageError as error:
+        log.warning("a failed closure is not in quarantine: %s", error, extra={"closure": entry.closure})

@@ -1,0 +1,168 @@
+"""The agent's stores, its identity and its way to the control plane: what the workers are built upon."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+from cryptography import x509
+
+from nixfleet_agent import __version__
+from nixfleet_agent.activation import quarantine
+from nixfleet_agent.activation.host import read_current
+from nixfleet_agent.clock import Clock
+from nixfleet_agent.config.model import Config
+from nixfleet_agent.errors import IdentityError, ProtoError, StorageError
+from nixfleet_agent.identity.anchors import load_anchors
+from nixfleet_agent.identity.credentials import Credentials
+from nixfleet_agent.net.client import ControlPlane
+from nixfleet_agent.runtime.backoff import Backoff
+from nixfleet_agent.runtime.hold import HoldStore
+from nixfleet_agent.runtime.host import Host
+from nixfleet_agent.runtime.input_queue import InputQueue
+from nixfleet_agent.runtime.journal import Journal
+from nixfleet_agent.runtime.logs import Logs
+from nixfleet_agent.runtime.mailbox import Mailbox
+from nixfleet_agent.runtime.manifest_cache import ManifestCache
+from nixfleet_agent.runtime.metrics import Metrics
+from nixfleet_agent.runtime.orders import ActivationOrder, ProbeOrder
+from nixfleet_agent.runtime.reserve import Reserve
+from nixfleet_agent.runtime.rollback_control import RollbackControl
+from nixfleet_agent.runtime.shutdown import ShutdownToken
+from nixfleet_agent.runtime.status import StatusBoard
+from nixfleet_agent.runtime.trust_store import TrustStore
+from nixfleet_agent.trust.marks import Marks
+
+log = logging.getLogger("nixfleet_agent.parts")
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What every part stands on."""
+
+    config: Config
+    clock: Clock
+    shutdown: ShutdownToken
+    board: StatusBoard
+    metrics: Metrics
+    inputs: InputQueue
+    activation: Mailbox[ActivationOrder]
+    probes: Mailbox[ProbeOrder]
+
+    def current(self) -> str | None:
+        """The closure that runs now."""
+        return read_current(self.config.activation)
+
+    def backoff(self) -> Backoff:
+        return Backoff(self.config.tuning.backoff_initial, self.config.tuning.backoff_max)
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """What is on disk."""
+
+    journal: Journal
+    reserve: Reserve
+    trust: TrustStore
+    quarantine: quarantine.QuarantineStore
+    hold: HoldStore
+    rollback: RollbackControl
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """Who this host is, and its way to the control plane."""
+
+    credentials: Credentials
+    control_plane: ControlPlane
+    cache: ManifestCache
+
+
+def open_stores(ground: Ground) -> Stores:
+    config = ground.config
+    stores = Stores(
+        journal=Journal(config.state_dir, config.machine_id),
+        reserve=Reserve(config.state_dir),
+        trust=TrustStore(config),
+        quarantine=quarantine.QuarantineStore(config.state_dir),
+        hold=HoldStore(config.state_dir, ground.clock),
+        rollback=RollbackControl(config.state_dir),
+    )
+    stores.trust.trust()  # without anything to verify against there is no point in starting
+    stores.journal.open()
+    stores.reserve.ensure()
+    return stores
+
+
+def make_links(ground: Ground, stores: Stores) -> Links:
+    config = ground.config
+    credentials = Credentials(config.client_cert, config.client_key)
+    try:
+        credentials.reload()
+    except IdentityError as error:
+        # Not the end: the cert_renewal worker enrolls or waits, and what this host runs is still looked after.
+        log.warning("no usable certificate yet: %s", error)
+    control_plane = ControlPlane(
+        config.control_plane_url,
+        ca_cert=config.ca_cert,
+        credentials=credentials,
+        clock=ground.clock,
+        observer=ground.metrics.observe_request,
+    )
+    return Links(
+        credentials, control_plane, ManifestCache(config, control_plane, stores.trust, ground.clock, ground.board)
+    )
+
+
+def marks_of(host: Host) -> list[Marks]:
+    """The high-water marks that each accepted Dispatch was accepted under."""
+    marks = []
+    for rollout in host.rollouts.values():
+        try:
+            marks.append(Marks.parse(rollout.accepted.marks))
+        except ProtoError as error:
+            log.error("the marks of an accepted Dispatch: %s", error, extra={"rollout_id": rollout.rollout_id})
+    return marks
+
+
+def recover_quarantine(store: quarantine.QuarantineStore, host: Host) -> None:
+    """A lost quarantine file is made anew from the logs: every closure that failed here after its switch was fired."""
+    if not store.lost:
+        return
+    entries = [
+        quarantine.Entry(
+            record.channel, record.target_closure, record.rollout_id, record.failed_at, "rebuilt from the log"
+        )
+        for record in (rollout.record for rollout in host.rollouts.values())
+        if record.failed_at is not None and record.switch_fired
+    ]
+    try:
+        store.rebuild(entries)
+    except StorageError as error:
+        log.warning("the quarantine is not on disk: %s", error)
+
+
+def anchors(config: Config, trust: TrustStore) -> tuple[x509.Certificate, ...]:
+    return load_anchors(trust.trust().issuance_ca_pems, config.ca_cert)
+
+
+def publish_sections(ground: Ground, stores: Stores, logs: Logs) -> None:
+    """Sections that are read anew each time somebody asks."""
+    board = ground.board
+    board.publish("agent", {"version": __version__, "machine_id": ground.config.machine_id, "pid": os.getpid()})
+    board.publish("started_at", ground.clock.now())
+    board.provide("hold", stores.hold.current)
+    board.provide("quarantine", stores.quarantine.entries)
+    board.provide("log_lines_lost", lambda: logs.lost)
+    board.provide("current_closure", ground.current)
+
+
+def reload_identity(stores: Stores, links: Links) -> None:
+    """SIGHUP: the certificate and the trust file; the declarations are read at the next reset of the probes.
+
+    Raises:
+        IdentityError, TrustFileError: the old certificate stays in use; an invalid trust file fails closed.
+    """
+    stores.trust.trust()
+    links.credentials.reload()
