@@ -1,0 +1,142 @@
+"""The trust file as it is on disk now, and the high-water marks that outlive the process.
+
+Marks are raised in memory at once and written by ``flush``, which callers run after anything urgent: an accepted
+Dispatch carries its marks in its own record, so that nothing is lost in between.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+
+from nixfleet_agent import durable
+from nixfleet_agent.config.model import Config
+from nixfleet_agent.errors import ProtoError, StorageError
+from nixfleet_agent.proto.strict_json import BODY_LIMIT, loads_strict
+from nixfleet_agent.trust.errors import TrustFileError
+from nixfleet_agent.trust.marks import Marks
+from nixfleet_agent.trust.roots import TrustRoots, parse_trust
+
+MARKS_FILE = "trust-marks.json"
+
+log = logging.getLogger("nixfleet_agent.trust_store")
+
+_Stamp = tuple[int, int, int, int]
+
+
+class TrustStore:
+    """Shared by all workers that verify; every method may be called from any thread."""
+
+    def __init__(self, config: Config) -> None:
+        """Nothing is read yet: ``trust`` does at its first call, and ``recover_marks`` before anything is verified."""
+        self._trust_path = config.trust_file
+        self._marks_path = config.state_dir / MARKS_FILE
+        self._lock = threading.Lock()
+        self._flushing = threading.Lock()
+        self._stamp: _Stamp | None = None
+        self._roots: TrustRoots | None = None
+        self._marks = Marks()
+        self._written: Marks | None = None
+        self._trouble = ""
+
+    def trust(self) -> TrustRoots:
+        """The trust roots; read again when the file has changed.
+
+        Raises:
+            TrustFileError: it is missing or invalid. A file that was good once does not count any more: whoever
+                damaged it may have wanted to take a key away.
+        """
+        with self._lock:
+            stamp = _stamp_of(self._trust_path)
+            if self._roots is None or stamp != self._stamp:
+                self._roots = None
+                self._roots = parse_trust(_read(self._trust_path), f"the trust file {self._trust_path}")
+                self._stamp = stamp
+            return self._roots
+
+    @property
+    def marks(self) -> Marks:
+        """The marks as of now."""
+        with self._lock:
+            return self._marks
+
+    def recover_marks(self, recorded: Iterable[Marks]) -> Marks:
+        """Read the marks of the last process, and lift them to what its records of accepted Dispatches prove.
+
+        A file that is missing or damaged is rebuilt from those records (and from verified caches, as they are read):
+        it costs a log line and never the agent.
+        """
+        found = self._read_marks()
+        with self._lock:
+            self._marks = self._marks.merged(found or Marks())
+            self._written = found
+            for marks in recorded:
+                self._marks = self._marks.merged(marks)
+            return self._marks
+
+    def raise_marks(self, *, fleet: datetime | None = None, channel: tuple[str, datetime] | None = None) -> Marks:
+        """Lift marks to what was just accepted, and return all of them; lower times change nothing."""
+        with self._lock:
+            self._marks = self._marks.raised(fleet=fleet, channels=dict([channel]) if channel else None)
+            return self._marks
+
+    def flush(self) -> None:
+        """Write the marks where they have changed since they were last written.
+
+        Raises:
+            StorageError: the disk refused; the next call tries again.
+        """
+        with self._flushing:
+            marks = self.marks
+            if marks == (self._written or Marks()):
+                return
+            text = json.dumps({"schemaVersion": 1, **marks.to_json()}, indent=1)
+            durable.write(self._marks_path, text.encode("utf-8") + b"\n")
+            self._written = marks
+
+    def flush_or_say(self) -> None:
+        """``flush`` for workers that have something better to do than to fail: each reason is said once."""
+        trouble = ""
+        try:
+            self.flush()
+        except StorageError as error:
+            trouble = str(error)
+        if trouble and trouble != self._trouble:
+            log.warning("the trust marks are not on disk yet: %s", trouble)
+        self._trouble = trouble
+
+    def _read_marks(self) -> Marks | None:
+        try:
+            raw = self._marks_path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            log.error(
+                "can't read %s (%s): rebuilt from accepted Dispatches and caches", self._marks_path, error.strerror
+            )
+            return None
+        try:
+            return Marks.parse(loads_strict(raw, limit=BODY_LIMIT, what=str(self._marks_path)))
+        except ProtoError as error:
+            log.error("%s: rebuilt from accepted Dispatches and verified caches", error)
+            return None
+
+
+def _stamp_of(path: Path) -> _Stamp:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise TrustFileError(f"can't read the trust file {path}: {error.strerror}: put the fleet's there") from error
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(BODY_LIMIT + 1)
+    except OSError as error:
+        raise TrustFileError(f"can't read the trust file {path}: {error.strerror}: put the fleet's there") from error

@@ -1,0 +1,256 @@
+"""Long poll worker: waits for "it is your turn", and hands the reducer only what CI signed for this host.
+
+A Dispatch is on disk before anything else is done with it, and stays there until it is decided. It is verified from
+the start at each try; between tries the long poll goes on with a short wait.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from nixfleet_agent.clock import Clock
+from nixfleet_agent.config.model import Config
+from nixfleet_agent.errors import ProtoError, StorageError, TransportError
+from nixfleet_agent.net.answers import Answer as HttpAnswer
+from nixfleet_agent.net.answers import retry_after
+from nixfleet_agent.net.client import ControlPlane
+from nixfleet_agent.proto.dispatch import Dispatch
+from nixfleet_agent.proto.strict_json import BODY_LIMIT, loads_strict
+from nixfleet_agent.runtime import dispatch_decision as decision
+from nixfleet_agent.runtime.backoff import Backoff
+from nixfleet_agent.runtime.dispatch_check import DispatchCheck, Gates
+from nixfleet_agent.runtime.dispatch_decision import Done, Expire, Keep, Pending, Refuse
+from nixfleet_agent.runtime.input_queue import InputQueue
+from nixfleet_agent.runtime.manifest_cache import ManifestCache
+from nixfleet_agent.runtime.pending_dispatch import PendingDispatch
+from nixfleet_agent.runtime.refusals import Refusals
+from nixfleet_agent.runtime.shutdown import ShutdownToken
+from nixfleet_agent.runtime.status import StatusBoard
+from nixfleet_agent.runtime.worker import Worker
+
+PATH = "/v1/agent/dispatch"
+#: What a client waits longer than the server was asked to, in seconds.
+GRACE = 5.0
+#: Least seconds between the starts of two requests: a server that ignores ``wait`` must not cause a hot loop.
+LEAST_INTERVAL = 1.0
+#: The longest long poll that the protocol knows, in seconds.
+LONGEST_POLL = 60.0
+#: Longest that one try may be without a sign of life: four requests, some of them twice, and the reducer's answer.
+LONGEST_TRY = 400.0
+
+
+@dataclass(frozen=True, slots=True)
+class PendingStatus:
+    """The section ``dispatch`` of the status board: what is kept, and why it is not accepted yet."""
+
+    rollout_id: str
+    target_closure: str
+    received_at: datetime
+    label: str | None
+    reason: str | None
+    next_try_at: datetime | None
+    tries: int
+
+
+class LongPollWorker(Worker):
+    """At most one Dispatch is pending; a newer well-formed one takes its place."""
+
+    name = "longpoll"
+
+    def __init__(
+        self,
+        config: Config,
+        shutdown: ShutdownToken,
+        clock: Clock,
+        inputs: InputQueue,
+        control_plane: ControlPlane,
+        cache: ManifestCache,
+        board: StatusBoard,
+        gates: Gates,
+        chance: random.Random | None = None,
+    ) -> None:
+        super().__init__(shutdown, clock)
+        tuning = config.tuning
+        self.limit = LONGEST_TRY + tuning.dispatch_wait + 2 * tuning.backoff_max
+        self._machine_id = config.machine_id
+        self._dispatch_wait = min(LONGEST_POLL, tuning.dispatch_wait)
+        self._control_plane = control_plane
+        self._cache = cache
+        self._board = board
+        self._check = DispatchCheck(config.machine_id, cache, gates, inputs, shutdown, clock, self.alive)
+        self._disk = PendingDispatch(config.state_dir)
+        self._refusals = Refusals(board, clock, self.log)
+        self._poll_backoff = Backoff(tuning.backoff_initial, tuning.backoff_max, chance)
+        self._try_backoff = Backoff(tuning.backoff_initial, tuning.backoff_max, chance)
+        self._pending: Pending | None = None
+        self._measured = clock.monotonic()
+        self._next_try = 0.0
+        self._tries = 0
+        self._last: Keep | None = None
+        self._last_start = -LEAST_INTERVAL
+        self._trouble = ""
+
+    def run(self) -> None:
+        """Decide what is pending when its time has come; poll; and so on until shutdown."""
+        self._restore()
+        while not self.shutdown.is_set:
+            self.alive()
+            if self._pending is not None and self.clock.monotonic() >= self._next_try:
+                self._try(self._pending)
+            early = self._last_start + LEAST_INTERVAL - self.clock.monotonic()
+            if not self.shutdown.wait(max(0.0, early)):
+                self._poll()
+
+    # -- the long poll ------------------------------------------------------------------------
+
+    def _poll(self) -> None:
+        left = None if self._pending is None else self._next_try - self.clock.monotonic()
+        wait = decision.poll_wait(self._dispatch_wait, left)
+        self._last_start = self.clock.monotonic()
+        try:
+            answer = self._control_plane.get(
+                PATH, params={"wait": f"{wait:g}"}, deadline=wait + GRACE, limit=BODY_LIMIT
+            )
+        except TransportError as error:
+            self._no_poll(str(error), 0.0)
+            return
+        if answer.status not in (200, 204):
+            after = retry_after(answer, self.clock.now()) or 0.0
+            self._no_poll(f"status {answer.status}: {answer.excerpt(200)}", after)
+            return
+        if self._trouble:
+            self.log.info("the control plane answers again")
+        self._trouble = ""
+        self._poll_backoff.reset()
+        if answer.status == 200 and answer.body.strip() not in (b"", b"null"):
+            self._receive(answer)
+
+    def _no_poll(self, trouble: str, at_least: float) -> None:
+        """The first failure and each change of reason are said aloud, repeats at debug."""
+        if self.shutdown.is_set:
+            return
+        say = self.log.debug if trouble == self._trouble else self.log.warning
+        say("no long poll: %s", trouble)
+        self._trouble = trouble
+        wait = self._poll_backoff.next(at_least)
+        if self._pending is not None:
+            wait = min(wait, max(LEAST_INTERVAL, self._next_try - self.clock.monotonic()))
+        self.shutdown.wait(wait)
+
+    def _receive(self, answer: HttpAnswer) -> None:
+        """A body came: keep it when it is a Dispatch for this host, refuse it at once when it is not."""
+        self._board.count("dispatches", outcome="received")
+        try:
+            dispatch = Dispatch.parse(loads_strict(answer.body, limit=BODY_LIMIT, what="a Dispatch"))
+        except ProtoError as error:
+            self._refusals.refused(None, Refuse("pattern", str(error)))
+            return
+        refusal = decision.misaddressed(dispatch, self._machine_id)
+        if refusal is not None:
+            self._refusals.refused(dispatch, refusal)
+            return
+        replaced = self._pending
+        if replaced is not None and replaced.dispatch != dispatch:
+            self._board.count("dispatches", outcome="replaced")
+            self.log.info("a newer Dispatch replaces a kept one", extra={"rollout_id": replaced.dispatch.rollout_id})
+        now = self.clock.now()
+        self._begin(Pending(dispatch, received_at=now, as_of=now))
+        self._save(self._pending)
+
+    # -- one try ------------------------------------------------------------------------------
+
+    def _restore(self) -> None:
+        """Take up what was pending: at start, and after this worker died of something unexpected."""
+        pending = self._disk.load()
+        if pending is None and self._pending is not None:
+            self._next_try = self.clock.monotonic()  # it could never be written, and is known here alone
+        elif pending is not None:
+            self._begin(decision.resumed(pending, self.clock.now()))
+
+    def _begin(self, pending: Pending) -> None:
+        self._pending = pending
+        self._measured = self._next_try = self.clock.monotonic()
+        self._tries = 0
+        self._last = None
+        self._try_backoff.reset()
+        self._publish()
+
+    def _try(self, pending: Pending) -> None:
+        pending = self._measure(pending)
+        gated = self._last is not None and self._last.gated
+        outcome = self._check.outcome(pending, anew=self._tries > 0, gated=gated)
+        self._tries += 1
+        if self.shutdown.is_set and isinstance(outcome, Keep):
+            return
+        if isinstance(outcome, Keep):
+            self._keep(pending, outcome)
+        else:
+            self._end(pending.dispatch, outcome)
+        # Only now: what was verified goes to disk after everything that somebody waits for.
+        self._cache.flush()
+
+    def _measure(self, pending: Pending) -> Pending:
+        monotonic = self.clock.monotonic()
+        pending = decision.advanced(pending, timedelta(seconds=monotonic - self._measured), self.clock.now())
+        self._measured, self._pending = monotonic, pending
+        return pending
+
+    # -- what comes of it ---------------------------------------------------------------------
+
+    def _keep(self, pending: Pending, keep: Keep) -> None:
+        wait = decision.GATE_RECHECK if keep.gated else self._try_backoff.next(at_least=keep.after)
+        self._next_try = self.clock.monotonic() + wait
+        held = keep.label == "hold"
+        if pending.held != held:
+            self._pending = replace(pending, held=held)
+            self._save(self._pending)
+        if self._last is None or self._last.reason != keep.reason:
+            self._refusals.kept(pending.dispatch, keep)
+        self._last = keep
+        self._publish()
+
+    def _end(self, dispatch: Dispatch, outcome: Refuse | Expire | Done) -> None:
+        self._pending = None
+        try:
+            self._disk.clear()
+        except StorageError as error:
+            self.log.warning("a decided Dispatch is still on disk: %s", error)
+        fields = {"rollout_id": dispatch.rollout_id, "closure": dispatch.target_closure}
+        if isinstance(outcome, Refuse):
+            self._refusals.refused(dispatch, outcome)
+        elif isinstance(outcome, Expire):
+            self._refusals.expired(dispatch, outcome)
+        else:
+            self._board.count("dispatches", outcome=outcome.label)
+            self.log.info("Dispatch: %s", outcome.label, extra=fields)
+        self._publish()
+
+    def _save(self, pending: Pending | None) -> None:
+        if pending is None:
+            return
+        try:
+            self._disk.save(pending)
+        except StorageError as error:
+            # It goes on in memory: a host whose disk is full may still have to learn that it must stand still.
+            self.log.warning("a Dispatch is kept in memory only: %s", error)
+
+    def _publish(self) -> None:
+        pending = self._pending
+        if pending is None:
+            self._board.publish("dispatch", None)
+            return
+        left = timedelta(seconds=max(0.0, self._next_try - self.clock.monotonic()))
+        self._board.publish(
+            "dispatch",
+            PendingStatus(
+                rollout_id=pending.dispatch.rollout_id,
+                target_closure=pending.dispatch.target_closure,
+                received_at=pending.received_at,
+                label=self._last.label if self._last else None,
+                reason=self._last.reason if self._last else None,
+                next_try_at=self.clock.now() + left if self._last else None,
+                tries=self._tries,
+            ),
+        )

@@ -1,0 +1,100 @@
+"""Manifest poll worker: keeps the verified fleet and the manifests of its channels at hand, and tells the reducer."""
+
+from __future__ import annotations
+
+from nixfleet_agent.clock import Clock
+from nixfleet_agent.errors import AgentError, TransportError
+from nixfleet_agent.proto import ids
+from nixfleet_agent.runtime.backoff import Backoff
+from nixfleet_agent.runtime.input_queue import InputQueue
+from nixfleet_agent.runtime.inputs import ManifestSetUpdated
+from nixfleet_agent.runtime.manifest_cache import ManifestCache
+from nixfleet_agent.runtime.shutdown import ShutdownToken
+from nixfleet_agent.runtime.timers import Timer
+from nixfleet_agent.runtime.worker import Worker
+from nixfleet_agent.text import printable
+from nixfleet_agent.trust.errors import Refusal
+from nixfleet_agent.trust.verify import VerifiedFleet
+
+#: Longest that one turn may be without a sign of life: the four requests of one artifact, each to its deadline.
+LONGEST_FETCH = 200.0
+
+
+class ManifestPollWorker(Worker):
+    """A fleet that fails leaves the set as it was; a manifest that fails leaves its channel as it was."""
+
+    name = "manifest_poll"
+
+    def __init__(
+        self,
+        shutdown: ShutdownToken,
+        clock: Clock,
+        inputs: InputQueue,
+        cache: ManifestCache,
+        interval: float,
+        backoff: Backoff,
+    ) -> None:
+        super().__init__(shutdown, clock)
+        self.limit = LONGEST_FETCH + 3 * interval
+        self._inputs = inputs
+        self._cache = cache
+        self._timer = Timer(interval, clock, shutdown)
+        self._backoff = backoff
+        self._set: dict[str, str] = {}
+        self._troubles: dict[str, str] = {}
+
+    def run(self) -> None:
+        """One turn at once, then one each interval; sooner with backoff while no fleet can be had."""
+        again: float | None = None
+        while self._timer.wait(again):
+            self.alive()
+            again = None if self.poll() else self.clock.monotonic() + self._backoff.next()
+
+    def poll(self) -> bool:
+        """Fetch and verify the set as it is published now; False when no fleet could be had."""
+        try:
+            fleet = self._cache.fetch_fleet()
+        except (TransportError, Refusal) as error:
+            self._say("fleet.resolved", error)
+            return False
+        self._say("fleet.resolved", None)
+        self._backoff.reset()
+        self._set = self._rollouts(fleet)
+        rollouts = tuple(self._set[channel] for channel in sorted(self._set))
+        self._inputs.put_latest(ManifestSetUpdated(fleet.hash, fleet.signed_at, rollouts))
+        self._cache.flush()
+        return True
+
+    def _rollouts(self, fleet: VerifiedFleet) -> dict[str, str]:
+        """The rollout of each channel with hosts: the new one where it verifies, else the one before."""
+        found: dict[str, str] = {}
+        for channel in sorted(fleet.fleet.channels_in_use & fleet.fleet.channels.keys()):
+            self.alive()
+            if self.shutdown.is_set:
+                break
+            rollout_id = f"{channel}@{fleet.fleet.meta.ci_commit}"
+            try:
+                if not ids.ROLLOUT_ID.fullmatch(rollout_id):
+                    raise AgentError(f"the fleet's ciCommit makes no rollout id: {printable(rollout_id, 200)!r}")
+                self._cache.fetch_pinned(rollout_id, fleet)
+            except AgentError as error:
+                self._say(channel, error)
+                if channel in self._set:
+                    found[channel] = self._set[channel]
+                continue
+            self._say(channel, None)
+            found[channel] = rollout_id
+        self._troubles = {name: said for name, said in self._troubles.items() if name in found or said}
+        return found
+
+    def _say(self, name: str, error: AgentError | None) -> None:
+        """The first failure and each change of reason at warning, repeats at debug, and that it is over at info."""
+        if self.shutdown.is_set:
+            return
+        trouble, before = str(error) if error else "", self._troubles.get(name, "")
+        if trouble:
+            say = self.log.debug if trouble == before else self.log.warning
+            say("%s is not updated: %s", name, trouble)
+        elif before:
+            self.log.info("%s is up to date again", name)
+        self._troubles[name] = trouble
