@@ -104,7 +104,7 @@ def _drop(call: Invocation) -> None:
 
 def _rescan(call: Invocation) -> str:
     try:
-        ask(call.config.state_dir, "rescan")
+        ask(call.config.state_dir, "rescan-queue")
     except AgentNotRunningError:
         return "; the agent does not run: it sends them when it is started"
     return ""

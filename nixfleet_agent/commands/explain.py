@@ -1,0 +1,206 @@
+"""What the host waits for or refuses, in sentences: pure, from a snapshot of the agent and the time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from nixfleet_agent.commands.times import ago, length, local_time
+from nixfleet_agent.proto.ids import channel_of
+from nixfleet_agent.proto.times import parse_time
+
+Snapshot = Mapping[str, Any]
+
+#: Without an answer for this long the control plane counts as out of reach; a long poll may take a minute.
+_SILENCE = timedelta(minutes=3)
+
+
+def explain(snapshot: Snapshot, now: datetime, quarantine_hours: float) -> str:
+    """One paragraph: what this host is waiting for or refusing, since when, what is next, and what would unblock it."""
+    sentences = [
+        *_agent(snapshot),
+        *_trouble(snapshot, now),
+        *_rollout(snapshot, now, quarantine_hours),
+        *_dispatch(snapshot, now),
+        *_hold(snapshot, now),
+        *_contact(snapshot, now),
+    ]
+    return " ".join(sentences)
+
+
+def active_record(snapshot: Snapshot) -> Mapping[str, Any] | None:
+    """The record of the active rollout, None when there is none."""
+    active_id = (snapshot.get("host") or {}).get("active_id")
+    return next((r for r in snapshot.get("rollouts") or () if r["rollout_id"] == active_id), None)
+
+
+def _agent(snapshot: Snapshot) -> Iterator[str]:
+    if not snapshot.get("running"):
+        yield (
+            f"The agent does not run ({snapshot.get('not_running', 'nobody answers')}), so nothing happens: "
+            "start it with `systemctl start nixfleet-agent`. As its files say:"
+        )
+    if silent := snapshot.get("silent_workers"):
+        yield f"No sign of life from {', '.join(silent)}: if that lasts, systemd restarts the agent."
+
+
+def _trouble(snapshot: Snapshot, now: datetime) -> Iterator[str]:
+    if error := snapshot.get("journal_error"):
+        yield f"Events can't be made durable ({error}), and nothing acts on what is not: free or repair the disk."
+    certificate = snapshot.get("certificate") or {}
+    state = certificate.get("state")
+    if state in ("missing", "unreadable", "expired"):
+        why = f" ({certificate['failure']})" if certificate.get("failure") else ""
+        yield f"The certificate {certificate.get('path')} is {state}{why}: run `nixfleet-agent check`."
+    if (drift := snapshot.get("drift")) is not None:
+        yield f"Somebody switched this host by hand: {drift} runs, which is not what the rollout left; it is let be."
+
+
+def _rollout(snapshot: Snapshot, now: datetime, quarantine_hours: float) -> Iterator[str]:
+    record = active_record(snapshot)
+    if record is None:
+        yield "This host has accepted no rollout yet."
+        return
+    yield from _STATES[record["state"]](record, snapshot, now, quarantine_hours)
+
+
+def _pending(record: Mapping[str, Any], snapshot: Snapshot, now: datetime, hours: float) -> Iterator[str]:
+    yield f"{record['rollout_id']} was accepted {_ago(record['dispatched_at'], now)} and is about to be activated."
+
+
+def _activating(record: Mapping[str, Any], snapshot: Snapshot, now: datetime, hours: float) -> Iterator[str]:
+    since = record["activation_started_at"] or record["dispatch_acked_at"] or record["dispatched_at"]
+    phase = (snapshot.get("activation") or {}).get("phase")
+    done = f", last finished step: {phase}" if phase and snapshot.get("running") else ""
+    what = "being switched to" if record["activation_started_at"] else "being fetched and prepared"
+    yield f"{record['target_closure']} ({record['rollout_id']}) is {what} since {_ago(since, now)}{done}."
+
+
+def _deferred(record: Mapping[str, Any], snapshot: Snapshot, now: datetime, hours: float) -> Iterator[str]:
+    yield (
+        f"{record['rollout_id']} needs a reboot: {record['target_closure']} is what boots next, and switching to it "
+        "live would replace a part that can't be replaced. Reboot the host to go on."
+    )
+
+
+def _soaking(record: Mapping[str, Any], snapshot: Snapshot, now: datetime, hours: float) -> Iterator[str]:
+    rollout_id, due = record["rollout_id"], _time(record["soak_due_at"])
+    gates = [probe for probe in record["topology"] or () if probe["mode"] == "enforce"]
+    failing, silent = _judge(record, gates)
+    if due is not None and now < due:
+        yield f"{rollout_id} soaks for another {length(due - now)}, until {local_time(due)}."
+    else:
+        yield f"{rollout_id} has soaked long enough."
+    if failing:
+        yield f"It can't converge while these probes fail: {'; '.join(failing)}. If that lasts, it counts as failed."
+    if record["topology"] is None:
+        yield "Its health probes have not been declared yet."
+    elif silent:
+        yield f"It waits for the first result of: {', '.join(silent)}."
+    if not failing and not silent and record["topology"] is not None and due is not None:
+        yield "Its probes pass: it converges when the soak is over." if now < due else "It converges within seconds."
+
+
+def _judge(record: Mapping[str, Any], gates: list[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
+    failing, silent = [], []
+    for gate in gates:
+        probe = record["probes"].get(gate["probe_name"])
+        if probe is None:
+            silent.append(gate["probe_name"])
+        elif probe["status"] != "pass":
+            since = _time(probe["failing_since"])
+            failing.append(f"{gate['probe_name']} since {local_time(since)} ({probe['failure_reason']})")
+    return failing, silent
+
+
+def _converged(record: Mapping[str, Any], snapshot: Snapshot, now: datetime, hours: float) -> Iterator[str]:
+    yield (
+        f"{record['rollout_id']} converged {_ago(record['converged_at'], now)}: this host is where it should be and "
+        "waits for the next release."
+    )
+
+
+def _failed(record: Mapping[str, Any], snapshot: Snapshot, now: datetime, hours: float) -> Iterator[str]:
+    failed = f"{record['rollout_id']} failed {_ago(record['failed_at'], now)}"
+    rollback = snapshot.get("rollback") or {}
+    if not record["rollback_owed"]:
+        prior = record["current_closure_at_dispatch"]
+        policy = f"the policy is {record['policy_applied']}" if record["policy_applied"] else "nothing was changed"
+        known = "" if prior else ", and no way back is known"
+        yield f"{failed}, and no rollback follows: {policy}{known}. The host stays as it is until a newer release."
+    elif rollback.get("given_up"):
+        yield f"{failed}, and an operator gave its rollback up: `nixfleet-agent rollback retry` takes that back."
+    elif rollback.get("failures"):
+        yield (
+            f"{failed}, and its rollback has failed {rollback['failures']} times, last with: {rollback.get('reason')}. "
+            "It is tried again with growing pauses; `nixfleet-agent rollback retry` tries at once, `give-up` ends it."
+        )
+    else:
+        yield f"{failed}, and the host is on its way back to {record['current_closure_at_dispatch']}."
+
+
+def _reverted(record: Mapping[str, Any], snapshot: Snapshot, now: datetime, hours: float) -> Iterator[str]:
+    reverted = f"{record['rollout_id']} failed and was rolled back {_ago(record['reverted_at'], now)}"
+    yield f"{reverted}: {record['reverted_to']} runs again. A rollout runs once on a host: going on needs a new release."
+    for entry in snapshot.get("quarantine") or ():
+        until = parse_time(entry["since"]) + timedelta(hours=hours)
+        if entry["closure"] == record["target_closure"] and now < until:
+            yield (
+                f"The closure is refused on {channel_of(record['rollout_id'])} until {local_time(until)}; "
+                "`nixfleet-agent quarantine clear` lifts that."
+            )
+
+
+_STATES = {
+    "Pending": _pending,
+    "Activating": _activating,
+    "Deferred": _deferred,
+    "Soaking": _soaking,
+    "Converged": _converged,
+    "Failed": _failed,
+    "Reverted": _reverted,
+}
+
+
+def _dispatch(snapshot: Snapshot, now: datetime) -> Iterator[str]:
+    dispatch = snapshot.get("dispatch")
+    if dispatch:
+        reason = dispatch.get("reason") or "it is being verified"
+        kept = f"A Dispatch for {dispatch['rollout_id']} is kept since {_ago(dispatch['received_at'], now)}: {reason}."
+        next_try = _time(dispatch.get("next_try_at"))
+        yield f"{kept} It is tried again {ago(next_try, now)}." if next_try and next_try > now else kept
+    last = (snapshot.get("refusals") or [None])[-1]
+    if last and last["outcome"] != "kept":
+        what = last["rollout_id"] or "something that was no Dispatch"
+        yield f"The last Dispatch not taken was {what}, {last['outcome']} {_ago(last['at'], now)}: {last['reason']}."
+
+
+def _hold(snapshot: Snapshot, now: datetime) -> Iterator[str]:
+    hold = snapshot.get("hold")
+    if hold:
+        until = _time(hold["until"])
+        end = f" until {local_time(until)}" if until else ""
+        yield f"An operator holds back new activations{end}: {hold['reason']}. `nixfleet-agent release` ends the hold."
+
+
+def _contact(snapshot: Snapshot, now: datetime) -> Iterator[str]:
+    contacts = snapshot.get("contacts") or {}
+    answered = [parse_time(c["answered_at"]) for c in contacts.values() if c.get("answered_at")]
+    queue = snapshot.get("queue") or {}
+    waiting = f" {queue['queued']} events wait to be sent." if queue.get("queued") else ""
+    if contacts and (not answered or now - max(answered) > _SILENCE):
+        outcomes = sorted({c["last_outcome"] for c in contacts.values()})
+        since = f"since {_ago(max(answered).isoformat(), now)}" if answered else "since the agent started"
+        yield f"The control plane has not answered {since} ({', '.join(outcomes)}); the host goes on alone.{waiting}"
+    elif waiting and queue.get("trouble"):
+        yield f"{waiting.strip()} The last answer to one was: {next(iter(queue['trouble'].values()))}."
+
+
+def _time(text: object) -> datetime | None:
+    return parse_time(text) if isinstance(text, str) else None
+
+
+def _ago(text: object, now: datetime) -> str:
+    at = _time(text)
+    return ago(at, now) if at else "at an unknown time"

@@ -1,0 +1,135 @@
+"""``status``: what the running agent knows, or what its files say while it does not run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from nixfleet_agent.clock import SystemClock
+from nixfleet_agent.commands.explain import active_record
+from nixfleet_agent.commands.invocation import BOLD, GREEN, RED, YELLOW, Invocation, Parser
+from nixfleet_agent.commands.snapshot import snapshot_of
+from nixfleet_agent.commands.times import ago, local_time
+from nixfleet_agent.errors import EXIT_OK
+from nixfleet_agent.proto.times import parse_time
+
+Snapshot = Mapping[str, Any]
+
+_COLOURS = {"Converged": GREEN, "Failed": RED, "Reverted": RED, "Deferred": YELLOW}
+#: Rollouts in the table; `history --list` has all of them.
+_SHOWN = 5
+#: The order in which a rollout's stamps come about, with their names for people.
+_STAMPS = {
+    "dispatched_at": "accepted",
+    "activation_started_at": "switched",
+    "activation_completed_at": "active",
+    "activation_failed_at": "activation failed",
+    "converged_at": "converged",
+    "failed_at": "failed",
+    "reverted_at": "reverted",
+}
+
+
+def configure(parser: Parser) -> None:
+    """It has no arguments of its own."""
+
+
+def run(call: Invocation) -> int:
+    snapshot = snapshot_of(call.config)
+    if call.json:
+        call.print_json(snapshot)
+        return EXIT_OK
+    now = SystemClock().now()
+    for label, text, colour in _lines(snapshot, now):
+        call.print(f"{label + ':':<14} {text}", colour)
+    rollouts = sorted(snapshot.get("rollouts") or (), key=lambda r: r["dispatched_at"], reverse=True)[:_SHOWN]
+    if rollouts:
+        call.print()
+        head = ("ROLLOUT", "STATE", "SEQ", "LAST CHANGE", "CLOSURE")
+        call.table(head, [_row(record, now) for record in rollouts])
+    record = active_record(snapshot)
+    if record is not None and record["probes"]:
+        call.print()
+        probes = [_probe_row(name, probe, now) for name, probe in sorted(record["probes"].items())]
+        call.table(("PROBE", "MODE", "RESULT", "LAST RUN", "REASON"), probes)
+    return EXIT_OK
+
+
+def _lines(snapshot: Snapshot, now: datetime) -> Iterator[tuple[str, str, str]]:
+    if snapshot["running"]:
+        agent = snapshot.get("agent") or {}
+        started = _ago(snapshot.get("started_at"), now)
+        said = f"running, version {agent.get('version')}, pid {agent.get('pid')}, started {started}"
+        yield "agent", said, GREEN
+    else:
+        yield "agent", f"not running ({snapshot['not_running']}); from its files:", RED
+    yield "host", str(snapshot.get("machine_id")), ""
+    yield "runs", str(snapshot.get("current_closure") or "unknown"), ""
+    record = active_record(snapshot)
+    if record is None:
+        yield "rollout", "none accepted yet", ""
+    else:
+        due = f", soak due {local_time(parse_time(record['soak_due_at']))}" if record["state"] == "Soaking" else ""
+        yield "rollout", f"{record['rollout_id']}: {record['state']}{due}", _COLOURS.get(record["state"], BOLD)
+    yield from _warnings(snapshot, now)
+    yield from _facts(snapshot, now)
+
+
+def _warnings(snapshot: Snapshot, now: datetime) -> Iterator[tuple[str, str, str]]:
+    """What somebody should look at."""
+    if drift := snapshot.get("drift"):
+        yield "drift", f"{drift} runs, which is not what the rollout left", YELLOW
+    if hold := snapshot.get("hold"):
+        until = local_time(parse_time(hold["until"])) if hold["until"] else "released"
+        yield "hold", f"until {until}: {hold['reason']}", YELLOW
+    if error := snapshot.get("journal_error"):
+        yield "journal", f"events are not durable: {error}", RED
+    if silent := snapshot.get("silent_workers"):
+        yield "workers", f"no sign of life from {', '.join(silent)}", RED
+    if rollback := snapshot.get("rollback"):
+        yield "rollback", ", ".join(f"{k}={v}" for k, v in rollback.items() if k != "rollout_id"), RED
+    if dispatch := snapshot.get("dispatch"):
+        reason = dispatch.get("reason") or "being verified"
+        yield "kept", f"{dispatch['rollout_id']}, {_ago(dispatch['received_at'], now)}: {reason}", YELLOW
+    for entry in snapshot.get("quarantine") or ():
+        yield "quarantine", f"{entry['closure']} on {entry['channel']}, {_ago(entry['since'], now)}", YELLOW
+    for refusal in (snapshot.get("refusals") or [])[-3:]:
+        what = refusal["rollout_id"] or "no Dispatch"
+        yield "refusal", f"{_ago(refusal['at'], now)}, {what} {refusal['outcome']}: {refusal['reason']}", YELLOW
+
+
+def _facts(snapshot: Snapshot, now: datetime) -> Iterator[tuple[str, str, str]]:
+    queue = snapshot.get("queue") or {}
+    oldest = f", the oldest from {_ago(queue['oldest'], now)}" if queue.get("oldest") else ""
+    rejected = f", {queue['rejected']} rejected" if queue.get("rejected") else ""
+    yield "queue", f"{queue.get('queued', 0)} events{oldest}{rejected}", ""
+    certificate = snapshot.get("certificate") or {}
+    until = f" until {local_time(parse_time(certificate['not_after']))}" if certificate.get("not_after") else ""
+    failure = f" ({certificate['failure']})" if certificate.get("failure") else ""
+    good = certificate.get("state") in ("valid", "due")
+    yield "certificate", f"{certificate.get('state', 'unknown')}{until}{failure}", "" if good else RED
+    for endpoint, contact in (snapshot.get("contacts") or {}).items():
+        answered = f"answered {_ago(contact['answered_at'], now)}" if contact.get("answered_at") else "never answered"
+        yield "contact", f"{endpoint}: {answered}, last outcome {contact['last_outcome']}", ""
+
+
+def _row(record: Mapping[str, Any], now: datetime) -> tuple[object, ...]:
+    stamps = [(record[stamp], name) for stamp, name in _STAMPS.items() if record.get(stamp)]
+    at, name = max(stamps)
+    return (
+        record["rollout_id"],
+        record["state"],
+        record["last_event_seq"],
+        f"{name} {_ago(at, now)}",
+        record["target_closure"],
+    )
+
+
+def _probe_row(name: str, probe: Mapping[str, Any], now: datetime) -> tuple[object, ...]:
+    observed = _ago(probe["last_observed_at"], now)
+    return name, probe["mode"], probe["status"], observed, probe["failure_reason"] or ""
+
+
+def _ago(text: object, now: datetime) -> str:
+    return ago(parse_time(text), now) if isinstance(text, str) else "at an unknown time"
