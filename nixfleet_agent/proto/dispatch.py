@@ -31,8 +31,8 @@ class Dispatch:
             hostname=ids.require(ids.HOSTNAME, value.get("hostname"), "hostname of a Dispatch"),
             rollout_id=ids.require(ids.ROLLOUT_ID, value.get("rollout_id"), "rollout_id of a Dispatch"),
             target_closure=ids.require(ids.CLOSURE, value.get("target_closure"), "target_closure of a Dispatch"),
-            soak_due_at=parse_time(value.get("soak_due_at")),
-            enqueued_at=parse_time(value.get("enqueued_at")),
+            soak_due_at=parse_time(value.get("soak_due_at"), "soak_due_at of a Dispatch"),
+            enqueued_at=parse_time(value.get("enqueued_at"), "enqueued_at of a Dispatch"),
         )
 
     def to_json(self) -> dict[str, Any]:

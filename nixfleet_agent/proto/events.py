@@ -16,6 +16,7 @@ from typing import Any
 
 from nixfleet_agent.errors import ProtoError
 from nixfleet_agent.proto.heartbeat import MAX_SEQ
+from nixfleet_agent.proto.heartbeat import seq as parse_seq
 from nixfleet_agent.proto.times import format_time, parse_time
 from nixfleet_agent.state_machine.events import KINDS, Event
 
@@ -34,7 +35,8 @@ def from_wire(value: object, *, remote: bool, local: object = None) -> Event:
     """The event that ``to_wire`` wrote, as its Remote (or Local) class; unknown fields are ignored.
 
     Args:
-        local: what ``local_fields`` returned, from the host's own journal.
+        local: what ``local_fields`` returned, from the host's own journal: the only source of local fields, whatever
+            the other side of a wire may have written under their names.
 
     Raises:
         ProtoError: an unknown kind, or a field that is missing or not of its type.
@@ -44,8 +46,9 @@ def from_wire(value: object, *, remote: bool, local: object = None) -> Event:
     kind = KINDS.get(str(value.get("kind")))
     if kind is None:
         raise ProtoError(f"unknown kind of event: {str(value.get('kind'))[:64]!r}")
-    merged = {**(local if isinstance(local, Mapping) else {}), **value}
-    return typing.cast(Event, _parse(kind.shape, merged, kind.shape.kind, kind.remote if remote else kind.local))
+    ours = local if isinstance(local, Mapping) else {}
+    build = kind.remote if remote else kind.local
+    return typing.cast(Event, _parse(kind.shape, value, kind.shape.kind, build, ours))
 
 
 @cache
@@ -85,18 +88,23 @@ def _plain(value: object, local: bool | None) -> object:
     return value
 
 
-def _parse(shape: type, value: object, where: str, build: type | None = None) -> object:
+def _parse(
+    shape: type, value: object, where: str, build: type | None = None, ours: Mapping[str, Any] | None = None
+) -> object:
     if not isinstance(value, Mapping):
         raise ProtoError(f"{where} is not a JSON object")
     arguments: dict[str, Any] = {}
     for field, name, hint in _fields(shape):
-        if value.get(name) is None:
-            if not _optional(hint) and not field.metadata.get("local"):
-                raise ProtoError(f"{where}: {name} is missing")
-            if _optional(hint):
-                arguments[field.name] = None
-            continue
-        arguments[field.name] = _read(hint, value[name], f"{where}: {name}")
+        local = bool(field.metadata.get("local"))
+        item = (ours or {}).get(name) if local else value.get(name)
+        if item is not None:
+            arguments[field.name] = _read(hint, item, f"{where}: {name}")
+            if field.name == "seq":
+                parse_seq(arguments["seq"], f"{where}: seq")
+        elif _optional(hint):
+            arguments[field.name] = None
+        elif not local:
+            raise ProtoError(f"{where}: {name} is missing")
     return (build or shape)(**arguments)
 
 
@@ -112,14 +120,14 @@ def _read(hint: Any, value: object, where: str) -> object:
             raise ProtoError(f"{where} is not a list")
         return tuple(_read(typing.get_args(hint)[0], item, where) for item in value)
     if hint is datetime:
-        return parse_time(value)
+        return parse_time(value, where)
     if is_dataclass(hint):
         return _parse(typing.cast(type, hint), value, where)
     if isinstance(hint, type) and issubclass(hint, Enum):
         return _member(hint, value, where)
     if hint is int and isinstance(value, float) and value.is_integer():
         value = int(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_SEQ:
         value = float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ProtoError(f"{where} is not of type {hint.__name__}: {str(value)[:64]!r}")

@@ -73,8 +73,8 @@ class Snapshot:
             state=state,
             target_closure=ids.require(ids.CLOSURE, value.get("targetClosure"), "targetClosure of a snapshot"),
             last_event_seq=seq(value.get("lastEventSeq"), "lastEventSeq of a snapshot"),
-            dispatched_at=parse_time(value.get("dispatchedAt")),
-            soak_due_at=None if soak is None else parse_time(soak),
+            dispatched_at=parse_time(value.get("dispatchedAt"), "dispatchedAt of a snapshot"),
+            soak_due_at=None if soak is None else parse_time(soak, "soakDueAt of a snapshot"),
         )
 
 

@@ -20,15 +20,17 @@ def format_time(at: datetime) -> str:
     return at.astimezone(timezone.utc).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
-def parse_time(text: object) -> datetime:
+def parse_time(text: object, what: str = "a time") -> datetime:
     """An aware UTC datetime; digits past the sixth are cut, a leap second counts as the next second.
+
+    ``what`` names the field in messages.
 
     Raises:
         ProtoError: not an RFC 3339 timestamp with an offset, or outside the years 1 to 9999.
     """
     match = _RFC3339.fullmatch(text) if isinstance(text, str) else None
     if match is None:
-        raise ProtoError(f"not an RFC 3339 timestamp with an offset: {str(text)[:64]!r}")
+        raise ProtoError(f"{what} is not an RFC 3339 timestamp with an offset: {str(text)[:64]!r}")
     year, month, day, hour, minute, second = (int(part) for part in match.groups()[:6])
     micros = int((match[7] or "0")[:6].ljust(6, "0"))
     try:
@@ -42,4 +44,4 @@ def parse_time(text: object) -> datetime:
             at -= sign * timedelta(hours=hours, minutes=minutes)
         return at
     except (ValueError, OverflowError) as error:
-        raise ProtoError(f"not a valid timestamp: {match[0]!r} ({error})") from error
+        raise ProtoError(f"{what} is not a valid timestamp: {match[0]!r} ({error})") from error

@@ -242,7 +242,11 @@ class TheRecord(unittest.TestCase):
         self.assertFalse(any(isinstance(getattr(now, f.name), (list, dict, set)) for f in fields(now)))
 
     def test_effects_are_frozen(self) -> None:
-        for state, kind in ((State.PENDING, "DispatchAck"), (State.SOAKING, "Failed"), (State.FAILED, "RollbackComplete")):
+        for state, kind in (
+            (State.PENDING, "DispatchAck"),
+            (State.SOAKING, "Failed"),
+            (State.FAILED, "RollbackComplete"),
+        ):
             for local in (True, False):
                 for effect in step(record(state), event(kind, local=local), NOW, ROLLBACK)[1]:
                     with self.subTest(effect=effect), self.assertRaises(FrozenInstanceError):
