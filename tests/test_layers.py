@@ -139,7 +139,7 @@ class Errors(unittest.TestCase):
             for node in ast.walk(tree):
                 if isinstance(node, ast.ExceptHandler) and catches_all(node) and not raises_again(node):
                     catching.add(module)
-        self.assertLessEqual(catching, {f"{NAME}.runtime.worker", f"{NAME}.cli"})
+        self.assertLessEqual(catching, {f"{NAME}.runtime.supervisor", f"{NAME}.cli"})
 
 
 if __name__ == "__main__":
