@@ -179,19 +179,20 @@ class ForwardRun:
                 raise
 
     def _verify(self, record: Record, fired_at: float | None = None) -> Completed:
-        intent, config = self._intent, self._context.config
+        intent, config, now = self._intent, self._context.config, self._context.clock.monotonic()
         watched = verify_poll.Watched(
             record=record,
             target=intent.target,
             expected=(intent.prior, record.intent.running),
-            fired_at=self._context.clock.monotonic() if fired_at is None else fired_at,
+            fired_at=now if fired_at is None else min(now, fired_at),
             watch=lambda: self._parts.guard.raise_if_acted(intent.rollout_id),
         )
         with self._context.phase("verify"):
             ended = verify_poll.follow(self._context, self._parts.switches, watched)
         if ended.exit_code != 0:
             self._context.log.warning("%s runs; its switch ended with %d", ended.observed, ended.exit_code)
-            if config.failed_units == "fail":
+            # After a reboot into the target its units have been started anew, whatever the switch had said of them.
+            if config.failed_units == "fail" and self._same_boot(record):
                 raise PhaseFailed("switch", record.output(verify_poll.TAIL_BYTES), ended.exit_code, ended.observed)
         profile.correct(self._context, intent.target)
         # The report of success follows: from there on nobody may take the host back but the agent itself.

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+from nixfleet_agent.activation.host import read_boot_id
 from nixfleet_agent.activation.model import ROLLBACK_AND_HALT, Forward, ForwardOutcome, Rollback
 from nixfleet_agent.activation.pipeline import Pipeline
 from nixfleet_agent.activation.records import Record, Records
-from nixfleet_agent.activation.host import read_boot_id
 from nixfleet_agent.clock import SystemClock
 from tests.support.nix import Nixery, NixHost
 
@@ -30,7 +30,7 @@ def until(condition: Callable[[], Any], what: str) -> Any:
     while not (value := condition()):
         if clock.monotonic() > deadline:
             raise AssertionError(f"not within {PATIENCE_SECS:g} s: {what}")
-        pause.wait(0.005)
+        pause.wait(0.015)
     return value
 
 
@@ -71,6 +71,8 @@ class PipelineCase(unittest.TestCase):
         self.methods: list[str] = []
         self.phases: list[tuple[str, float]] = []
         self.log = logging.getLogger(f"test.{name}")
+        self.log.propagate = False
+        self.log.addHandler(logging.NullHandler())
         self.addCleanup(self._nothing_is_left)
 
     def _nothing_is_left(self) -> None:

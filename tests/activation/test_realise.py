@@ -75,19 +75,25 @@ class RealiseTest(PipelineCase):
         outcome = self.assert_untouched(self.forward(target))
         self.assertIn("did not end within 2 s", outcome.stderr_tail)
 
+    def interrupt_fetch(self, reason: str) -> None:
+        target = self.big(f"interrupted-{reason}")
+        self.nixery.server.stall_after = 100_000
+        result = self.in_thread(lambda: self.forward(target))
+
+        def fetching() -> bool:
+            return any("--add-root" in line and target in line for line in processes_of(self.host.root).values())
+
+        until(fetching, "nix to fetch")
+        self.interrupt(reason)
+        self.assertEqual(result(), Interrupted(reason))
+        self.assertEqual(processes_of(self.host.root), {}, "ended and reaped")
+        self.assertEqual((self.host.profile_closure(), self.host.switches()), (self.v1, []))
+
     def test_an_interruption_ends_nix_at_once(self) -> None:
         for reason in ("shutdown", "superseded"):
             with self.subTest(reason):
                 self.setUp()
-                target = self.big(f"interrupted-{reason}")
-                self.nixery.server.stall_after = 100_000
-                result = self.in_thread(lambda target=target: self.forward(target))
-                until(lambda target=target: any("--add-root" in line and target in line
-                              for line in processes_of(self.host.root).values()), "nix to fetch")  # fmt: skip
-                self.interrupt(reason)
-                self.assertEqual(result(), Interrupted(reason))
-                self.assertEqual(processes_of(self.host.root), {}, "ended and reaped")
-                self.assertEqual((self.host.profile_closure(), self.host.switches()), (self.v1, []))
+                self.interrupt_fetch(reason)
 
     def test_a_download_that_would_fill_the_disk_is_refused_before_it_begins(self) -> None:
         target = self.nixery.system("huge")

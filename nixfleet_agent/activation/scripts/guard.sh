@@ -33,9 +33,9 @@ elif [ ! -e "$forward/exit" ]; then
         echo "the switch of the release still runs: ending it"
         kill -s TERM -- "-$group"
         turns=0
-        while runs && [ "$turns" -lt 10 ]; do
+        while runs && [ "$turns" -lt 100 ]; do
             turns=$((turns + 1))
-            sleep 1
+            sleep 0.1 2>/dev/null || { sleep 1 && turns=$((turns + 9)); }
         done
         kill -s KILL -- "-$group" 2>/dev/null
     fi

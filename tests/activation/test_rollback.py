@@ -1,0 +1,145 @@
+"""The way back: by the prior's own script, from every state a failed release can leave."""
+
+from __future__ import annotations
+
+import json
+import unittest
+
+from nixfleet_agent.activation.model import Failed, Interrupted, RollbackDrift, RollbackFailed, RolledBack
+from tests.activation.case import ROLLOUT, PipelineCase, processes_of, until
+from tests.support.nix import EXIT_4, FAIL, SLOW, third_closure
+
+
+class RollbackTest(PipelineCase):
+    def fail_forward(self, script: str = FAIL) -> str:
+        """A release that fails after its switch was fired; its closure."""
+        bad = self.nixery.system("bad-" + str(abs(hash(script))), script)
+        self.assertIsInstance(self.forward(bad), Failed)
+        return bad
+
+    def assert_back(self, outcome: object, exit_code: int = 0) -> None:
+        self.assertEqual(outcome, RolledBack(self.v1, exit_code))
+        self.assertEqual((self.host.running(), self.host.profile_closure()), (self.v1, self.v1))
+        self.assertEqual(self.records("guard"), [], "disarmed before the rollback")
+
+    def test_a_fired_release_is_taken_back_by_the_prior_closures_own_script(self) -> None:
+        bad = self.fail_forward()
+        self.assertEqual(self.host.profile_closure(), bad)
+        self.assert_back(self.pipeline().rollback(self.back(bad)))
+        self.assertEqual(self.host.switches(), [f"switch {bad}", f"switch {self.v1}"], "though the link never moved")
+
+    def test_a_release_that_flipped_is_taken_back(self) -> None:
+        self.forward(self.v2)
+        self.assert_back(self.pipeline().rollback(self.back(self.v2)))
+
+    def test_a_third_closure_that_the_release_left_is_taken_back_after_a_restart_too(self) -> None:
+        stray = self.nixery.system("stray")
+        bad = self.fail_forward(third_closure(stray))
+        self.assertEqual(self.host.running(), stray)
+        self.assert_back(self.pipeline().rollback(self.back(bad, observed=None)))
+
+    def test_a_release_that_never_fired_only_gets_its_profile_back(self) -> None:
+        self.host.nix("nix-store", "--realise", f"/nix/store/{self.v2}")
+        self.host.nix("nix-env", "--profile", str(self.host.profile), "--set", f"/nix/store/{self.v2}")
+        self.assert_back(self.pipeline().rollback(self.back(self.v2, fired=False)))
+        self.assertEqual(self.host.switches(), [])
+
+    def test_a_release_that_changed_nothing_needs_nothing(self) -> None:
+        self.assert_back(self.pipeline().rollback(self.back(self.v2, fired=False)))
+        self.assertEqual((self.host.switches(), self.host.generations()), ([], 1))
+
+    def test_the_records_overrule_a_caller_who_thinks_that_nothing_fired(self) -> None:
+        bad = self.fail_forward()
+        self.assert_back(self.pipeline().rollback(self.back(bad, fired=False)))
+        self.assertEqual(self.host.switches()[-1], f"switch {self.v1}")
+
+    def test_a_boot_entry_of_a_deferred_release_is_taken_back_without_a_switch(self) -> None:
+        kernels = [self.nixery.path(f"kernel-{n}", {"file": str(n)}) for n in (1, 2)]
+        old, new = (
+            self.nixery.system(f"deferred-{n}", links={"kernel": f"/nix/store/{k}/file"}, references=[k])
+            for n, k in enumerate(kernels)
+        )
+        self.host.boot(old)
+        self.host.environment["TEST_BOOT_EXIT"] = "7"
+        self.assertIsInstance(self.pipeline().forward(self.intent(new, old), self.methods.append), Failed)
+        self.host.environment["TEST_BOOT_EXIT"] = "0"
+        intent = self.back(new, fired=False)
+        outcome = self.pipeline().rollback(type(intent)(ROLLOUT, old, new, False, None))
+        self.assertEqual(outcome, RolledBack(old, 0))
+        self.assertEqual(self.host.switches(), [f"boot {new}", f"boot {old}"])
+        self.assertEqual(self.host.profile_closure(), old)
+
+    def test_a_prior_that_was_collected_is_fetched_again(self) -> None:
+        self.forward(self.v2)
+        self.pipeline().release(ROLLOUT)
+        self.host.profile.with_name("system-1-link").unlink()
+        self.host.collect_garbage()
+        self.assertFalse(self.host.has(self.v1))
+        self.assert_back(self.pipeline().rollback(self.back(self.v2)))
+
+    def test_a_failing_rollback_is_told_and_can_be_tried_again(self) -> None:
+        unready = 'if [ ! -e "$TEST_BOOTLOADER.ok" ]; then echo "not yet" >&2; exit 6; fi; flip "$self"\n'
+        prior = self.nixery.system("unready", unready)
+        self.host.boot(prior)
+        self.pipeline().forward(self.intent(self.v2, prior), self.methods.append)
+        intent = type(self.back(self.v2))(ROLLOUT, prior, self.v2, True, None)
+        outcome = self.pipeline().rollback(intent)
+        assert isinstance(outcome, RollbackFailed)
+        self.assertEqual((outcome.exit_code, outcome.phase), (6, "switch"))
+        self.assertEqual(outcome.stderr_tail, "switch: not yet\n")
+        self.host.bootloader.with_name("bootloader.ok").touch()
+        self.assertEqual(self.pipeline().rollback(intent), RolledBack(prior, 0))
+
+    def test_failed_units_never_stop_a_rollback(self) -> None:
+        self.host.configure(failed_units="fail")
+        prior = self.nixery.system("prior-4", EXIT_4)
+        self.host.boot(prior)
+        self.pipeline().forward(self.intent(self.v2, prior), self.methods.append)
+        outcome = self.pipeline().rollback(type(self.back(self.v2))(ROLLOUT, prior, self.v2, True, None))
+        self.assertEqual(outcome, RolledBack(prior, 4))
+
+    def test_an_operators_own_switch_is_not_undone(self) -> None:
+        bad = self.fail_forward()
+        other = self.nixery.system("by-hand")
+        self.host.boot(other)
+        self.assertEqual(self.pipeline().rollback(self.back(bad)), RollbackDrift(other))
+        self.assertEqual((self.host.running(), self.host.profile_closure()), (other, other))
+        self.assertEqual(self.host.switches(), [f"switch {bad}"])
+
+    def test_a_rollback_that_succeeded_unheard_is_not_fired_again(self) -> None:
+        self.forward(self.v2)
+        self.pipeline().rollback(self.back(self.v2))
+        self.assert_back(self.pipeline().rollback(self.back(self.v2)))
+        self.assertEqual(self.host.switches(), [f"switch {self.v2}", f"switch {self.v1}"])
+
+    def test_a_rollback_that_still_runs_is_adopted(self) -> None:
+        prior = self.nixery.system("slow-prior", SLOW)
+        self.host.boot(prior)
+        self.pipeline().forward(self.intent(self.v2, prior), self.methods.append)
+        intent = type(self.back(self.v2))(ROLLOUT, prior, self.v2, True, None)
+        result = self.in_thread(lambda: self.pipeline().rollback(intent))
+        until(lambda: f"switch {prior}" in self.host.switches(), "the rollback")
+        self.interrupt("shutdown")
+        self.assertEqual(result(), Interrupted("shutdown"))
+        self.reason = None
+        self.wake.clear()
+        self.assertEqual(self.pipeline().rollback(intent), RolledBack(prior, 0))
+        self.assertEqual(self.host.switches(), [f"switch {self.v2}", f"switch {prior}"])
+
+    def test_a_release_whose_switch_still_hangs_is_ended_first(self) -> None:
+        self.host.configure(poll_budget_secs=0.3)
+        bad = self.fail_forward("sleep 600\n")
+        self.host.configure(poll_budget_secs=10.0)
+        self.assert_back(self.pipeline().rollback(self.back(bad)))
+        until(lambda: not processes_of(self.host.root), "the end of the hung script")
+
+    def test_a_damaged_note_about_the_failure_is_no_obstacle(self) -> None:
+        bad = self.fail_forward()
+        note = self.host.state_dir / "switch" / f"failed-{ROLLOUT}.json"
+        self.assertEqual(json.loads(note.read_text()), {"observed": self.v1})
+        note.write_text("{")
+        self.assert_back(self.pipeline().rollback(self.back(bad)))
+
+
+if __name__ == "__main__":
+    unittest.main()
