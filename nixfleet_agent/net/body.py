@@ -78,7 +78,7 @@ class _Inflated:
         """Decompress ``data`` (raises zlib.error, TransportError)."""
         if self._decoder.eof:
             raise TransportError("the gzip body goes on after its end", "protocol")
-        while True:
+        while data:
             part = self._decoder.decompress(data, _PIECE)
             if part:
                 self._size += len(part)
@@ -86,9 +86,6 @@ class _Inflated:
                     raise _too_large(self._limit)
                 self.pieces.append(part)
             data = self._decoder.unconsumed_tail
-            # A full piece may have more behind it even when all of the input is taken.
-            if not data and len(part) < _PIECE:
-                break
         if self._decoder.unused_data:
             raise TransportError("the gzip body goes on after its end", "protocol")
 

@@ -118,11 +118,14 @@ class Renewal:
         not tells them apart.
         """
         refusal = self._refusal(new)
+        if refusal is not None:
+            if old.certificate.expired(self._clock.now()) or self._refusal(old) is not None:
+                return False
+            # Once more: the control plane may have come up between the two.
+            refusal = self._refusal(new)
         if refusal is None:
             install.settle(self._path)
             return True
-        if old.certificate.expired(self._clock.now()) or self._refusal(old) is not None:
-            return False
         install.go_back(self._path)
         self._credentials.use(old.certificate, old.key)
         raise NewCertificateRefusedError(

@@ -121,8 +121,18 @@ class Sizes(NetTestCase):
         packer = zlib.compressobj(0, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
         body = packer.compress(b"") + b"".join(packer.flush(zlib.Z_FULL_FLUSH) + b"\0\0\0\xff\xff" * 2000 for _ in "ab")
         server = self.serve()
-        server.route("GET", "/v1/x", Reply(200, body, {"Content-Encoding": "gzip"}))
+        head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n"
+        server.route("GET", "/v1/x", Raw(head + b"%x\r\n" % len(body) + body + b"\r\n0\r\n\r\n"))
         self.assertEqual("too_large", self.refused(self.connect(server), "/v1/x", limit=4096).kind)
+
+    def test_gzip_of_every_size_around_a_piece_comes_out_whole(self) -> None:
+        server = self.serve()
+        client = self.connect(server)
+        piece = 64 * 1024
+        for size in (0, 1, piece - 1, piece, piece + 1, piece + 258, 2 * piece, 3 * piece + 7, 16 * piece):
+            server.route("GET", "/v1/x", Reply(200, bytes(size), compressed=True))
+            with self.subTest(size=size):
+                self.assertEqual(bytes(size), client.get("/v1/x", deadline=5).body)
 
     def test_headers_without_end_are_refused(self) -> None:
         server = self.serve()

@@ -135,6 +135,12 @@ class RenewOnce(RenewalTestCase):
             self.renewal.renew_once()
         self.assert_unchanged()
 
+    def test_a_control_plane_that_comes_up_during_the_trial_takes_the_new_one(self) -> None:
+        self.server.route(*PROOF, Reset(), Reply(200))
+        self.assertTrue(self.renewal.renew_once().proven)
+        self.assertEqual(self.issued[0], load_certificate(self.cert_path).leaf)
+        self.assertFalse(install.unproven(self.cert_path))
+
     def test_when_nobody_answers_the_trial_both_are_kept_and_the_new_one_is_used(self) -> None:
         self.server.route(*PROOF, Reset())
         result = self.renewal.renew_once()

@@ -12,13 +12,14 @@ from typing import Any
 
 from nixfleet_agent.config.model import Config, TuningConfig
 from nixfleet_agent.errors import EnrollmentRefusedError
+from nixfleet_agent.identity import install
 from nixfleet_agent.identity.certificate import load_certificate
 from nixfleet_agent.runtime.shutdown import ShutdownToken
 from nixfleet_agent.runtime.status import StatusBoard
 from nixfleet_agent.runtime.workers.cert_renewal import CertificateStatus, CertRenewalWorker
 from tests.runtime.identity_base import ENROLL, NONCE, PROOF, RENEW, IdentityTestCase
 from tests.support.clock import FakeClock
-from tests.support.https_server import Reply, Request
+from tests.support.https_server import Reply, Request, Reset
 from tests.support.tls import DAY, HOUR, now
 
 LOGGER = "nixfleet_agent.cert_renewal"
@@ -31,10 +32,12 @@ class EndingClock(FakeClock):
 
     def run_for(self, seconds: float) -> None:
         self.end = self.monotonic() + seconds
+        self.waits = 0
 
     def wait(self, event: threading.Event, timeout: float | None) -> bool:
         assert timeout is not None
-        assert timeout > 0 or event.is_set(), "the worker waits for no time: a hot loop"
+        self.waits += 1
+        assert self.waits < 1000, "the worker hardly waits: a hot loop"
         if self.monotonic() + timeout > self.end:
             self.shutdown.set()
             return True
@@ -71,6 +74,7 @@ class WorkerTestCase(IdentityTestCase):
             enrollment_refused=self.refusals.append,
             chance=random.Random(7),
         )
+        self.worker = worker
         logging.getLogger(LOGGER).setLevel(logging.DEBUG)
         with self.assertLogs(LOGGER, logging.DEBUG) as logs:
             logging.getLogger(LOGGER).debug("start")
@@ -209,6 +213,28 @@ class Renewing(WorkerTestCase):
         self.assertEqual(old, load_certificate(self.cert_path).leaf)
         self.assertEqual(1, len(self.said(records, logging.ERROR)))
 
+    def test_a_trial_that_was_left_open_is_finished(self) -> None:
+        self.write(not_before=now() - 10 * DAY, not_after=now() + 9 * DAY)
+        self.start(self.config())
+        self.server.route(*PROOF, Reset(), Reset(), Reset(), Reset(), Reply(200))
+        self.run_for(30)
+        self.assertTrue(install.unproven(self.cert_path))
+        self.run_for(180)
+        self.assertFalse(install.unproven(self.cert_path))
+        self.assertEqual(1, len(self.asked(RENEW)))
+
+    def test_a_kick_in_the_middle_of_a_failing_try_makes_one_more_and_no_hot_loop(self) -> None:
+        self.write(not_before=now() - 10 * DAY, not_after=now() + 9 * DAY)
+        self.start(self.config())
+
+        def failing(request: Request) -> Reply:
+            self.worker.kick()
+            return Reply(500)
+
+        self.server.route(*RENEW, failing, Reply(500))
+        self.run_for(20)
+        self.assertLessEqual(len(self.asked(RENEW)), 2)
+
     def test_a_long_check_interval_is_within_the_workers_sign_of_life(self) -> None:
         self.start(self.config(tuning=TuningConfig(cert_check_interval=3600)))
         shutdown = ShutdownToken(self.clock)
@@ -288,6 +314,15 @@ class Enrolling(WorkerTestCase):
         self.server.route(*ENROLL, Reply(409))
         self.run_for(3600)
         self.assertGreater(len(self.asked(ENROLL)), 1)
+        self.assertEqual([], self.refusals)
+
+    def test_a_final_refusal_with_an_expired_certificate_in_memory_alone_is_not_handed_up(self) -> None:
+        self.fleet.write_client(self.cert_path, self.key, "web-01", not_before=now() - 9 * DAY, not_after=now() - DAY)
+        self.mine.reload()
+        self.cert_path.unlink()
+        self.server.route(*ENROLL, Reply(409))
+        self.run_for(600)
+        self.assertGreater(len(self.asked(ENROLL)), 0)
         self.assertEqual([], self.refusals)
 
     def test_an_expired_certificate_is_replaced_with_the_token(self) -> None:
