@@ -13,10 +13,12 @@ from nixfleet_agent.activation.host import read_boot_id
 from nixfleet_agent.clock import Clock
 from nixfleet_agent.config.model import Config
 from nixfleet_agent.errors import EnrollmentRefusedError, StorageError
+from nixfleet_agent.net.client import Observer
 from nixfleet_agent.proto.heartbeat import Snapshot
 from nixfleet_agent.proto.ids import channel_of
 from nixfleet_agent.proto.times import format_time
 from nixfleet_agent.runtime.applier import Applier, HostView
+from nixfleet_agent.runtime.contacts import Contacts
 from nixfleet_agent.runtime.dispatch_check import Gates
 from nixfleet_agent.runtime.dispatch_decision import acceptance
 from nixfleet_agent.runtime.enrollment import Enrollment
@@ -26,8 +28,6 @@ from nixfleet_agent.runtime.inputs import Acceptance
 from nixfleet_agent.runtime.logs import Logs
 from nixfleet_agent.runtime.mailbox import Mailbox
 from nixfleet_agent.runtime.manifest_cache import ManifestCache
-from nixfleet_agent.runtime.metrics import Metrics
-from nixfleet_agent.runtime.metrics_server import metrics_workers
 from nixfleet_agent.runtime.orders import outranks
 from nixfleet_agent.runtime.parts import (
     Ground,
@@ -85,12 +85,13 @@ def assemble(config: Config, clock: Clock, events: queue.SimpleQueue[object], lo
         StorageError: the state directory can't be written.
     """
     shutdown, board = ShutdownToken(clock), StatusBoard()
+    observe_request, scraped = _metrics(config, board, clock)
     ground = Ground(
         config,
         clock,
         shutdown,
         board,
-        Metrics(board, clock),
+        observe_request,
         InputQueue(shutdown),
         Mailbox(clock, shutdown, outranks),
         Mailbox(clock, shutdown),
@@ -102,7 +103,7 @@ def assemble(config: Config, clock: Clock, events: queue.SimpleQueue[object], lo
     links = make_links(ground, stores)
     outbound = _outbound(ground, stores, links)
     reducer = _reducer(ground, stores, host, outbound.kick)
-    workers = [outbound, *_workers(ground, stores, links, events), *_doors(ground, stores, outbound, logs)]
+    workers = [outbound, *_workers(ground, stores, links, events), *_doors(ground, stores, outbound, logs, scraped)]
     supervisor = Supervisor(
         workers, reducer, shutdown, clock, events, lambda name: board.count("worker_restarts", worker=name)
     )
@@ -243,7 +244,26 @@ def _workers(ground: Ground, stores: Stores, links: Links, events: queue.SimpleQ
     ]
 
 
-def _doors(ground: Ground, stores: Stores, outbound: Outbound, logs: Logs) -> list[Worker]:
+_Scraped = Callable[[ShutdownToken, Callable[[], list[str]]], list[Worker]]
+
+
+def _metrics(config: Config, board: StatusBoard, clock: Clock) -> tuple[Observer, _Scraped]:
+    """Who is told of each request, and the workers that serve metrics: none, one or both.
+
+    The Prometheus library is 2 MB of memory that an agent which nobody scrapes does not need.
+    """
+    if not (config.metrics.listen or config.metrics.textfile):
+        return Contacts(board, clock).observe_request, lambda shutdown, health: []
+    from nixfleet_agent.runtime.metrics import Metrics
+    from nixfleet_agent.runtime.metrics_server import metrics_workers
+
+    metrics = Metrics(board, clock)
+    return metrics.observe_request, lambda shutdown, health: metrics_workers(
+        config.metrics, shutdown, clock, metrics, health
+    )
+
+
+def _doors(ground: Ground, stores: Stores, outbound: Outbound, logs: Logs, scraped: _Scraped) -> list[Worker]:
     """Where commands and scrapers come in."""
 
     def rescan(request: object) -> int:
@@ -263,7 +283,7 @@ def _doors(ground: Ground, stores: Stores, outbound: Outbound, logs: Logs) -> li
     }
     return [
         StatusSocketWorker(ground.shutdown, ground.clock, ground.config.state_dir, handlers),
-        *metrics_workers(ground.config.metrics, ground.shutdown, ground.clock, ground.metrics, health),
+        *scraped(ground.shutdown, health),
     ]
 
 

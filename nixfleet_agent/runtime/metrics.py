@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from nixfleet_agent import __version__
 from nixfleet_agent.clock import Clock
+from nixfleet_agent.runtime.contacts import Contacts
 from nixfleet_agent.runtime.status import StatusBoard
 from nixfleet_agent.state_machine import Mode, ProbeStatus, RolloutRecord, State
 
@@ -44,8 +45,7 @@ class Metrics:
     def __init__(self, board: StatusBoard, clock: Clock) -> None:
         # A `_created` series beside each histogram would double the exposition and tell nobody anything.
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
-        self._board = board
-        self._clock = clock
+        self._contacts = Contacts(board, clock)
         self._registry = CollectorRegistry()
         self._registry.register(_BoardCollector(board, clock))
         ProcessCollector(namespace=PREFIX, registry=self._registry)
@@ -60,13 +60,7 @@ class Metrics:
     def observe_request(self, endpoint: str, outcome: str, seconds: float) -> None:
         """The observer of ``net.client.ControlPlane``: ``outcome`` is a status code or the kind of a failure."""
         self._latency.labels(endpoint).observe(seconds)
-        self._board.count("requests", endpoint=endpoint, outcome=outcome)
-        contacts = self._board.get("contacts")
-        before = contacts.get(endpoint, {}) if isinstance(contacts, dict) else {}
-        contact = {**before, "last_at": self._clock.now(), "last_outcome": outcome}
-        if outcome.isdigit():
-            contact["answered_at"] = contact["last_at"]
-        self._board.merge("contacts", endpoint, contact)
+        self._contacts.observe_request(endpoint, outcome, seconds)
 
     def exposition(self) -> bytes:
         """All metrics in the text format."""

@@ -16,7 +16,7 @@ from nixfleet_agent.config.model import Config
 from nixfleet_agent.errors import IdentityError, ProtoError, StorageError
 from nixfleet_agent.identity.anchors import load_anchors
 from nixfleet_agent.identity.credentials import Credentials
-from nixfleet_agent.net.client import ControlPlane
+from nixfleet_agent.net.client import ControlPlane, Observer
 from nixfleet_agent.runtime.backoff import Backoff
 from nixfleet_agent.runtime.hold import HoldStore
 from nixfleet_agent.runtime.host import Host
@@ -25,7 +25,6 @@ from nixfleet_agent.runtime.journal import Journal
 from nixfleet_agent.runtime.logs import Logs
 from nixfleet_agent.runtime.mailbox import Mailbox
 from nixfleet_agent.runtime.manifest_cache import ManifestCache
-from nixfleet_agent.runtime.metrics import Metrics
 from nixfleet_agent.runtime.orders import ActivationOrder, ProbeOrder
 from nixfleet_agent.runtime.reserve import Reserve
 from nixfleet_agent.runtime.rollback_control import RollbackControl
@@ -45,7 +44,7 @@ class Ground:
     clock: Clock
     shutdown: ShutdownToken
     board: StatusBoard
-    metrics: Metrics
+    observe_request: Observer
     inputs: InputQueue
     activation: Mailbox[ActivationOrder]
     probes: Mailbox[ProbeOrder]
@@ -108,7 +107,7 @@ def make_links(ground: Ground, stores: Stores) -> Links:
         ca_cert=config.ca_cert,
         credentials=credentials,
         clock=ground.clock,
-        observer=ground.metrics.observe_request,
+        observer=ground.observe_request,
     )
     return Links(
         credentials, control_plane, ManifestCache(config, control_plane, stores.trust, ground.clock, ground.board)
