@@ -11,7 +11,7 @@ from unittest import mock
 from nixfleet_agent.errors import ConfigError, TransportError
 from nixfleet_agent.net.client import ControlPlane, endpoint_label
 from tests.net.base import NetTestCase
-from tests.support.https_server import CloseSilently, Hang, Reply, Request
+from tests.support.https_server import CloseSilently, Hang, Reply, Request, SayGoodbye
 
 
 class Requests(NetTestCase):
@@ -158,6 +158,15 @@ class KeepAlive(NetTestCase):
         client.post("/v1/y", {"a": 1}, deadline=5)
         self.assertEqual(204, client.post("/v1/y", {"b": 2}, deadline=5).status)
         self.assertEqual([b'{"a":1}', b'{"b":2}', b'{"b":2}'], [request.body for request in server.requests])
+
+    def test_a_proper_end_of_tls_counts_like_a_reset(self) -> None:
+        server = self.serve()
+        server.route("POST", "/v1/y", Reply(204), SayGoodbye(), Reply(204))
+        client = self.connect(server)
+        client.post("/v1/y", {}, deadline=5)
+        self.assertEqual(204, client.post("/v1/y", {}, deadline=5).status)
+        server.route("GET", "/v1/x", SayGoodbye())
+        self.assertEqual("reset", self.refused(self.connect(server), "/v1/x").kind)
 
     def test_the_retry_is_made_once_and_never_on_a_fresh_connection(self) -> None:
         server = self.serve()

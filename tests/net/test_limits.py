@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import gzip
 import socket
+import ssl
 import threading
 import time
 import tracemalloc
 import unittest
 import zlib
+from unittest import mock
 
 from nixfleet_agent.errors import TransportError
 from nixfleet_agent.net.client import BODY_LIMIT
 from tests.net.base import NetTestCase
-from tests.support.https_server import Drip, Endless, GzipBomb, HalfBody, Hang, Raw, Reply, Reset
+from tests.support.https_server import Drip, Endless, GzipBomb, HalfBody, Hang, HttpsServer, Raw, Reply, Reset
 
 MIB = 1024 * 1024
 
@@ -66,6 +68,63 @@ class Deadlines(NetTestCase):
             self.assertLess(time.monotonic() - began, 2)
             stop.set()
             thread.join()
+
+    def test_a_server_that_does_not_read_ends_with_the_deadline(self) -> None:
+        server = self.serve()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            thread = threading.Thread(target=lambda: peers.append(self._secured(server, listener)))
+            peers: list[ssl.SSLSocket] = []
+            thread.start()
+            client = self.connect(None, f"https://127.0.0.1:{listener.getsockname()[1]}")
+            with self.assertRaises(TransportError) as caught:
+                client.post_bytes("/v1/y", bytes(32 * MIB), deadline=0.5)
+            thread.join()
+            peers[0].close()
+        self.assertEqual("timeout", caught.exception.kind)
+
+    def test_a_large_request_to_a_slow_reader_goes_out_whole(self) -> None:
+        server = self.serve()
+        server.route("POST", "/v1/y", Reply(204))
+        body = bytes(range(256)) * (32 * MIB // 256)
+        self.assertEqual(204, self.connect(server).post_bytes("/v1/y", body, deadline=20).status)
+        self.assertEqual(body, server.requests[0].body)
+
+    def test_a_connection_that_nobody_accepts_ends_with_the_connect_timeout_or_the_abort(self) -> None:
+        with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+            waiting = [socket.socket() for _ in range(4)]
+            try:
+                for each in waiting:
+                    each.setblocking(False)
+                    each.connect_ex(full.getsockname())
+                client = self.connect(None, f"https://127.0.0.1:{full.getsockname()[1]}", connect_timeout=0.2)
+                began = time.monotonic()
+                self.assertEqual("timeout", self.refused(client, "/v1/x", deadline=30).kind)
+                self.assertLess(time.monotonic() - began, 2)
+                patient = self.connect(None, f"https://127.0.0.1:{full.getsockname()[1]}")
+                timer = threading.Timer(0.1, patient.abort)
+                timer.start()
+                self.assertEqual("aborted", self.refused(patient, "/v1/x", deadline=30).kind)
+                self.assertLess(time.monotonic() - began, 3)
+                timer.join()
+            finally:
+                for each in waiting:
+                    each.close()
+
+    def test_a_dead_first_address_leaves_time_for_the_next(self) -> None:
+        server = self.serve()
+        server.route("GET", "/v1/x", Reply(200))
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            dead = closed.getsockname()
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in (dead, ("127.0.0.1", server.port))]
+        with mock.patch("socket.getaddrinfo", return_value=found):
+            self.assertEqual(200, self.connect(server).get("/v1/x", deadline=5).status)
+        with mock.patch("socket.getaddrinfo", return_value=[]):
+            self.assertEqual("dns", self.refused(self.connect(server), "/v1/x").kind)
+
+    def _secured(self, server: HttpsServer, listener: socket.socket) -> ssl.SSLSocket:
+        """One accepted connection after its handshake, never read."""
+        peer, _ = listener.accept()
+        return server.context.wrap_socket(peer, server_side=True)
 
     def test_a_connection_after_a_timeout_is_not_used_again(self) -> None:
         """The late answer to the first request would be taken for the answer to the second."""
