@@ -106,7 +106,7 @@ class VerifyTest(PipelineCase):
         self.assertEqual(self.records("forward")[0].exit_code, 0)
 
     def test_the_guard_of_a_superseded_rollout_is_disarmed_when_its_switch_fails(self) -> None:
-        target = self.nixery.system("slow-bad", "sleep 0.7; exit 5\n")
+        target = self.nixery.system("slow-bad", "sleep 0.4; exit 5\n")
         result = self.in_thread(lambda: self.forward(target))
         until(lambda: self.host.switches(), "the switch")
         self.interrupt("superseded")

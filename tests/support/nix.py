@@ -56,7 +56,7 @@ EXIT_0_WITHOUT_FLIP = 'echo "did nothing"\n'
 HANG = 'echo "hanging before the flip"; sleep 600\n'
 HANG_AFTER_FLIP = 'flip "$self"; echo "hanging after the flip"; sleep 600\n'
 #: Takes a while, so that a test can act in between; the flip comes in the middle.
-SLOW = 'sleep 0.4; flip "$self"; sleep 0.4; echo "slow one done"\n'
+SLOW = 'sleep 0.3; flip "$self"; sleep 0.3; echo "slow one done"\n'
 #: Leaves a process behind that keeps the output open; the test must end it (pid in $TEST_SWITCH_LOG.daemon).
 FORK = 'sleep 600 & echo $! >"$TEST_SWITCH_LOG.daemon"; echo "forked"; flip "$self"\n'
 FORK_AND_FAIL = 'sleep 600 & echo $! >"$TEST_SWITCH_LOG.daemon"; echo "forked and failing"; exit 9\n'

@@ -13,13 +13,13 @@ field() {
     sed -n "1s/.*$1=\\([^ ]*\\).*/\\1/p" "$forward/started" 2>/dev/null
 }
 
-# The process that the record names, and no later one with its number.
+# The process that the record names, and no later one with its number, nor what waits to be reaped of it.
 runs() {
     [ -n "$pid" ] || return 1
     if read -r stat <"/proc/$pid/stat" 2>/dev/null; then
         # shellcheck disable=SC2086
         set -- ${stat##*) }
-        [ "${20}" = "$start" ]
+        [ "${20}" = "$start" ] && [ "$1" != Z ]
     else
         [ "$(LC_ALL=C ps -o lstart= -p "$pid" 2>/dev/null | tr -s ' ' '_')" = "$start" ]
     fi

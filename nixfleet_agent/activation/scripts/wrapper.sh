@@ -51,10 +51,10 @@ keep() {
     mv -f "$record/drained.next" "$record/drained"
 }
 
-# Something that the command left running may hold its output open for ever: wait two seconds for the end of it.
+# Something that the command left running may hold its output open for ever: wait a second for the end of it.
 drained() {
     turns=0
-    while [ ! -e "$record/drained" ] && [ "$turns" -lt 40 ]; do
+    while [ ! -e "$record/drained" ] && [ "$turns" -lt 20 ]; do
         turns=$((turns + 1))
         sleep 0.05 2>/dev/null || { sleep 1 && turns=$((turns + 19)); }
     done
