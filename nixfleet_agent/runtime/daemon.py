@@ -171,7 +171,7 @@ def dump_stacks() -> None:
 
 @contextmanager
 def _signals() -> Iterator[queue.SimpleQueue[object]]:
-    """Signals as queue entries. A handler interrupts any frame, also one that holds a lock: only SimpleQueue is safe."""
+    """Signals as queue entries: a handler interrupts any frame, even one with a lock; only SimpleQueue bears that."""
     events: queue.SimpleQueue[object] = queue.SimpleQueue()
 
     def note(number: int, frame: FrameType | None) -> None:

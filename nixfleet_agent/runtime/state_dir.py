@@ -31,14 +31,15 @@ class StateDir:
             durable.make_directory(path)
             descriptor = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except (StorageError, OSError) as error:
-            raise ConfigError(f"can't use the state directory {path}: {error}; check state_dir and its owner") from error
+            raise ConfigError(f"can't use the state directory {path}: {error}; check state_dir") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
             os.close(descriptor)
             raise StateDirBusyError(
-                f"another agent (pid {holder or 'unknown'}) runs on {path}: stop it, or give this one a state_dir of its own"
+                f"another agent (pid {holder or 'unknown'}) runs on {path}: "
+                "stop it, or give this one a state_dir of its own"
             ) from error
         os.truncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())

@@ -47,7 +47,7 @@ IDLE = 60.0
 
 
 class ActivationWorker(Worker):
-    """``on_quarantine(rollout_id, closure, reason)`` is told of each closure that failed here after its switch was fired.
+    """``on_quarantine(rollout_id, closure, reason)`` is told of each closure that failed after its switch was fired.
 
     ``open_rollouts`` are those that may still need their garbage collector's roots.
     """
