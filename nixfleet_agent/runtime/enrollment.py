@@ -19,6 +19,7 @@ from nixfleet_agent.errors import (
     IdentityError,
     ProtoError,
     TransportError,
+    TrustError,
 )
 from nixfleet_agent.identity import install
 from nixfleet_agent.identity.certificate import AgentCertificate, check_answer
@@ -86,6 +87,7 @@ class Enrollment:
             NotReadyError: cold start.
             TransportError, AnswerRefusedError: try again later.
             IdentityError: key, token file or answer can't be used (TokenNotYetValidError: wait).
+            TrustError: the trust file, which names the issuers to expect, can't be used.
             StorageError: the certificate can't be written.
         """
         path = self._config.bootstrap_token_file
@@ -99,6 +101,9 @@ class Enrollment:
             return self._ask(token, key)
         except EnrollmentRefusedError as error:
             self.report(wire.ENROLLMENT_FAILED, str(error), token)
+            raise
+        except TrustError as error:
+            self.report(wire.TRUST_ERROR, str(error), token)
             raise
 
     def report(self, kind: str, reason: str, token: wire.BootstrapToken | None = None) -> bool:

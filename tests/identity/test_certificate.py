@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import unittest
 from datetime import timedelta
@@ -204,6 +205,8 @@ class Files(unittest.TestCase):
 
     def test_an_installed_certificate_is_for_all_to_read_in_a_folder_for_root_alone(self) -> None:
         new = self.issue()
+        # An init script may run the agent with a umask that would close the file.
+        self.addCleanup(os.umask, os.umask(0o077))
         install.install(self.path, new, keep=None)
         self.assertEqual(new, load_certificate(self.path))
         self.assertEqual(0o644, self.path.stat().st_mode & 0o777)

@@ -15,6 +15,7 @@ from nixfleet_agent.errors import (
     ProtoError,
     StorageError,
     TransportError,
+    TrustError,
 )
 from nixfleet_agent.identity import install
 from nixfleet_agent.identity.certificate import load_certificate
@@ -159,6 +160,17 @@ class EnrollOnce(IdentityTestCase):
         with self.assertRaisesRegex(IdentityError, "bad-ca.pem"):
             enrollment.enroll_once()
         self.assertEqual([], self.asked(ENROLL))
+
+    def test_a_trust_file_that_cannot_be_used_is_reported_as_such(self) -> None:
+        def broken() -> tuple[x509.Certificate, ...]:
+            raise TrustError("the trust file is empty")
+
+        config = self.config(bootstrap_token_file=self.token_path)
+        client = self.connect(self.server, credentials=self.mine)
+        with self.assertRaises(TrustError):
+            Enrollment(config, client, self.mine, self.clock, broken).enroll_once()
+        self.assertEqual([], self.asked(ENROLL))
+        self.assertEqual("TrustError", self.asked(REPORT)[0].json()["event"]["kind"])
 
     def test_a_full_disk_does_not_cost_the_spent_tokens_certificate(self) -> None:
         full = mock.patch("os.replace", side_effect=OSError(28, "No space left on device"))

@@ -38,6 +38,8 @@ _RENEWAL_PATIENCE = 30
 _COLD_START_PATIENCE = 10
 #: Longest that one turn may block in calls (renewal, and two trials), with room.
 _LONGEST_TURN = 120.0
+#: Reasons remembered as said; a message that differs every time must not fill the memory.
+_MOST_REASONS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ class CertRenewalWorker(Worker):
         #: Monotonic time of the next try after a failure; None when none is pending.
         self._next_try: float | None = None
         self._failure: str | None = None
+        self._said: set[str] = set()
         self._file_failure: str | None = None
         self._seen_generation = 0
 
@@ -163,9 +166,7 @@ class CertRenewalWorker(Worker):
         """Enroll, renew, or finish a renewal, as the certificate asks for (raises AgentError)."""
         current = self._credentials.current()
         if current is None or current.certificate.expired(self.clock.now()):
-            if self._enrollment.possible:
-                new = self._enrollment.enroll_once()
-                self._succeeded("enrolled", new)
+            if self._enrollment.possible and self._enroll(can_renew=current is not None):
                 return
             if current is None:
                 raise IdentityError(
@@ -180,6 +181,19 @@ class CertRenewalWorker(Worker):
             self._succeeded("renewed", result.certificate)
         else:
             self._settled()
+
+    def _enroll(self, *, can_renew: bool) -> bool:
+        """Whether a new certificate is there; a final refusal is raised only where there is nothing to renew."""
+        try:
+            new = self._enrollment.enroll_once()
+        except EnrollmentRefusedError as error:
+            # The token of long ago still lies there when a host comes back after months with an expired certificate.
+            if not can_renew:
+                raise
+            self._note(error)
+            return False
+        self._succeeded("enrolled", new)
+        return True
 
     def _say_expired(self, certificate: AgentCertificate) -> None:
         self.log.error(
@@ -201,6 +215,7 @@ class CertRenewalWorker(Worker):
         self._later.reset()
         self._next_try = None
         self._failure = None
+        self._said.clear()
         self._seen_generation = self._credentials.generation
 
     def _failed(self, error: AgentError, pause: float) -> None:
@@ -210,8 +225,11 @@ class CertRenewalWorker(Worker):
     def _note(self, error: AgentError) -> None:
         """The first failure and each change of reason in full, repeats for those who look closer."""
         reason = str(error)
-        repeat = reason == self._failure
+        repeat = reason in self._said
         self._failure = reason
+        if len(self._said) >= _MOST_REASONS:
+            self._said.clear()
+        self._said.add(reason)
         if repeat:
             self.log.debug("still no new certificate: %s", reason)
         elif isinstance(error, (TransportError, NotReadyError, TokenNotYetValidError, TokenMissingError)):
