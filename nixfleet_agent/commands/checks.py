@@ -24,6 +24,7 @@ from nixfleet_agent.identity.token import check_token, load_token
 from nixfleet_agent.net.client import SIGNATURE_LIMIT, ControlPlane
 from nixfleet_agent.net.failures import ClientCertificateRefusedError
 from nixfleet_agent.proto import health_checks
+from nixfleet_agent.proto.probe_decls import BadDecl
 from nixfleet_agent.proto.strict_json import BODY_LIMIT, loads_strict
 from nixfleet_agent.runtime.trust_store import MARKS_FILE, TrustStore
 from nixfleet_agent.runtime.workers.probe_runners.files import read_regular
@@ -36,6 +37,8 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 _LITTLE_SPACE = 64 * 1024 * 1024
 _NIX_TIMEOUT_SECS = 20.0
 _REACH_DEADLINE_SECS = 10.0
+#: Exists exactly while systemd is the running init: sd_booted(3).
+_SYSTEMD_RUNS = Path("/run/systemd/system")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,8 @@ def identity(config: Config, clock: Clock) -> Iterator[Finding]:
         yield Finding("host key", FAIL, str(error))
         return
     yield Finding("host key", OK, f"{config.client_key}, fingerprint {key.fingerprint}")
-    for warning in permission_warnings(config.client_key, config.ssh_host_key_file, config.bootstrap_token_file):
+    secrets = dict.fromkeys((config.client_key, config.ssh_host_key_file, config.bootstrap_token_file))
+    for warning in permission_warnings(*secrets):
         yield Finding("permissions", FAIL, warning)
     try:
         if load_host_key(config.ssh_host_key_file).public_raw != key.public_raw:
@@ -154,10 +158,14 @@ def health_check_file(config: Config) -> Iterator[Finding]:
         yield Finding("health checks", FAIL, f"can't read {path}: {error.strerror or error}")
         return
     floor = config.tuning.probe_min_interval
+    declared = health_checks.parse(raw, floor)
+    # What fails each time it runs is a fault; what is merely odd is worth a look.
+    bad = {decl.name for decl in declared.probes if isinstance(decl, BadDecl)}
     for line in health_checks.lint(raw, floor):
-        yield Finding("health checks", FAIL, f"{path}: {line}")
-    declared = health_checks.parse(raw, floor).probes
-    yield Finding("health checks", OK, f"{path} declares {len(declared)}: {', '.join(d.name for d in declared)}")
+        faulty = declared.broken or line.partition(": ")[0] in bad
+        yield Finding("health checks", FAIL if faulty else WARN, f"{path}: {line}")
+    names = ", ".join(decl.name for decl in declared.probes)
+    yield Finding("health checks", OK, f"{path} declares {len(declared.probes)}{': ' if names else ''}{names}")
 
 
 def nix(config: Config, context: Context) -> Iterator[Finding]:
@@ -175,7 +183,12 @@ def nix(config: Config, context: Context) -> Iterator[Finding]:
     except (OSError, subprocess.SubprocessError) as error:
         yield Finding("nix", FAIL, f"nix-store does not run ({error}): is Nix installed and in the agent's PATH?")
     try:
-        yield Finding("backend", OK, f"switches run by {choose(context).method}")
+        method = choose(context).method
+        if config.activation.backend == "systemd" and not _SYSTEMD_RUNS.is_dir():
+            text = "activation.backend is systemd, which does not run this host: set auto or setsid"
+            yield Finding("backend", FAIL, text)
+        else:
+            yield Finding("backend", OK, f"switches run by {method}")
     except ActivationError as error:
         yield Finding("backend", FAIL, str(error))
     activation = config.activation

@@ -142,7 +142,7 @@ def _failed(record: Mapping[str, Any], snapshot: Snapshot, now: datetime, hours:
 
 def _reverted(record: Mapping[str, Any], snapshot: Snapshot, now: datetime, hours: float) -> Iterator[str]:
     reverted = f"{record['rollout_id']} failed and was rolled back {_ago(record['reverted_at'], now)}"
-    yield f"{reverted}: {record['reverted_to']} runs again. A rollout runs once on a host: going on needs a new release."
+    yield f"{reverted}: {record['reverted_to']} runs again. A rollout runs once on a host: going on needs a new one."
     for entry in snapshot.get("quarantine") or ():
         until = parse_time(entry["since"]) + timedelta(hours=hours)
         if entry["closure"] == record["target_closure"] and now < until:

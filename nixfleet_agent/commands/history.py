@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from nixfleet_agent.commands import journal_view
 from nixfleet_agent.commands.audit import Verdict, audit
@@ -13,6 +12,7 @@ from nixfleet_agent.commands.journal_view import Replay, Step
 from nixfleet_agent.commands.times import length, local_time, utc_time
 from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_OK, EXIT_USAGE, AgentError
 from nixfleet_agent.proto.times import format_time
+from nixfleet_agent.runtime.journal_files import Entry
 
 _AUDIT_LIMIT = 64 * 1024 * 1024
 #: Fields of events that a timeline has in columns of its own, or that say nothing to a person.
@@ -94,7 +94,7 @@ def _timeline(call: Invocation, replay: Replay) -> None:
     rows = []
     for step in replay.steps:
         state = str(step.after) if step.after is step.before else f"{step.before} -> {step.after}"
-        shown = step.refused or _details(step.entry.event)
+        shown = step.refused or _details(step.entry)
         rows.append(
             (
                 utc_time(step.at),
@@ -111,12 +111,16 @@ def _timeline(call: Invocation, replay: Replay) -> None:
         call.print(f"unreadable: {problem}")
 
 
-def _details(event: Any) -> str:
+def _details(entry: Entry) -> str:
     parts = []
-    for key, value in event.items():
+    for key, value in entry.event.items():
         if key in _COLUMNS or key.endswith("At") or value is None:
             continue
         parts.append(f"{key}={len(value)}" if isinstance(value, list) else f"{key}={value}")
+    phases = entry.local.get("phases")
+    for phase in phases if isinstance(phases, list) else ():
+        if isinstance(phase, dict):
+            parts.append(f"{phase.get('name')}:{phase.get('seconds')}s")
     return " ".join(parts)
 
 

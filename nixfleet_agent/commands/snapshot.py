@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from nixfleet_agent.activation.host import read_current
@@ -11,6 +12,7 @@ from nixfleet_agent.commands import journal_view
 from nixfleet_agent.config.model import Config
 from nixfleet_agent.errors import IdentityError, ProtoError
 from nixfleet_agent.identity.certificate import load_certificate
+from nixfleet_agent.proto.times import parse_time
 from nixfleet_agent.runtime.hold import HoldStore
 from nixfleet_agent.runtime.status import as_json
 from nixfleet_agent.runtime.status_socket import AgentNotRunningError, ask
@@ -29,9 +31,15 @@ def snapshot_of(config: Config) -> dict[str, Any]:
     except AgentNotRunningError as error:
         sections = _from_files(config)
         sections |= {"running": False, "not_running": str(error)}
+    sections["quarantine"] = [entry for entry in sections.get("quarantine") or () if _in_force(entry, config)]
     sections.setdefault("machine_id", config.machine_id)
     sections.setdefault("current_closure", read_current(config.activation))
     return sections
+
+
+def _in_force(entry: dict[str, Any], config: Config) -> bool:
+    until = parse_time(entry["since"]) + timedelta(hours=config.quarantine_hours)
+    return SystemClock().now() < until
 
 
 def _from_files(config: Config) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def _facts(snapshot: Snapshot, now: datetime) -> Iterator[tuple[str, str, str]]:
     failure = f" ({certificate['failure']})" if certificate.get("failure") else ""
     good = certificate.get("state") in ("valid", "due")
     yield "certificate", f"{certificate.get('state', 'unknown')}{until}{failure}", "" if good else RED
-    for endpoint, contact in (snapshot.get("contacts") or {}).items():
+    for endpoint, contact in sorted((snapshot.get("contacts") or {}).items()):
         answered = f"answered {_ago(contact['answered_at'], now)}" if contact.get("answered_at") else "never answered"
         yield "contact", f"{endpoint}: {answered}, last outcome {contact['last_outcome']}", ""
 

@@ -1,0 +1,165 @@
+"""`check`: a host in order is told so, and each thing that can be wrong is one line with what to do."""
+
+from __future__ import annotations
+
+import json
+import unittest
+from collections.abc import Callable
+from datetime import timedelta
+from unittest import mock
+
+from nixfleet_agent.identity.host_key import HostKey
+from nixfleet_agent.proto.times import format_time
+from tests.commands.host_case import MACHINE, NEW, HostCase, Ran
+from tests.support.https_server import Reply
+from tests.support.tls import DAY, new_host_key, now, write_host_key
+
+PROOF = ("GET", "/v1/fleet.resolved/sig")
+
+
+class Check(HostCase):
+    def lines(self, ran: Ran, level: str) -> list[str]:
+        return [line for line in ran.out.splitlines() if line.startswith(level)]
+
+    def test_a_host_in_order(self) -> None:
+        server = self.serve()
+        server.route(*PROOF, Reply(200, bytes(64)))
+        (self.folder / "health-checks.json").write_text('{"web": {"kind": "tcp", "mode": "enforce", "port": 1}}')
+        ran = self.call("check")
+        self.assertEqual((ran.code, ran.err), (0, ""), ran.out)
+        looked_at = [line.split()[1] for line in ran.out.splitlines()]
+        for what in (
+            "configuration",
+            "state",
+            "trust",
+            "host",
+            "certificate",
+            "health",
+            "nix",
+            "backend",
+            "system",
+            "control",
+        ):
+            self.assertIn(what, looked_at)
+        self.assertEqual(len(self.lines(ran, "ok")), len(ran.out.splitlines()))
+        self.assertIn("takes this host's certificate", ran.out)
+        self.assertEqual(len(server.requests), 1)
+
+    def test_json(self) -> None:
+        found = self.call("check", "--offline", "--json").json
+        self.assertEqual({item["level"] for item in found}, {"ok"})
+        self.assertTrue(all(set(item) == {"what", "level", "text"} for item in found))
+
+    def test_each_thing_that_can_be_wrong(self) -> None:
+        for name, (break_it, level, says) in BREAKS.items():
+            with self.subTest(name):
+                self.doCleanups()
+                self.setUp()
+                break_it(self)
+                ran = self.call("check", "--offline")
+                found = [line for line in self.lines(ran, level) if all(part in line for part in says)]
+                self.assertEqual(len(found), 1, ran.out)
+                self.assertEqual(ran.code, 1 if level == "fail" else 0)
+
+    def health(self, text: str) -> None:
+        (self.folder / "health-checks.json").write_text(text)
+
+    def second_key(self) -> None:
+        write_host_key(self.folder / "other")
+        self.settings["ssh_host_key_file"] = self.folder / "other"
+
+    def move_profile(self) -> None:
+        (self.folder / "profile").unlink()
+        (self.folder / "profile").symlink_to(f"/nix/store/{NEW}")
+
+    def clock_behind(self) -> None:
+        ahead = format_time(self.now + timedelta(hours=1))
+        marks = {"schemaVersion": 1, "fleet": ahead, "channels": {}}
+        (self.state / "trust-marks.json").write_text(json.dumps(marks))
+
+    def damage_marks(self) -> None:
+        (self.state / "trust-marks.json").write_text("{")
+
+    def wrong_backend(self) -> None:
+        self.tables += 'backend = "systemd"\n'
+        elsewhere = mock.patch("nixfleet_agent.commands.checks._SYSTEMD_RUNS", self.folder / "nothing")
+        elsewhere.start()
+        self.addCleanup(elsewhere.stop)
+
+    def test_a_control_plane_that_refuses_this_host(self) -> None:
+        self.serve().route(*PROOF, Reply(403))
+        ran = self.call("check")
+        self.assertEqual(ran.code, 1)
+        self.assertIn("refuses this host's certificate (status 403)", ran.out)
+
+    def test_a_control_plane_that_is_not_there(self) -> None:
+        ran = self.call("check")
+        self.assertEqual(ran.code, 1)
+        self.assertIn("Connection refused", self.lines(ran, "fail")[0])
+
+    def test_a_host_that_is_not_enrolled_yet_learns_whether_anybody_is_there(self) -> None:
+        self.serve()
+        self.certificate.unlink()
+        ran = self.call("check")
+        self.assertIn("it lets nobody in without a certificate", "\n".join(self.lines(ran, "ok")), ran.out)
+
+    def test_nothing_is_changed_by_looking(self) -> None:
+        before = sorted(self.folder.rglob("*"))
+        self.write_config()
+        self.call("check", "--offline")
+        self.assertEqual(sorted(self.folder.rglob("*")), sorted([*before, self.folder / "agent.toml"]))
+
+    def test_print_config_says_where_each_value_comes_from(self) -> None:
+        ran = self.call(
+            "check", "--print-config", "--machine-id", "other", environ={"NIXFLEET_AGENT_LOGGING_LEVEL": "debug"}
+        )
+        self.assertEqual(ran.code, 0)
+        self.assertRegex(ran.out, r'(?m)^machine_id = "other" +# --machine-id$')
+        self.assertRegex(ran.out, r'(?m)^level = "debug" +# NIXFLEET_AGENT_LOGGING_LEVEL \(environment\)$')
+        self.assertRegex(ran.out, r"(?m)^guard_secs = 1500.0 +# default$")
+        self.assertEqual(self.call("check", "--print-config", "--json").json["machine_id"]["value"], MACHINE)
+
+
+def client(check: Check, key: HostKey | None = None, name: str = MACHINE, **options: object) -> None:
+    check.authority.write_client(check.certificate, key or check.key, name, **options)
+
+
+#: What is done to the host -> (how, level of the finding, parts of its line).
+BREAKS: dict[str, tuple[Callable[[Check], object], str, tuple[str, ...]]] = {
+    "trust file missing": (lambda c: c.trust.unlink(), "fail", ("trust file", "No such file")),
+    "trust file damaged": (lambda c: c.trust.write_text("{"), "fail", ("trust file",)),
+    "no release key": (
+        lambda c: c.trust.write_text('{"schemaVersion": 1, "ciReleaseKey": {}}'),
+        "fail",
+        ("can verify nothing", "no ciReleaseKey"),
+    ),
+    "trust file that anybody can change": (lambda c: c.trust.chmod(0o666), "fail", ("chmod go-w",)),
+    "key that anybody can read": (lambda c: (c.folder / "key").chmod(0o644), "fail", ("chmod 600",)),
+    "key missing": (lambda c: (c.folder / "key").unlink(), "fail", ("host key", "ssh-keygen -A")),
+    "two host keys": (Check.second_key, "warn", ("differ",)),
+    "certificate missing": (lambda c: c.certificate.unlink(), "fail", ("certificate", "nixfleet-agent enroll")),
+    "certificate of another key": (lambda c: client(c, new_host_key()), "fail", ("for another key",)),
+    "certificate of another host": (lambda c: client(c, name="db-01"), "fail", ("'db-01', not 'web-01'",)),
+    "certificate expired": (
+        lambda c: client(c, not_before=now() - 2 * DAY, not_after=now() - DAY),
+        "fail",
+        ("expired", "enroll again"),
+    ),
+    "state directory open to others": (lambda c: c.state.chmod(0o755), "fail", ("chmod 700",)),
+    "health checks are no JSON": (lambda c: c.health("{"), "fail", ("health checks",)),
+    "a probe that can only fail": (lambda c: c.health('{"a": {"kind": "htpp"}}'), "fail", ("a: ",)),
+    "a probe key that is ignored": (
+        lambda c: c.health('{"a": {"kind": "tcp", "mode": "enforce", "port": 1, "prot": 2}}'),
+        "warn",
+        ("prot",),
+    ),
+    "no system": (lambda c: (c.folder / "current").unlink(), "fail", ("names no closure",)),
+    "profile elsewhere": (Check.move_profile, "warn", (NEW,)),
+    "clock behind": (Check.clock_behind, "fail", ("clock", "set the clock")),
+    "marks damaged": (Check.damage_marks, "warn", ("trust marks", "rebuilds")),
+    "a backend for another kind of host": (Check.wrong_backend, "fail", ("systemd", "setsid")),
+}
+
+
+if __name__ == "__main__":
+    unittest.main()
