@@ -26,7 +26,7 @@ INSTALLER = "v0"
 VERSIONS: Mapping[str, bool] = {INSTALLER: True, "v1": True, "v2": True, "v3": False}
 TOOLS = ("nix", "nix-env", "nix-store")
 #: The soak hint of each turn: the signed soak of a real fleet is in minutes, a demo's is shorter than one.
-SOAK = timedelta(seconds=1.5)
+SOAK = timedelta(seconds=2.5)
 REDELIVER_AFTER = timedelta(seconds=10)
 FRESHNESS_MINUTES = 60
 BYTES_NEEDED = 64 * 2**20

@@ -30,6 +30,8 @@ from nixfleet_agent.text import printable
 #: After its last event an agent still has to file it as delivered.
 SETTLE_SECS = 10.0
 INTERRUPTED = 130
+#: Signals that end the demo; while it cleans up they are ignored.
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,7 @@ def run(options: DemoOptions, out: TextIO = sys.stdout, err: TextIO = sys.stderr
         AgentError: it can't begin on this machine; nothing is left behind.
     """
     require_tools(_nearest(options.folder), options.agents)
+    was_there = options.folder is not None and options.folder.exists()
     folder = _folder(options)
     demo = _Demo(options, folder, SystemClock(), err if options.json else out)
     try:
@@ -70,7 +73,7 @@ def run(options: DemoOptions, out: TextIO = sys.stdout, err: TextIO = sys.stderr
     except (KeyboardInterrupt, AgentError) as error:
         with _uninterrupted():
             demo.close()
-            _remove(folder, options)
+            _remove(folder, keep_empty=was_there)
         if isinstance(error, AgentError):
             raise
         print("interrupted: every process is ended, and every file removed", file=err)
@@ -239,10 +242,10 @@ def _folder(options: DemoOptions) -> Path:
     return folder.resolve()
 
 
-def _remove(folder: Path, options: DemoOptions) -> None:
+def _remove(folder: Path, *, keep_empty: bool) -> None:
     """All that the demo made; a folder that was there before stays, empty."""
     remove_tree(folder)
-    if options.folder is not None:
+    if keep_empty:
         durable.make_directory(folder)
 
 
@@ -253,7 +256,7 @@ def _exit_code(outcome: Outcome) -> int:
 @contextmanager
 def _terminable() -> Iterator[None]:
     """SIGTERM and a closed terminal end the demo as Ctrl-C does."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, signal.default_int_handler) for number in ENDING}
     try:
         yield
     finally:
@@ -264,8 +267,9 @@ def _terminable() -> Iterator[None]:
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
     """An impatient second Ctrl-C must not leave processes behind."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,6 +1,6 @@
 """The stories: what is released, what goes wrong, and where every host should end. One function each.
 
-All of them begin with v1. A story says what it expects as it goes; the verdict is made from the disk afterwards.
+A story says what it expects as it goes; the verdict is made from the disk afterwards.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from nixfleet_agent.demo.errors import DemoError
-from nixfleet_agent.demo.fleet import FRESHNESS_MINUTES, DemoFleet, rollout_id_of
+from nixfleet_agent.demo.fleet import FRESHNESS_MINUTES, INSTALLER, DemoFleet, rollout_id_of
 from nixfleet_agent.demo.timeline import Timeline
 from nixfleet_agent.state_machine import State
 
@@ -99,6 +99,12 @@ class Story:
             lambda: all(host.running_closure() == closure for host in self.fleet.hosts.values()),
         )
 
+    def stay(self, version: str) -> None:
+        """Every host still runs the release: a refusal changed nothing."""
+        self.runs(version)
+        self.expected.running |= dict.fromkeys(self.fleet.names, version)
+        self.timeline.note(f"every host stays on {version}")
+
     def until(self, what: str, done: Callable[[], bool]) -> None:
         if not self.timeline.wait(done, self._patience, self.fleet.look_after):
             raise DemoError(f"waited {self._patience:.0f} s for {what}")
@@ -175,18 +181,19 @@ def bad_signature(story: Story) -> None:
     story.timeline.note("the control plane tampers with the signature of v2")
     story.release("v2", story.at_once)
     story.refused("bad_signature")
-    story.runs("v1")
+    story.stay("v1")
 
 
 def stale(story: Story) -> None:
-    """The control plane serves a v2 that was signed too long ago; once CI has signed it anew it goes through."""
+    """The control plane serves a v1 that was signed too long ago; once CI has signed it anew it goes through.
+
+    It is the first release, so that no newer signature has been accepted yet and its age alone speaks against it.
+    """
+    story.release("v1", story.at_once, timedelta(minutes=2 * FRESHNESS_MINUTES))
+    story.refused("stale")
+    story.stay(INSTALLER)
     story.release("v1", story.at_once)
     story.converge("v1")
-    story.release("v2", story.at_once, timedelta(minutes=2 * FRESHNESS_MINUTES))
-    story.refused("stale")
-    story.runs("v1")
-    story.release("v2", story.at_once)
-    story.converge("v2")
 
 
 def wrong_closure(story: Story) -> None:
@@ -197,7 +204,7 @@ def wrong_closure(story: Story) -> None:
     story.timeline.note("the control plane names the closure of v3 in the turns of v2")
     story.release("v2", story.at_once)
     story.refused("closure_mismatch")
-    story.runs("v1")
+    story.stay("v1")
 
 
 #: By the argument of ``--fault``.

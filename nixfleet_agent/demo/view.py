@@ -47,6 +47,7 @@ class Lines:
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._lock = threading.Lock()
+        self._reader_gone = False
 
     def __enter__(self) -> Lines:
         return self
@@ -54,11 +55,17 @@ class Lines:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._out.flush()
+        """Nothing is held back."""
 
     def show(self, entry: Entry) -> None:
         with self._lock:
-            print(entry, file=self._out, flush=True)
+            if self._reader_gone:
+                return
+            try:
+                print(entry, file=self._out, flush=True)
+            except BrokenPipeError:
+                # `demo | head` is no reason to leave a fleet half released: the story goes on unseen.
+                self._reader_gone = True
 
     def watch(self, fleet: DemoFleet, timeline: Timeline) -> None:
         """Lines need no picture."""
