@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from nixfleet_agent.errors import StorageError
@@ -50,7 +51,8 @@ def write(path: Path, data: bytes, mode: int = 0o600) -> None:
         os.replace(temporary, path)
         sync_directory(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only disk refuses this too; what stays is removed at the next start
+            temporary.unlink(missing_ok=True)
         raise _refused("write", path, error) from error
 
 
@@ -102,10 +104,19 @@ def make_directory(path: Path, mode: int = 0o700) -> None:
 
 
 def remove_temporaries(folder: Path) -> list[str]:
-    """Remove what interrupted writes left in ``folder``; the names removed."""
+    """Remove the files that interrupted writes left in ``folder``; the names removed.
+
+    Raises:
+        StorageError: a file can't be removed.
+    """
     try:
-        stray = [entry.name for entry in os.scandir(folder) if entry.name.endswith(TEMPORARY_SUFFIX)]
-    except FileNotFoundError:
+        with os.scandir(folder) as found:
+            stray = [
+                entry.name
+                for entry in found
+                if entry.name.endswith(TEMPORARY_SUFFIX) and not entry.is_dir(follow_symlinks=False)
+            ]
+    except (FileNotFoundError, NotADirectoryError):
         return []
     for name in stray:
         remove(folder / name)

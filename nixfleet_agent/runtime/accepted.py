@@ -23,6 +23,7 @@ class Accepted:
     """``number`` orders acceptances on this host; an adopted rollout has 0 and so never outranks an accepted one.
 
     ``prior_closure`` is what a rollback goes to, None where nothing is known or there is nothing to go back to.
+    ``inherited`` says that it is not what ran at acceptance but what an unfinished rollback still owed.
     ``adopted_state`` and ``adopted_seq`` are what the control plane said of a rollout that this host had no log of.
     """
 
@@ -41,6 +42,7 @@ class Accepted:
     marks: Mapping[str, Any]
     adopted_state: State | None = None
     adopted_seq: int = 0
+    inherited: bool = False
 
     @property
     def adopted(self) -> bool:
@@ -77,6 +79,8 @@ class Accepted:
             "fleet": {"hash": self.fleet_hash, "signedAt": format_time(self.fleet_signed_at)},
             "marks": dict(self.marks),
         }
+        if self.inherited:
+            body["priorInherited"] = True
         if self.adopted_state is not None:
             body |= {"adoptedState": str(self.adopted_state), "adoptedSeq": self.adopted_seq}
         return {key: value for key, value in body.items() if value is not None}
@@ -96,23 +100,24 @@ class Accepted:
                 rollout_id=rollout_id,
                 target_closure=ids.require(ids.CLOSURE, value.get("targetClosure"), "targetClosure"),
                 prior_closure=None if prior is None else ids.require(ids.CLOSURE, prior, "priorClosure"),
-                soak_due_at=parse_time(value.get("soakDueAt")),
+                soak_due_at=parse_time(value.get("soakDueAt"), "soakDueAt"),
                 soak_floor=seq(value.get("soakFloorMinutes"), "soakFloorMinutes"),
                 policy=Policy(str(value.get("policy"))),
-                accepted_at=parse_time(value.get("acceptedAt")),
+                accepted_at=parse_time(value.get("acceptedAt"), "acceptedAt"),
                 manifest_hash=str(manifest.get("hash")),
-                manifest_signed_at=parse_time(manifest.get("signedAt")),
+                manifest_signed_at=parse_time(manifest.get("signedAt"), "signedAt of the manifest"),
                 fleet_hash=str(fleet.get("hash")),
-                fleet_signed_at=parse_time(fleet.get("signedAt")),
+                fleet_signed_at=parse_time(fleet.get("signedAt"), "signedAt of the fleet"),
                 marks=marks,
                 adopted_state=None if adopted is None else State(adopted),
                 adopted_seq=seq(value.get("adoptedSeq", 0), "adoptedSeq"),
+                inherited=value.get("priorInherited") is True,
             )
         except ValueError as error:
             raise ProtoError(f"seq 0 of {rollout_id}: {error}") from error
 
 
-def accepted(acceptance: Acceptance, number: int, prior: str | None) -> Accepted:
+def accepted(acceptance: Acceptance, number: int, prior: str | None, *, inherited: bool = False) -> Accepted:
     """The log's seq 0 for a Dispatch that passed every check."""
     return Accepted(
         number=number,
@@ -128,6 +133,7 @@ def accepted(acceptance: Acceptance, number: int, prior: str | None) -> Accepted
         fleet_hash=acceptance.fleet_hash,
         fleet_signed_at=acceptance.fleet_signed_at,
         marks=acceptance.marks,
+        inherited=inherited,
     )
 
 

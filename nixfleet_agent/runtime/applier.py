@@ -55,18 +55,18 @@ class Applier:
     kick_outbound: Callable[[], None]
     on_transition: Callable[[RecordTransition], None]
 
-    def carry_out(self, effects: tuple[Effect, ...], rollout: Rollout, *, inherits: bool = False) -> None:
+    def carry_out(self, effects: tuple[Effect, ...], rollout: Rollout) -> None:
         """Every effect but EmitEvent, which was durable before this was called.
 
-        ``inherits``: this rollout took over what an unfinished rollback owed, so its order replaces that one's.
+        A rollout that took over what an unfinished rollback owed replaces that one's order by its own.
         """
         for effect in effects:
             if isinstance(effect, RecordTransition):
                 self._transition(effect, rollout.record)
             elif isinstance(effect, FireSwitch) and not rollout.accepted.adopted:
-                self.activation.put(forward_order(rollout), replace=inherits)
+                self.activation.put(forward_order(rollout), replace=rollout.accepted.inherited)
             elif isinstance(effect, FireRollbackTo):
-                self.activation.put(rollback_order(rollout.record, effect.closure))
+                self.activation.put(rollback_order(rollout, effect.closure))
             elif isinstance(effect, ResetProbeCache):
                 self.probes.put(ResetProbes(effect.rollout_id))
         self.kick_outbound()
@@ -120,12 +120,17 @@ def forward_order(rollout: Rollout, *, resume: bool = False) -> ActivateForward:
     )
 
 
-def rollback_order(record: RolloutRecord, closure: str) -> RollBack:
-    """The order to get back to ``closure``."""
+def rollback_order(rollout: Rollout, closure: str) -> RollBack:
+    """The order to get back to ``closure``.
+
+    Of a rollout that inherited its way back, another one's switch is what has to be undone, whether or not its own
+    was ever fired.
+    """
+    record = rollout.record
     return RollBack(
         rollout_id=record.rollout_id,
         target=closure,
         failed=record.target_closure,
-        forward_fired=record.switch_fired,
+        forward_fired=True if rollout.accepted.inherited else record.switch_fired,
         observed_at_failure=record.observed_at_failure,
     )

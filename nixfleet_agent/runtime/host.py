@@ -21,7 +21,7 @@ SEQ_RAISE_LIMIT = 1000
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One rollout with what this process measured of it. ``probes_started``: its probes run, or ran, in this process."""
+    """One rollout with what this process measured of it; ``probes_started``: its probes ran in this process."""
 
     record: RolloutRecord
     accepted: Accepted
@@ -72,12 +72,19 @@ def _age(rollout: Rollout) -> tuple[int, datetime]:
     return rollout.accepted.number, rollout.accepted.accepted_at
 
 
-def prior_of_next(host: Host, current: str | None) -> str | None:
-    """The way back of a Dispatch accepted now: what an unfinished rollback owes, else what runs."""
+def prior_of_next(host: Host, current: str | None) -> tuple[str | None, bool]:
+    """The way back of a Dispatch accepted now: what an unfinished rollback owes (True: inherited), else what runs.
+
+    The heir of that rollback may be superseded in its turn before it has switched: as long as what runs is a closure
+    that failed here and was never taken back, it is no place to go back to.
+    """
     active = host.active
     if active is not None and active.record.rollback_owed:
-        return active.record.prior_closure
-    return current
+        return active.record.prior_closure, True
+    unfinished = [r for r in host.rollouts.values() if r.record.rollback_owed and r.record.target_closure == current]
+    if unfinished:
+        return max(unfinished, key=_age).record.prior_closure, True
+    return current, False
 
 
 def why_not_now(host: Host, attempted: frozenset[str]) -> str | None:

@@ -64,9 +64,11 @@ class Journal:
         for file in self._files(self._root / QUEUE):
             if parse_name(file, self.hostname) is None:
                 self.set_aside(self._root / QUEUE / file, "not a journal file of this host")
-        self.learn()
         for rollout in self._sent_rollouts():
             durable.remove_temporaries(self._root / SENT / rollout)
+            if self._is_pruned(rollout):
+                self._remove_log(rollout)
+        self.learn()
 
     def learn(self) -> None:
         """Learn the names of all entries and change nothing: enough for a command that only reads."""
@@ -75,7 +77,7 @@ class Journal:
         for folder in (REJECTED, DROPPED, CORRUPT):
             for name, _ in self._names(self._root / folder):
                 self._seen(name.rollout_id, name.seq)
-                self._rejected += folder == REJECTED
+        self._count_rejected()
         for rollout in self._sent_rollouts():
             for name, _ in self._names(self._root / SENT / rollout):
                 self._seen(name.rollout_id, name.seq)
@@ -181,12 +183,17 @@ class Journal:
             durable.make_directory(folder)
             durable.move(path, folder / path.name, sync=False)
         self._forget(rollout_id, path)
+        name = parse_name(path.name, self.hostname)
+        if name is not None and path.exists():
+            # A replay took it back between the rename and the line above, and found it indexed still.
+            self._index(name)
 
     def reject(self, rollout_id: str, path: Path, status: int, answer: bytes, at: datetime) -> None:
         """The control plane refused the event itself: keep it with the answer, out of the way of the next one.
 
         Raises:
             StorageError: it can't be moved; it stays queued.
+            ProtoError, OSError: it can't be read (any more).
         """
         shown = clip(answer[:ANSWER_LIMIT].decode("utf-8", "replace"), ANSWER_LIMIT)
         refusal = {"status": status, "answer": shown, "at": format_time(at)}
@@ -208,13 +215,22 @@ class Journal:
             self._rejected += 1
 
     def set_aside(self, path: Path, reason: str) -> None:
-        """Move a file that can't be used to ``outbound-corrupt``; it is never deleted, and its seq stays taken."""
-        log.error("set aside %s: %s", printable(path.name), reason, extra={"path": str(path)})
-        durable.move(path, self._root / CORRUPT / path.name, sync=True)
+        """Move a file that can't be used to ``outbound-corrupt``; it is never deleted, and its seq stays taken.
+
+        Raises:
+            StorageError: it can't be moved; it stays where it is.
+        """
+        log.error("set aside %s: %s", printable(path.name), reason, extra={"path": printable(path)})
+        durable.move(path, _unused(self._root / CORRUPT / path.name), sync=True)
         name = parse_name(path.name, self.hostname)
         if name is not None:
             self._seen(name.rollout_id, name.seq)
             self._forget(name.rollout_id, path)
+
+    def vanished(self, rollout_id: str, path: Path) -> None:
+        """Somebody removed the file of an undelivered event: go on with the next one; its seq stays taken."""
+        log.error("an undelivered event is gone from the queue: %s", printable(path.name))
+        self._forget(rollout_id, path)
 
     def _forget(self, rollout_id: str, path: Path) -> None:
         name = parse_name(path.name, self.hostname)
@@ -234,14 +250,21 @@ class Journal:
         before = sum(self.waiting().values())
         for name, _ in self._names(self._root / QUEUE):
             self._index(name)
+        self._count_rejected()
         return sum(self.waiting().values()) - before
+
+    def _count_rejected(self) -> None:
+        rejected = sum(1 for _ in self._names(self._root / REJECTED))
+        with self._lock:
+            self._rejected = rejected
 
     # -- reading ------------------------------------------------------------------------------
 
     def rollouts(self) -> list[str]:
-        """Every rollout with at least one entry on disk."""
+        """Every rollout with at least one entry on disk, but for those whose log was pruned."""
         with self._lock:
-            return sorted(self._last_seq)
+            known = sorted(self._last_seq)
+        return [rollout_id for rollout_id in known if not self._is_pruned(rollout_id)]
 
     def last_seq(self, rollout_id: str) -> int:
         """The highest seq over all names of the rollout, readable or not; 0 when there is none."""
@@ -252,7 +275,10 @@ class Journal:
         """Whether the rollout has entries, or had some before they were pruned."""
         with self._lock:
             known = rollout_id in self._last_seq
-        return known or (self._root / SENT / f"{rollout_id}{_TOMBSTONE}").exists()
+        return known or self._is_pruned(rollout_id)
+
+    def _is_pruned(self, rollout_id: str) -> bool:
+        return (self._root / SENT / f"{rollout_id}{_TOMBSTONE}").exists()
 
     def counts(self) -> tuple[int, int]:
         """(queued, rejected) entries."""
@@ -298,12 +324,30 @@ class Journal:
         Raises:
             StorageError: the file system refused; the next try goes on where this one stopped.
         """
-        folder = self._root / SENT / rollout_id
         line = {"rolloutId": rollout_id, "lastEventSeq": self.last_seq(rollout_id), "prunedAt": format_time(at)}
         durable.write(self._root / SENT / f"{rollout_id}{_TOMBSTONE}", json.dumps(line).encode() + b"\n")
-        if folder.is_dir():
-            for path in list(folder.iterdir()):
-                durable.remove(path)
-            folder.rmdir()
+        self._remove_log(rollout_id)
         with self._lock:
             self._last_seq.pop(rollout_id, None)
+
+    def _remove_log(self, rollout_id: str) -> None:
+        """Seq 0 goes last: as long as anything is there, the rest says which rollout it was."""
+        folder = self._root / SENT / rollout_id
+        for file in sorted(self._files(folder), reverse=True):
+            durable.remove(folder / file)
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StorageError(f"can't remove the folder {folder}: {error.strerror}", error.errno) from error
+
+
+def _unused(path: Path) -> Path:
+    """``path``, or with a number behind it where something of that name was put before."""
+    number = 0
+    chosen = path
+    while chosen.exists():
+        number += 1
+        chosen = path.with_name(f"{path.name}.{number}")
+    return chosen

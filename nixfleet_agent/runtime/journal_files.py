@@ -12,11 +12,15 @@ from typing import Any
 from nixfleet_agent.errors import ProtoError
 from nixfleet_agent.proto import ids
 from nixfleet_agent.proto.events import from_wire, local_fields, to_wire
+from nixfleet_agent.proto.heartbeat import MAX_SEQ
 from nixfleet_agent.proto.heartbeat import seq as parse_seq
+from nixfleet_agent.proto.strict_json import loads_strict
 from nixfleet_agent.proto.times import format_time, parse_time
 from nixfleet_agent.state_machine.events import Event
 
-_NAME = re.compile(r"(\d{20})-(.+)-([A-Za-z]+)\.json")
+_NAME = re.compile(r"(\d{20})-(.+)-([A-Za-z]+)\.json", re.ASCII)
+#: Largest content of one entry, in bytes: a control plane takes bodies up to 1 MiB.
+_LIMIT = 4 * 1024 * 1024
 #: Longest part of a host's name that goes into a file name, which has room for 255 bytes.
 _HOST_PART = 64
 
@@ -41,8 +45,10 @@ def parse_name(name: str, hostname: str) -> Name | None:
     host = ids.file_part(hostname)[:_HOST_PART] + "-"
     if match is None or not match[2].startswith(host):
         return None
-    rollout_id = match[2].removeprefix(host)
-    return Name(int(match[1]), rollout_id, match[3]) if ids.ROLLOUT_ID.fullmatch(rollout_id) else None
+    rollout_id, seq = match[2].removeprefix(host), int(match[1])
+    if not ids.ROLLOUT_ID.fullmatch(rollout_id) or seq > MAX_SEQ:
+        return None
+    return Name(seq, rollout_id, match[3])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +72,7 @@ class Entry:
         return file_name(self.seq, self.hostname, self.rollout_id, self.kind)
 
     def encode(self) -> bytes:
-        """The bytes of the file."""
+        """The bytes of the file; half a surrogate pair, as in a file name that is no UTF-8, becomes a `?`."""
         body: dict[str, Any] = {
             "seq": self.seq,
             "hostname": self.hostname,
@@ -79,7 +85,7 @@ class Entry:
             body["local"] = self.local
         if self.refusal is not None:
             body["refusal"] = self.refusal
-        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
     def remote_event(self) -> Event:
         """The event as the mirror half of the state machine takes it; raises ProtoError."""
@@ -105,10 +111,7 @@ def decode(raw: bytes) -> Entry:
     Raises:
         ProtoError: not what ``encode`` writes.
     """
-    try:
-        body = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise ProtoError(f"not JSON: {error}") from error
+    body = loads_strict(raw, limit=_LIMIT, what="a journal file")
     if not isinstance(body, dict) or not isinstance(body.get("event"), dict):
         raise ProtoError("not a journal entry: it has no event")
     local, refusal = body.get("local"), body.get("refusal")
@@ -117,7 +120,7 @@ def decode(raw: bytes) -> Entry:
         hostname=ids.require(ids.HOSTNAME, body.get("hostname"), "hostname"),
         rollout_id=ids.require(ids.ROLLOUT_ID, body.get("rolloutId"), "rolloutId"),
         kind=str(body.get("eventKind")),
-        created_at=parse_time(body.get("createdAt")),
+        created_at=parse_time(body.get("createdAt"), "createdAt"),
         event=body["event"],
         local=local if isinstance(local, dict) else {},
         refusal=refusal if isinstance(refusal, dict) else None,

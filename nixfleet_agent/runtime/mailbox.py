@@ -46,7 +46,8 @@ class Mailbox(Generic[Order]):
 
     def take(self, timeout: float | None = None) -> Order | None:
         """The order, waiting up to ``timeout`` seconds (None: for ever); None when time is up or at shutdown."""
-        self._clock.wait(self._filled, timeout)
+        if not self._shutdown.is_set:
+            self._clock.wait(self._filled, timeout)
         with self._lock:
             order, self._slot = self._slot, None
             if not self._shutdown.is_set:

@@ -13,6 +13,7 @@ from nixfleet_agent.runtime.host import Host, Rollout, handed_back
 from nixfleet_agent.runtime.journal import Journal
 from nixfleet_agent.runtime.journal_files import Entry
 from nixfleet_agent.state_machine import TransitionError, step, timing
+from nixfleet_agent.state_machine.events import ActivationCompleted
 
 log = logging.getLogger("nixfleet_agent.recovery")
 
@@ -53,7 +54,9 @@ def fold(entries: Sequence[Entry], hostname: str, last_seq: int, monotonic: floa
         try:
             event = entry.remote_event()
             record, _ = step(record, event, event.at, accepted.policy)
-            last_stamp = max(last_stamp, _proven(event.at, entry))
+            proven = _proven(event.at, entry)
+            # Stamps from before the soak prove nothing about it: the clock may have been set back since.
+            last_stamp = proven if isinstance(event, ActivationCompleted) else max(last_stamp, proven)
         except (ProtoError, TransitionError) as error:
             log.error(
                 "skipped an event of the log: %s", error, extra={"rollout_id": entry.rollout_id, "seq": entry.seq}

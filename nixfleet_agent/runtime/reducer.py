@@ -39,7 +39,7 @@ from nixfleet_agent.runtime.thinning import Journaled, worth_an_event
 from nixfleet_agent.runtime.tick import Moment, event_of_tick, expected_closure, needs_probes
 from nixfleet_agent.runtime.worker import Worker
 from nixfleet_agent.state_machine import EmitEvent, Event, State, TransitionError, step, timing
-from nixfleet_agent.state_machine.events import LocalActivate, ProbeResult
+from nixfleet_agent.state_machine.events import LocalActivate, ProbeResult, ProbeTopologyDeclared
 
 #: Longest sleep on an empty queue, in seconds; a tick comes every second, this is for when it does not.
 IDLE = 30.0
@@ -116,7 +116,7 @@ class Reducer(Worker):
         elif record.state is State.ACTIVATING and not active.accepted.adopted:
             self._applier.activation.put(forward_order(active, resume=True))
         elif record.state is State.FAILED and record.rollback_owed and record.prior_closure is not None:
-            self._applier.activation.put(rollback_order(record, record.prior_closure))
+            self._applier.activation.put(rollback_order(active, record.prior_closure))
         else:
             self._on_tick(AdvanceTick(self._read_current()))
 
@@ -175,8 +175,8 @@ class Reducer(Worker):
             item.ack.reply(Answer.NOT_NOW, reason)
             return
         superseded = self._host.active
-        prior = prior_of_next(self._host, acceptance.current_closure)
-        entry = seq_zero.accepted(acceptance, self._host.newest_number + 1, prior)
+        prior, inherited = prior_of_next(self._host, acceptance.current_closure)
+        entry = seq_zero.accepted(acceptance, self._host.newest_number + 1, prior, inherited=inherited)
         try:
             self._journal.accept(self._seq_zero(entry))
         except StorageError as error:
@@ -186,13 +186,12 @@ class Reducer(Worker):
         item.ack.reply(Answer.ACCEPTED)
         if superseded is not None and superseded.record.state is State.SOAKING:
             self._applier.stop_probes()
-        owed = superseded is not None and superseded.record.rollback_owed
-        self._acknowledge(self._host.rollouts[entry.rollout_id], inherits=owed)
+        self._acknowledge(self._host.rollouts[entry.rollout_id])
 
-    def _acknowledge(self, rollout: Rollout, *, inherits: bool = False) -> None:
+    def _acknowledge(self, rollout: Rollout) -> None:
         entry = rollout.accepted
         ack = LocalActivate(current_closure_at_dispatch=entry.prior_closure, received_at=entry.accepted_at)
-        self._apply(rollout.rollout_id, ack, inherits=inherits)
+        self._apply(rollout.rollout_id, ack)
 
     def _seq_zero(self, entry: Accepted) -> Entry:
         return Entry(
@@ -264,8 +263,11 @@ class Reducer(Worker):
             return
         self.log.info("adopted a rollout that already runs here", extra={"rollout_id": entry.rollout_id})
         self._host = self._host.accepting(entry, self._journal.hostname)
+        rollout = self._host.rollouts[entry.rollout_id]
+        timers = timing.resumed(rollout.record, entry.accepted_at, self.clock.monotonic())
+        self._host = self._host.with_rollout(replace(rollout, timers=timers))
         if entry.adopted_state is State.PENDING:
-            self._acknowledge(self._host.rollouts[entry.rollout_id])
+            self._acknowledge(rollout)
         self._publish()
 
     def _on_manifests(self, item: ManifestSetUpdated) -> None:
@@ -273,8 +275,8 @@ class Reducer(Worker):
 
     # -- one event ----------------------------------------------------------------------------
 
-    def _apply(self, rollout_id: str, event: Event, *, inherits: bool = False) -> bool:
-        """Step, make durable, act. False when the machine refuses the event, or shutdown came before the disk took it."""
+    def _apply(self, rollout_id: str, event: Event) -> bool:
+        """Step, make durable, act; False when the machine refuses the event, or shutdown came before it was durable."""
         rollout = self._host.rollouts[rollout_id]
         event = replace(event, seq=rollout.record.last_event_seq + 1)
         now = self.clock.now()
@@ -290,15 +292,17 @@ class Reducer(Worker):
                 return False
         timers = timing.applied(rollout.timers, record, event, self.clock.monotonic())
         fresh = record.state is State.SOAKING and rollout.record.state is not State.SOAKING
+        declared = isinstance(event, ProbeTopologyDeclared)
         rollout = replace(
             rollout,
             record=record,
             timers=timers,
-            last_results=MappingProxyType({}) if fresh else rollout.last_results,
+            # A new topology drops results from the record: each probe's next one must be journaled, changed or not.
+            last_results=MappingProxyType({}) if fresh or declared else rollout.last_results,
             probes_started=fresh or rollout.probes_started,
         )
         self._host = self._host.with_rollout(rollout)
-        self._applier.carry_out(effects, rollout, inherits=inherits)
+        self._applier.carry_out(effects, rollout)
         if record.terminal:
             self._after_the_end(now)
         self._publish()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 
 log = logging.getLogger("nixfleet_agent.reserve")
@@ -33,7 +34,8 @@ class Reserve:
             return True
         except OSError as error:
             log.debug("no room for the reserve: %s", error)
-            self._path.unlink(missing_ok=True)
+            with suppress(OSError):  # on a read-only disk there is nothing to clean up either
+                self._path.unlink(missing_ok=True)
             return False
 
     def release(self) -> bool:

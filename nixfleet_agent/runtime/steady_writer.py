@@ -55,6 +55,7 @@ class SteadyWriter:
         self._backoff = backoff
         self._alive = alive
         self._stash: deque[ReducerInput] = deque()
+        self._reserve_is_whole = True
 
     def next_input(self, timeout: float) -> ReducerInput | None:
         """The next input in the order of arrival; None when ``timeout`` seconds are over or at shutdown."""
@@ -67,24 +68,32 @@ class SteadyWriter:
         that fills the disk could not be taken back.
         """
         backoff = self._backoff()
+        refused = False
         while True:
             try:
                 self._journal.append(entry)
             except StorageError as error:
-                if backoff.failures == 0:
+                if not refused:
                     log.error("an event is not durable, nothing acts on it: %s", error, extra={"seq": entry.seq})
+                refused = True
                 self._board.publish("journal_error", str(error))
                 out_of_room = error.errno in (errno.ENOSPC, errno.EDQUOT)
             else:
-                if backoff.failures:
-                    log.info("the journal can be written again", extra={"seq": entry.seq})
-                    self._board.publish("journal_error", None)
-                    self._reserve.ensure()
+                self._written(entry, refused)
                 return True
             if out_of_room and (is_urgent(event) or self._failure_waits()) and self._reserve.release():
+                self._reserve_is_whole = False
                 continue
             if not self._collect_inputs(backoff.next()):
                 return False
+
+    def _written(self, entry: Entry, refused: bool) -> None:
+        """The disk took it; where the reserve was given up, it is made again as soon as there is room."""
+        if refused:
+            log.info("the journal can be written again", extra={"seq": entry.seq})
+            self._board.publish("journal_error", None)
+        if not self._reserve_is_whole:
+            self._reserve_is_whole = self._reserve.ensure()
 
     def _collect_inputs(self, seconds: float) -> bool:
         """Wait, stashing what comes in; back early when it is a failure. False at shutdown."""

@@ -118,9 +118,11 @@ class Supervisor:
         post.thread.start()
 
     def _guarded(self, worker: Worker) -> None:
+        died_of: BaseException | None = None
         try:
             worker.run()
         except Exception as error:  # noqa: BLE001 - the one place: logged with its stack, counted, restarted
-            self._events.put(WorkerDied(worker, error))
-        else:
-            self._events.put(WorkerDied(worker, None))
+            died_of = error
+        finally:
+            # Also when a library called sys.exit in this thread: no worker ends silently.
+            self._events.put(WorkerDied(worker, died_of))

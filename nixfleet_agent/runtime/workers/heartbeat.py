@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from nixfleet_agent import __version__
 from nixfleet_agent.clock import Clock
-from nixfleet_agent.errors import ProtoError, TransportError, TrustError
+from nixfleet_agent.errors import AgentError, ProtoError, TransportError
 from nixfleet_agent.net.answers import Answer, replay_from
 from nixfleet_agent.net.client import ControlPlane
 from nixfleet_agent.proto.heartbeat import Heartbeat, Snapshot, snapshots
@@ -138,7 +138,7 @@ class HeartbeatWorker(Worker):
             return None
         try:
             return self._vouch(snapshot)
-        except (TransportError, TrustError, ProtoError) as error:
+        except AgentError as error:
             self.log.info("a snapshot was not adopted: %s", error, extra={"rollout_id": snapshot.rollout_id})
             return None
 

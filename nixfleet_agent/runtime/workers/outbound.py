@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ MISMATCH_PAUSE = 300.0
 #: Where a door or an identity is wrong, waits grow to this many times ``backoff_max``.
 LONG_BACKOFF = 5.0
 EVENTS = "/v1/agent/events"
+#: Errors of a read that mean that this file can't be read, and not that the machine is short of something.
+DAMAGED = frozenset({errno.EIO, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EUCLEAN})
 
 
 @dataclass(slots=True)
@@ -134,7 +137,9 @@ class Outbound(Worker):
             return False
         try:
             self._send(rollout_id, lane, path)
-        except StorageError as error:
+        except FileNotFoundError:
+            self._journal.vanished(rollout_id, path)
+        except (StorageError, OSError) as error:
             # Delivered or not, the file stays where it is: at worst the event is sent again.
             self._later(rollout_id, lane, str(error), lane.backoff.next())
         return True
@@ -146,7 +151,13 @@ class Outbound(Worker):
     def _send(self, rollout_id: str, lane: Lane, path: Path) -> None:
         try:
             entry = decode(path.read_bytes())
-        except (OSError, ProtoError) as error:
+        except OSError as error:
+            # Out of file descriptors or of memory says nothing about the file.
+            if error.errno not in DAMAGED:
+                raise
+            self._journal.set_aside(path, str(error))
+            return
+        except ProtoError as error:
             self._journal.set_aside(path, str(error))
             return
         now = self.clock.now()
@@ -175,7 +186,8 @@ class Outbound(Worker):
             case Disposition.REFUSED:
                 self.log.error("an event was refused and set aside: %s", said, extra={"rollout_id": rollout_id})
                 self._journal.reject(rollout_id, path, answer.status, answer.body, now)
-                lane.backoff.reset()
+                lane.conflict_since = None
+                self._well_again(rollout_id, lane)
             case Disposition.RETRY:
                 wait = lane.backoff.next(at_least=retry_after(answer, now) or 0.0)
                 self._later(rollout_id, lane, said, wait)
