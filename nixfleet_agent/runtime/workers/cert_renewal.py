@@ -128,7 +128,8 @@ class CertRenewalWorker(Worker):
                 self._act(certificate)
         except EnrollmentRefusedError as error:
             self._failed(error, self._later.next())
-            if self._credentials.current() is None and not self._config.client_cert.exists():
+            # With a damaged file in its place there was a certificate: an operator may repair it.
+            if not self._config.client_cert.exists():
                 self._enrollment_refused(error)
         except NotReadyError as error:
             self._failed(error, self._cold_start)
