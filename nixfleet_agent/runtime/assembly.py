@@ -39,7 +39,7 @@ from nixfleet_agent.runtime.parts import (
     open_stores,
     publish_sections,
     recover_quarantine,
-    reload_identity,
+    reload_parts,
 )
 from nixfleet_agent.runtime.recovery import recover
 from nixfleet_agent.runtime.reducer import Reducer, Rules
@@ -121,7 +121,7 @@ def assemble(config: Config, clock: Clock, events: queue.SimpleQueue[object], lo
         reducer=reducer,
         stop=stop,
         close=links.control_plane.close,
-        reload=partial(reload_identity, stores, links),
+        reload=partial(reload_parts, ground, stores, links),
     )
 
 

@@ -50,6 +50,7 @@ def run(config: Config, reload_config: Callable[[], Config] | None = None) -> in
     threading.stack_size(STACK_BYTES)
     state_dir = StateDir.take(config.state_dir)
     logs = logging_setup.configure(config.logging, clock)
+    threading.excepthook = _log_defect
     try:
         with _signals() as events:
             agent = assemble(config, clock, events, logs)
@@ -159,6 +160,12 @@ class _Main:
             sys.stdout.flush()
             os._exit(code)
         return code
+
+
+def _log_defect(defect: threading.ExceptHookArgs) -> None:
+    """A thread below a worker (a probe's) died: its owner starts it again, and this says why it had to."""
+    name = defect.thread.name if defect.thread else "?"
+    log.error("thread %s died: %s", name, defect.exc_value, exc_info=defect.exc_value)
 
 
 def dump_stacks() -> None:

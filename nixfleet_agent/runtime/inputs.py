@@ -65,6 +65,11 @@ class RollbackAttemptFailed:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class HealthChecksReload:
+    """An operator asked for the declarations to be read again: probes of a soaking rollout start anew."""
+
+
 class Answer(Enum):
     """What the reducer says to a Dispatch that passed every check."""
 
@@ -130,5 +135,12 @@ class Activate:
 
 
 ReducerInput = (
-    HostEvent | AdvanceTick | ManifestSetUpdated | BootstrapHost | ReplayRequested | RollbackAttemptFailed | Activate
+    HostEvent
+    | AdvanceTick
+    | ManifestSetUpdated
+    | BootstrapHost
+    | ReplayRequested
+    | RollbackAttemptFailed
+    | HealthChecksReload
+    | Activate
 )

@@ -21,6 +21,7 @@ from nixfleet_agent.runtime.backoff import Backoff
 from nixfleet_agent.runtime.hold import HoldStore
 from nixfleet_agent.runtime.host import Host
 from nixfleet_agent.runtime.input_queue import InputQueue
+from nixfleet_agent.runtime.inputs import HealthChecksReload
 from nixfleet_agent.runtime.journal import Journal
 from nixfleet_agent.runtime.logs import Logs
 from nixfleet_agent.runtime.mailbox import Mailbox
@@ -157,11 +158,12 @@ def publish_sections(ground: Ground, stores: Stores, logs: Logs) -> None:
     board.provide("current_closure", ground.current)
 
 
-def reload_identity(stores: Stores, links: Links) -> None:
-    """SIGHUP: the certificate and the trust file; the declarations are read at the next reset of the probes.
+def reload_parts(ground: Ground, stores: Stores, links: Links) -> None:
+    """SIGHUP: the declarations of a soaking rollout's probes, the trust file and the certificate.
 
     Raises:
         IdentityError, TrustFileError: the old certificate stays in use; an invalid trust file fails closed.
     """
+    ground.inputs.put(HealthChecksReload())
     stores.trust.trust()
     links.credentials.reload()

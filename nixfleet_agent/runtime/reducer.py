@@ -26,6 +26,7 @@ from nixfleet_agent.runtime.inputs import (
     AdvanceTick,
     Answer,
     BootstrapHost,
+    HealthChecksReload,
     HostEvent,
     ManifestSetUpdated,
     ReplayRequested,
@@ -91,6 +92,7 @@ class Reducer(Worker):
             ReplayRequested: self._on_replay,
             BootstrapHost: self._on_snapshot,
             ManifestSetUpdated: self._on_manifests,
+            HealthChecksReload: self._on_health_checks,
         }
 
     def run(self) -> None:
@@ -272,6 +274,11 @@ class Reducer(Worker):
 
     def _on_manifests(self, item: ManifestSetUpdated) -> None:
         self._applier.board.publish("manifests", item)
+
+    def _on_health_checks(self, item: HealthChecksReload) -> None:
+        active = self._host.active
+        if active is not None and active.probes_started and active.record.state is State.SOAKING:
+            self._applier.start_probes(active.rollout_id)
 
     # -- one event ----------------------------------------------------------------------------
 
