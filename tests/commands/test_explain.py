@@ -1,0 +1,229 @@
+"""`why`: each situation has its sentence, with since when, what comes next and what would unblock it."""
+
+from __future__ import annotations
+
+import unittest
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from types import MappingProxyType
+from typing import Any
+
+from nixfleet_agent.commands.explain import explain
+from nixfleet_agent.commands.times import ago, length
+from nixfleet_agent.proto.times import format_time
+from nixfleet_agent.runtime.status import as_json
+from nixfleet_agent.state_machine import DeclaredProbe, Mode, Policy, ProbeRecord, ProbeStatus, RolloutRecord, State
+from tests.support.signing import closure_name
+
+NOW = datetime(2026, 5, 16, 12, 0, tzinfo=timezone.utc)
+OLD, NEW = closure_name("old"), closure_name("new")
+RECORD = RolloutRecord(
+    rollout_id="stable@abc",
+    hostname="web-01",
+    channel="stable",
+    target_closure=NEW,
+    dispatched_at=NOW - timedelta(hours=1),
+    current_closure_at_dispatch=OLD,
+    soak_due_at=NOW + timedelta(minutes=10),
+)
+WEB = DeclaredProbe(probe_name="web", kind="http", mode=Mode.ENFORCE)
+PASS = ProbeRecord(status=ProbeStatus.PASS, mode=Mode.ENFORCE, last_observed_at=NOW)
+FAIL = ProbeRecord(
+    status=ProbeStatus.FAIL,
+    mode=Mode.ENFORCE,
+    last_observed_at=NOW,
+    failing_since=NOW - timedelta(minutes=1),
+    failures_in_row=2,
+    failure_reason="status 500",
+)
+
+
+def soaking(**changes: Any) -> RolloutRecord:
+    return replace(RECORD, state=State.SOAKING, topology=(WEB,), **changes)
+
+
+def at(**ago_: float) -> datetime:
+    return NOW - timedelta(**ago_)
+
+
+#: Situation -> (record, other sections, parts of the paragraph).
+SITUATIONS: dict[str, tuple[RolloutRecord | None, dict[str, Any], tuple[str, ...]]] = {
+    "nothing yet": (None, {}, ("accepted no rollout yet",)),
+    "pending": (RECORD, {}, ("accepted 60 min ago", "about to be activated")),
+    "fetching": (
+        replace(RECORD, state=State.ACTIVATING, dispatch_acked_at=at(minutes=5)),
+        {"activation": {"phase": "realise"}},
+        (NEW, "fetched and prepared", "5 min ago", "realise"),
+    ),
+    "switching": (
+        replace(RECORD, state=State.ACTIVATING, activation_started_at=at(minutes=3)),
+        {},
+        ("switched to", "3 min ago"),
+    ),
+    "deferred": (replace(RECORD, state=State.DEFERRED), {}, ("needs a reboot", "Reboot the host")),
+    "soaking, all well": (
+        soaking(probes=MappingProxyType({"web": PASS})),
+        {},
+        ("soaks for another 10 min", "probes pass"),
+    ),
+    "soaked, all well": (
+        soaking(probes=MappingProxyType({"web": PASS}), soak_due_at=at(minutes=1)),
+        {},
+        ("within seconds",),
+    ),
+    "a probe fails": (
+        soaking(probes=MappingProxyType({"web": FAIL})),
+        {},
+        ("can't converge", "web since", "status 500"),
+    ),
+    "a probe is silent": (soaking(soak_due_at=at(minutes=1)), {}, ("soaked long enough", "first result of: web")),
+    "no probes declared": (replace(RECORD, state=State.SOAKING), {}, ("not been declared yet",)),
+    "converged": (
+        replace(RECORD, state=State.CONVERGED, converged_at=at(hours=3)),
+        {},
+        ("converged 3 h ago", "next release"),
+    ),
+    "failed, halt": (
+        replace(RECORD, state=State.FAILED, failed_at=at(minutes=9), policy_applied=Policy.HALT),
+        {},
+        ("failed 9 min ago", "no rollback follows", "halt", "stays as it is"),
+    ),
+    "failed, no way back": (
+        replace(
+            RECORD,
+            state=State.FAILED,
+            failed_at=at(minutes=9),
+            current_closure_at_dispatch=None,
+            policy_applied=Policy.ROLLBACK_AND_HALT,
+        ),
+        {},
+        ("no way back is known",),
+    ),
+    "rolling back": (
+        replace(RECORD, state=State.FAILED, failed_at=at(minutes=9), rollback_owed=True),
+        {},
+        (f"on its way back to {OLD}",),
+    ),
+    "rollback fails": (
+        replace(RECORD, state=State.FAILED, failed_at=at(minutes=9), rollback_owed=True),
+        {"rollback": {"failures": 4, "reason": "disk full"}},
+        ("failed 4 times", "disk full", "rollback retry"),
+    ),
+    "rollback given up": (
+        replace(RECORD, state=State.FAILED, failed_at=at(minutes=9), rollback_owed=True),
+        {"rollback": {"given_up": True}},
+        ("gave its rollback up", "takes that back"),
+    ),
+    "reverted": (
+        replace(RECORD, state=State.REVERTED, reverted_at=at(minutes=2), reverted_to=OLD),
+        {"quarantine": [{"closure": NEW, "channel": "stable", "since": format_time(at(hours=1))}]},
+        ("rolled back 2 min ago", OLD, "needs a new one", "refused on stable until", "quarantine clear"),
+    ),
+    "a kept Dispatch": (
+        None,
+        {
+            "dispatch": {
+                "rollout_id": "edge@ff",
+                "received_at": format_time(at(minutes=4)),
+                "reason": "stale",
+                "next_try_at": format_time(NOW + timedelta(seconds=30)),
+            }
+        },
+        ("edge@ff is kept since 4 min ago: stale", "tried again in 30 s"),
+    ),
+    "a refused Dispatch": (
+        None,
+        {
+            "refusals": [
+                {
+                    "at": format_time(at(minutes=4)),
+                    "outcome": "refused",
+                    "reason": "bad signature",
+                    "rollout_id": "edge@ff",
+                }
+            ]
+        },
+        ("edge@ff, refused 4 min ago: bad signature",),
+    ),
+    "a hold": (
+        None,
+        {"hold": {"reason": "disk swap", "until": format_time(NOW + timedelta(hours=1))}},
+        ("holds back new activations", "disk swap", "nixfleet-agent release"),
+    ),
+    "drift": (RECORD, {"drift": OLD}, ("by hand", OLD)),
+    "a full disk": (RECORD, {"journal_error": "No space left"}, ("can't be made durable", "No space left", "free")),
+    "no certificate": (
+        None,
+        {"certificate": {"state": "expired", "path": "/c", "failure": "status 403"}},
+        ("/c is expired", "status 403", "check"),
+    ),
+    "a silent worker": (None, {"silent_workers": ["probe"]}, ("No sign of life from probe",)),
+    "no control plane": (
+        None,
+        {
+            "contacts": {"/v1/agent/dispatch": {"last_outcome": "refused", "answered_at": format_time(at(hours=5))}},
+            "queue": {"queued": 12},
+        },
+        ("not answered since 5 h ago", "refused", "12 events wait"),
+    ),
+    "never a control plane": (
+        None,
+        {"contacts": {"/v1/agent/dispatch": {"last_outcome": "dns"}}},
+        ("since the agent started", "dns"),
+    ),
+    "events that nobody takes": (
+        None,
+        {
+            "contacts": {"/v1/agent/events": {"last_outcome": "500", "answered_at": format_time(NOW)}},
+            "queue": {"queued": 3, "trouble": {"a": "status 500"}},
+        },
+        ("3 events wait", "status 500"),
+    ),
+}
+
+
+def snapshot(record: RolloutRecord | None, sections: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "running": True,
+        "host": {"active_id": record.rollout_id if record else None},
+        "rollouts": [as_json(record)] if record else [],
+        **sections,
+    }
+
+
+class Explain(unittest.TestCase):
+    def test_every_situation_has_its_sentence(self) -> None:
+        for name, (record, sections, says) in SITUATIONS.items():
+            with self.subTest(name):
+                text = explain(snapshot(record, sections), NOW, quarantine_hours=24)
+                for part in says:
+                    self.assertIn(part, text)
+                self.assertNotIn("None", text)
+                self.assertNotIn("unknown time", text)
+                self.assertNotIn("\n", text)
+
+    def test_every_state_is_covered(self) -> None:
+        covered = {record.state for record, _, _ in SITUATIONS.values() if record is not None}
+        self.assertEqual(covered, set(State))
+
+    def test_an_agent_that_does_not_run(self) -> None:
+        text = explain({"running": False, "not_running": "no agent answers"}, NOW, quarantine_hours=24)
+        self.assertIn("does not run (no agent answers)", text)
+        self.assertIn("systemctl start nixfleet-agent", text)
+
+    def test_quarantine_that_is_over_is_not_mentioned(self) -> None:
+        record, sections, _ = SITUATIONS["reverted"]
+        self.assertNotIn("quarantine clear", explain(snapshot(record, sections), NOW, quarantine_hours=0.5))
+
+
+class Lengths(unittest.TestCase):
+    def test_two_units_at_most(self) -> None:
+        for seconds, text in ((-5, "0 s"), (0, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "119 min"), (7200, "2 h"),
+                              (7260, "2 h 1 min"), (172799, "47 h 59 min"), (172800, "2 days")):  # fmt: skip
+            self.assertEqual(length(seconds), text)
+        self.assertEqual(ago(NOW + timedelta(minutes=5), NOW), "in 5 min")
+        self.assertEqual(ago(NOW, NOW), "0 s ago")
+
+
+if __name__ == "__main__":
+    unittest.main()

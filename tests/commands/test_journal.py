@@ -1,0 +1,248 @@
+"""`queue`, `history`, `status`, `why` and `support` over the files of a host, its agent running or not."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import threading
+import unittest
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import rfc8785
+
+from nixfleet_agent.clock import SystemClock
+from nixfleet_agent.runtime.journal import CORRUPT, DROPPED, QUEUE, REJECTED, SENT
+from nixfleet_agent.runtime.shutdown import ShutdownToken
+from nixfleet_agent.runtime.status_socket import Handler, StatusSocketWorker
+from tests.commands.host_case import MACHINE, NEW, OLD, HostCase
+
+ROLLOUT = "stable@abc123"
+
+
+class Case(HostCase):
+    @contextmanager
+    def agent(self, handlers: dict[str, Handler]) -> Iterator[None]:
+        """Something that answers at the socket as the running agent does."""
+        clock = SystemClock()
+        shutdown = ShutdownToken(clock)
+        worker = StatusSocketWorker(shutdown, clock, self.state, handlers)
+        thread = threading.Thread(target=worker.run)
+        thread.start()
+        try:
+            self.assertTrue(worker.listening.wait(5))
+            yield
+        finally:
+            shutdown.set()
+            thread.join(5)
+
+    def names(self, folder: str) -> list[str]:
+        path = self.state / folder
+        return sorted(child.name for child in path.rglob("*.json")) if path.exists() else []
+
+    def rejected(self) -> Path:
+        """An event that the control plane refused."""
+        accepted = self.accept(ROLLOUT)
+        self.log(accepted, *self.activated(accepted)[:2], delivered=False)
+        journal = self.journal()
+        path = journal.first(ROLLOUT)
+        assert path is not None
+        journal.reject(ROLLOUT, path, 422, b"odd\x1b[2J", self.now)
+        return path
+
+
+class Queue(Case):
+    def test_list_shows_what_waits_and_why(self) -> None:
+        self.rejected()
+        ran = self.call("queue", "list")
+        self.assertEqual(ran.code, 0)
+        self.assertRegex(ran.out, r"(?m)^stable@abc123/1 +DispatchAck +rejected .* 422: odd\\x1b\[2J$")
+        self.assertRegex(ran.out, r"(?m)^stable@abc123/2 +ActivationStarted +queued ")
+        self.assertNotIn("/0", ran.out)
+        self.assertEqual(
+            [row["where"] for row in self.call("queue", "list", "--json", "--all").json], ["sent", "rejected", "queued"]
+        )
+
+    def test_show(self) -> None:
+        path = self.rejected()
+        shown = self.call("queue", "show", f"{ROLLOUT}/1", "--json").json
+        self.assertEqual((shown["refusal"]["status"], shown["event"]["kind"]), (422, "DispatchAck"))
+        self.assertIn("DispatchAck", self.call("queue", "show", path.name).out)
+
+    def test_retry_puts_the_same_event_back_and_wakes_the_agent(self) -> None:
+        path = self.rejected()
+        woken = threading.Event()
+        with self.agent({"rescan-queue": lambda _: woken.set()}):
+            ran = self.call("queue", "retry", f"{ROLLOUT}/1")
+        self.assertEqual((ran.code, ran.out), (0, f"queued again: {ROLLOUT}/1\n"))
+        self.assertTrue(woken.is_set())
+        self.assertEqual(self.names(REJECTED), [])
+        back = json.loads((self.state / QUEUE / path.name).read_bytes())
+        self.assertNotIn("refusal", back)
+        self.assertEqual(back["seq"], 1)
+
+    def test_retry_without_an_agent_says_when_it_is_sent(self) -> None:
+        self.rejected()
+        self.assertIn("when it is started", self.call("queue", "retry", "--all").out)
+
+    def test_drop_keeps_the_event_and_its_number(self) -> None:
+        path = self.rejected()
+        self.assertEqual(self.call("queue", "drop", "--all").code, 0)
+        self.assertEqual((self.names(REJECTED), self.names(DROPPED)), ([], [path.name]))
+        self.assertEqual(self.journal().last_seq(ROLLOUT), 2)
+
+    def test_what_is_on_its_way_or_delivered_is_not_touched(self) -> None:
+        self.rejected()
+        for action in ("retry", "drop"):
+            for seq, place in ((2, "queued"), (0, "sent")):
+                with self.subTest(action=action, place=place):
+                    ran = self.call("queue", action, f"{ROLLOUT}/{seq}")
+                    self.fails(2, f"is {place}", "only rejected and corrupt", ran=ran)
+        self.assertEqual(len(self.names(QUEUE)), 1)
+
+    def test_a_corrupt_file_can_be_dropped_but_not_sent(self) -> None:
+        path = self.rejected()
+        (self.state / CORRUPT / path.name).write_text("{")
+        (self.state / REJECTED / path.name).unlink()
+        self.assertIn("not JSON", self.call("queue", "list").out)
+        self.fails(2, "can't be sent as it is", "drop it", ran=self.call("queue", "retry", f"{ROLLOUT}/1"))
+        self.assertEqual(self.call("queue", "drop", path.name).code, 0)
+        self.assertEqual(self.names(DROPPED), [path.name])
+
+    def test_a_foreign_file_is_listed_by_its_name(self) -> None:
+        self.rejected()
+        (self.state / CORRUPT / "x\x1b[2J.json").write_text("[]")
+        self.assertIn("x\\x1b[2J.json", self.call("queue", "list").out)
+
+
+class History(Case):
+    def test_a_timeline_replays_the_states(self) -> None:
+        accepted = self.accept(ROLLOUT)
+        self.log(accepted, *self.converged(accepted))
+        ran = self.call("history")
+        self.assertEqual(ran.code, 0)
+        self.assertRegex(ran.out, rf"(?m)^{ROLLOUT}: Converged; {NEW}$")
+        self.assertRegex(ran.out, r"(?m) \+0 s +1 +DispatchAck +Pending -> Activating +sent ")
+        self.assertRegex(ran.out, r"(?m) \+20 min +5 +Converged +Soaking -> Converged +sent ")
+        self.assertEqual([step["seq"] for step in self.call("history", "--json").json["steps"]], [0, 1, 2, 3, 4, 5])
+
+    def test_the_newest_or_the_one_that_is_named(self) -> None:
+        for number, rollout_id in enumerate(("stable@aa", "stable@ab", "edge@cc"), 1):
+            self.accept(rollout_id, number)
+        self.assertIn("edge@cc: Pending", self.call("history").out)
+        self.assertIn("stable@ab: Pending", self.call("history", "stable@ab").out)
+        self.assertIn("stable@aa: Pending", self.call("history", "stable@aa").out)
+        self.fails(2, "several rollouts begin with 'stable'", ran=self.call("history", "stable"))
+        self.assertEqual(len(self.call("history", "--list").out.splitlines()), 4)
+
+    def test_an_event_that_the_machine_refuses_and_a_damaged_file_are_shown_not_hidden(self) -> None:
+        accepted = self.accept(ROLLOUT)
+        self.log(accepted, self.converged(accepted)[0], self.converged(accepted)[4])
+        bad = self.state / SENT / ROLLOUT / f"{9:020}-{MACHINE}-{ROLLOUT}-Converged.json"
+        bad.write_text("{")
+        out = self.call("history").out
+        self.assertRegex(out, r"(?m)Converged +Activating +refused ")
+        self.assertIn("unreadable:", out)
+        self.assertTrue(bad.exists(), "looking must not move it")
+
+    def test_copies_of_events_are_checked_against_key_and_log(self) -> None:
+        accepted = self.accept(ROLLOUT)
+        self.log(accepted, *self.converged(accepted))
+        events = [step["event"] for step in self.call("history", "--json").json["steps"][1:]]
+        envelopes = [
+            {"rolloutId": ROLLOUT, "event": event, "signature": self.key.sign(rfc8785.dumps(event)).hex()}
+            for event in events
+        ]
+        file = self.folder / "events.json"
+
+        def verdicts() -> list[tuple[str, str]]:
+            file.write_text(json.dumps(envelopes))
+            ran = self.call("history", "--verify", str(file), "--json")
+            rows = [(row["signature"], row["log"]) for row in ran.json]
+            self.assertEqual(ran.code, 0 if all(row == ("good", "same") for row in rows) else 1)
+            return rows
+
+        self.assertEqual(set(verdicts()), {("good", "same")})
+        envelopes[0]["signature"] = "00" * 64
+        del envelopes[1]["signature"]
+        forged = dict(events[2], exitCode=1)
+        envelopes[2] |= {"event": forged, "signature": self.key.sign(rfc8785.dumps(forged)).hex()}
+        envelopes[3]["rolloutId"] = "stable@ff"
+        self.assertEqual(
+            verdicts()[:4], [("bad", "same"), ("missing", "same"), ("good", "differs"), ("good", "absent")]
+        )
+
+    def test_a_list_that_is_none(self) -> None:
+        for content in ("{}", "[1]", "", "[", '[{"event": {"a": NaN}}]'):
+            with self.subTest(content):
+                (self.folder / "events.json").write_text(content)
+                self.fails(
+                    2, "list of event envelopes", ran=self.call("history", "--verify", str(self.folder / "events.json"))
+                )
+
+
+class Status(Case):
+    def test_from_files_while_the_agent_is_down(self) -> None:
+        accepted = self.accept(ROLLOUT)
+        self.log(accepted, *self.activated(accepted), delivered=False)
+        self.call("hold", "--reason", "disk swap", "--until", "2h")
+        ran = self.call("status")
+        self.assertEqual(ran.code, 0)
+        for part in (
+            "not running",
+            f"runs: {'':<8} {OLD}",
+            f"{ROLLOUT}: Soaking",
+            "disk swap",
+            "3 events",
+            "valid until",
+        ):
+            self.assertIn(part, ran.out)
+        snapshot = self.call("status", "--json").json
+        self.assertEqual((snapshot["running"], snapshot["queue"]["queued"]), (False, 3))
+
+    def test_what_the_running_agent_says(self) -> None:
+        snapshot = {
+            "agent": {"version": "9.9", "pid": 42}, "host": {"active_id": None}, "rollouts": [], "drift": OLD,
+            "queue": {"queued": 7, "rejected": 1, "oldest": None}, "silent_workers": ["longpoll"],
+            "refusals": [{"at": "2026-05-16T01:00:00Z", "outcome": "refused", "label": "bad_signature",
+                          "reason": "nobody\x1b[2J signed", "rollout_id": "edge@ff", "target_closure": None}],
+        }  # fmt: skip
+        with self.agent({"status": lambda _: dict(snapshot)}):
+            ran = self.call("status")
+            why = self.call("why").out
+        for part in (
+            "running, version 9.9, pid 42",
+            "7 events, 1 rejected",
+            "no sign of life from longpoll",
+            "nobody\\x1b[2J signed",
+        ):
+            self.assertIn(part, ran.out)
+        self.assertIn("has accepted no rollout yet", why)
+
+    def test_support_has_no_secret(self) -> None:
+        accepted = self.accept(ROLLOUT)
+        self.log(accepted, *self.converged(accepted))
+        token = self.folder / "token"
+        token.write_text("a-nonce-that-nobody-may-see")
+        self.settings["bootstrap_token_file"] = token
+        archive = self.folder / "s.tar.gz"
+        with self.agent({"status": lambda _: {"rollouts": []}, "log": lambda _: ["one", "two"]}):
+            self.assertEqual(self.call("support", "--output", str(archive)).code, 0)
+        self.assertEqual(archive.stat().st_mode & 0o777, 0o600)
+        contents = {}
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                file = tar.extractfile(member)
+                assert file is not None
+                contents[member.name.partition("/")[2]] = file.read()
+        self.assertEqual(contents["log-of-the-agent.txt"], b"one\ntwo")
+        self.assertIn(f"history/{ROLLOUT}.json", contents)
+        self.assertIn("status.json", contents)
+        everything = b"".join(contents.values())
+        for secret in (token.read_bytes(), b"PRIVATE KEY", (self.folder / "key").read_bytes()[60:90]):
+            self.assertNotIn(secret, everything)
+
+
+if __name__ == "__main__":
+    unittest.main()
