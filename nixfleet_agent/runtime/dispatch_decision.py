@@ -52,6 +52,10 @@ class Keep:
     gated: bool = False
     after: float = 0.0
 
+    def is_news_after(self, last: Keep | None) -> bool:
+        """Whether it is worth saying aloud: the same kind of reason with another age or time in its text is not."""
+        return last is None or last.label != self.label or (self.label == "not_now" and last.reason != self.reason)
+
 
 @dataclass(frozen=True, slots=True)
 class Expire:

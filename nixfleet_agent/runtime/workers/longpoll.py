@@ -206,7 +206,7 @@ class LongPollWorker(Worker):
         if pending.held != held:
             self._pending = replace(pending, held=held)
             self._save(self._pending)
-        if self._last is None or self._last.reason != keep.reason:
+        if keep.is_news_after(self._last):
             self._refusals.kept(pending.dispatch, keep)
         self._last = keep
         self._publish()

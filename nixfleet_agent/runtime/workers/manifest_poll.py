@@ -91,10 +91,19 @@ class ManifestPollWorker(Worker):
         """The first failure and each change of reason at warning, repeats at debug, and that it is over at info."""
         if self.shutdown.is_set:
             return
-        trouble, before = str(error) if error else "", self._troubles.get(name, "")
-        if trouble:
+        trouble, before = _kind(error), self._troubles.get(name, "")
+        if error:
             say = self.log.debug if trouble == before else self.log.warning
-            say("%s is not updated: %s", name, trouble)
+            say("%s is not updated: %s", name, error)
         elif before:
             self.log.info("%s is up to date again", name)
         self._troubles[name] = trouble
+
+
+def _kind(error: AgentError | None) -> str:
+    """What makes two failures the same: not their text, which may tell an age that grows."""
+    if error is None:
+        return ""
+    if isinstance(error, Refusal):
+        return error.reason
+    return error.kind if isinstance(error, TransportError) else str(error)

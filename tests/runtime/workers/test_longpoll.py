@@ -1,0 +1,491 @@
+"""The long poll worker over real mTLS: what CI signed for this host goes to the reducer, and nothing else does."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import unittest
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from nixfleet_agent import durable
+from nixfleet_agent.config.model import TuningConfig
+from nixfleet_agent.proto.times import format_time
+from nixfleet_agent.runtime.dispatch_check import Gates
+from nixfleet_agent.runtime.input_queue import InputQueue
+from nixfleet_agent.runtime.inputs import Acceptance, Activate, Answer
+from nixfleet_agent.runtime.shutdown import ShutdownToken
+from nixfleet_agent.runtime.workers.longpoll import LongPollWorker
+from nixfleet_agent.state_machine.states import Policy
+from tests.runtime.release_base import FLEET_PATH, ROLLOUT, ReleaseTestCase, rollout_path, target
+from tests.support.https_server import Hang, Reply, Request
+from tests.support.signing import CiSigner, Release, closure_name, manifest_value
+
+PATH = "/v1/agent/dispatch"
+RUNNING = closure_name("running")
+
+
+class Longest(random.Random):
+    """Full jitter without the jitter: always the longest wait."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return max(a, b)
+
+
+class Token(ShutdownToken):
+    """Knows how many wake-ups are out: one is while the worker waits for the reducer."""
+
+    out = 0
+
+    def wakeup(self, event: threading.Event | None = None) -> threading.Event:
+        self.out += 1
+        return super().wakeup(event)
+
+    def forget(self, wakeup: threading.Event) -> None:
+        super().forget(wakeup)
+        self.out -= 1
+
+
+class LongPollTestCase(ReleaseTestCase):
+    """A server that answers every poll at once, and a reducer that says what the test has put in ``answers``."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.config = self.configure(tuning=TuningConfig(backoff_initial=2.0, backoff_max=8.0))
+        self.bodies: list[bytes | Reply] = []
+        self.server.route("GET", PATH, handler=self._next_body)
+        self.answers: list[tuple[Answer, str]] = []
+        self.accepted: list[Acceptance] = []
+        self.hold: str | None = None
+        self.quarantine: str | None = None
+        self.known: set[str] = set()
+        self.shutdown = Token(self.clock)
+        self.inputs = InputQueue(self.shutdown)
+        self.on_activate: Callable[[], object] = lambda: None
+        self.threads: list[threading.Thread] = []
+        self.addCleanup(self.stop)
+        self._start(self._reduce)
+        self.worker = self.new_worker()
+
+    def new_worker(self) -> LongPollWorker:
+        gates = Gates(
+            knows=lambda rollout_id: rollout_id in self.known,
+            hold=lambda: self.hold,
+            quarantined=lambda channel, closure: self.quarantine,
+            read_current=lambda: RUNNING,
+        )
+        return LongPollWorker(
+            self.config,
+            self.shutdown,
+            self.clock,
+            self.inputs,
+            self.control_plane,
+            self.cache,
+            self.board,
+            gates,
+            Longest(),
+        )
+
+    def _start(self, body: Callable[[], None]) -> threading.Thread:
+        thread = threading.Thread(target=body)
+        thread.start()
+        self.threads.append(thread)
+        return thread
+
+    def _reduce(self) -> None:
+        shutdown, inputs = self.shutdown, self.inputs
+        while not shutdown.is_set:
+            item = inputs.get(0.02)
+            if isinstance(item, Activate):
+                self.on_activate()
+                answer, reason = self.answers.pop(0) if self.answers else (Answer.ACCEPTED, "")
+                if answer is Answer.ACCEPTED:
+                    self.accepted.append(item.acceptance)
+                    self.known.add(item.acceptance.rollout_id)
+                item.ack.reply(answer, reason)
+
+    def _next_body(self, request: Request) -> Reply:
+        body = self.bodies.pop(0) if self.bodies else Reply(204)
+        return body if isinstance(body, Reply) else Reply(200, body)
+
+    def stop(self) -> None:
+        self.shutdown.set()
+        self.control_plane.abort()
+        for thread in self.threads:
+            thread.join(10)
+            self.assertFalse(thread.is_alive())
+
+    def dispatch(self, release: Release, **changes: Any) -> bytes:
+        body = {
+            "hostname": "web-01",
+            "rollout_id": release.rollout_id("stable"),
+            "target_closure": target(release),
+            "soak_due_at": format_time(self.clock.now() + timedelta(minutes=3)),
+            "enqueued_at": format_time(self.clock.now()),
+        }
+        return json.dumps({**body, **changes}).encode()
+
+    def run_worker(self, *bodies: bytes | Reply) -> None:
+        """Start the worker, with these as the first answers, and let it come to rest after the first."""
+        self.bodies += bodies
+        self._start(self.worker.run)
+        self.rest()
+
+    def rest(self) -> None:
+        """Until the worker sleeps, and not for the reducer's answer."""
+        self.clock.until_waiting()
+        while self.shutdown.out:
+            self.assertFalse(self.server.stopping.wait(0.002))
+            self.clock.until_waiting()
+
+    def seconds(self, count: int) -> None:
+        """Let ``count`` seconds go by, the worker coming to rest after each."""
+        for _ in range(count):
+            self.clock.advance(1)
+            self.rest()
+
+    def until_asked(self, path: str) -> None:
+        """Until the server has a request for ``path`` (which it may never answer)."""
+        while not self.asked(path):
+            self.assertFalse(self.server.stopping.wait(0.005))
+
+    def waits(self) -> list[str]:
+        """The ``wait`` of each poll so far."""
+        return [request.query["wait"][0] for request in self.asked(PATH)]
+
+    def pending(self) -> Any:
+        """What is on disk as pending, None when nothing is."""
+        path = self.state_dir / "pending-dispatch.json"
+        return json.loads(path.read_bytes()) if path.exists() else None
+
+    def refusals(self) -> list[tuple[str, str]]:
+        """Outcome and label of what the status board shows."""
+        return [(entry["outcome"], entry["label"]) for entry in self.board.snapshot().get("refusals", [])]
+
+    def counted(self, name: str) -> dict[str, int]:
+        return {next(iter(labels))[1]: n for (counter, labels), n in self.board.counters().items() if counter == name}
+
+
+class Accepting(LongPollTestCase):
+    def test_hands_over_what_was_signed_and_the_closure_that_runs(self) -> None:
+        release = self.publish(self.release(soak_minutes=7, policy="halt", freshness_minutes=30))
+        self.run_worker(self.dispatch(release))
+        self.seconds(1)
+        (got,) = self.accepted
+        self.assertEqual((got.rollout_id, got.target_closure, got.current_closure), (ROLLOUT, target(release), RUNNING))
+        self.assertEqual((got.soak_floor, got.policy), (7, Policy.HALT))
+        self.assertEqual(got.freshness_window, timedelta(minutes=30))
+        self.assertEqual((got.fleet_hash, got.manifest_hash), (release.fleet.hash, release.rollout("stable").hash))
+        self.assertEqual(got.marks["channels"], {"stable": "2026-05-16T01:00:00.000000Z"})
+        self.assertIsNone(self.pending())
+        self.assertEqual(self.counted("dispatches"), {"received": 1, "accepted": 1})
+
+    def test_the_dispatch_is_durable_before_anything_is_fetched_and_caches_come_after_the_reducer(self) -> None:
+        release = self.publish()
+        steps: list[str] = []
+        before, durable.boundary = durable.boundary, lambda step, path: steps.append(f"{step} {path.name}")
+        self.addCleanup(setattr, durable, "boundary", before)
+        at_fetch: list[list[str]] = []
+        at_reducer: list[list[str]] = []
+        manifest = release.rollout("stable").raw
+
+        def serve(request: Request) -> Reply:
+            at_fetch.append(list(steps))
+            return Reply(200, manifest)
+
+        self.server.route("GET", rollout_path(), handler=serve)
+        self.on_activate = lambda: at_reducer.append(list(steps))
+        self.run_worker(self.dispatch(release))
+        self.seconds(1)
+        written = ["create", "fsync", "rename"]
+        self.assertEqual(at_fetch[0], [f"{step} pending-dispatch.json" for step in written] + ["fsync-dir state"])
+        self.assertEqual(at_reducer, at_fetch[:1])
+        self.assertIn("rename fleet.resolved.json", steps)
+        self.assertGreater(steps.index("rename trust-marks.json"), steps.index("remove pending-dispatch.json"))
+
+    def test_a_dispatch_of_a_rollout_that_ran_here_is_dropped_without_a_request(self) -> None:
+        release = self.publish()
+        self.known.add(ROLLOUT)
+        self.run_worker(self.dispatch(release))
+        self.seconds(1)
+        self.assertEqual((self.accepted, self.pending()), ([], None))
+        self.assertEqual(self.counted("dispatches"), {"received": 1, "repeat": 1})
+        self.assertEqual(self.asked(rollout_path()), [])
+
+    def test_the_reducers_repeat_ends_it_too(self) -> None:
+        self.answers = [(Answer.REPEAT, "ran already")]
+        self.run_worker(self.dispatch(self.publish()))
+        self.seconds(1)
+        self.assertIsNone(self.pending())
+
+    def test_a_dispatch_left_by_the_last_process_is_taken_up(self) -> None:
+        release = self.publish()
+        self.server.route("GET", rollout_path(), Hang())
+        self.bodies.append(self.dispatch(release))
+        self._start(self.worker.run)
+        self.until_asked(rollout_path())
+        self.stop()
+        self.assertEqual(self.pending()["dispatch"]["rollout_id"], ROLLOUT)
+
+        self.shutdown = Token(self.clock)
+        self.inputs = InputQueue(self.shutdown)
+        self.control_plane = self.connect(self.server)
+        self.store, self.cache = self.restarted()
+        self._start(self._reduce)
+        self.publish(release)
+        self.worker = self.new_worker()
+        self.run_worker()
+        self.assertEqual([a.target_closure for a in self.accepted], [target(release)])
+        self.assertIsNone(self.pending())
+
+    def test_a_full_disk_does_not_lose_a_dispatch_that_can_be_accepted(self) -> None:
+        release = self.publish()
+        (self.state_dir / "pending-dispatch.json").mkdir()
+        with self.assertLogs("nixfleet_agent.longpoll", "WARNING") as logs:
+            self.run_worker(self.dispatch(release))
+            self.seconds(1)
+        self.assertIn("kept in memory only", "".join(logs.output))
+        self.assertEqual(len(self.accepted), 1)
+
+
+class RefusedForGood(LongPollTestCase):
+    def refused(self, label: str, body: bytes) -> None:
+        """``body`` is refused once, with ``label``, and never tried again."""
+        with self.assertLogs("nixfleet_agent.longpoll", "ERROR") as logs:
+            self.run_worker(body)
+            self.seconds(1)
+        self.assertEqual(len(logs.output), 1)
+        polls = len(self.asked(rollout_path()))
+        self.seconds(20)
+        self.assertEqual(len(self.asked(rollout_path())), polls)
+        self.assertEqual(self.refusals(), [("refused", label)])
+        self.assertEqual(self.counted("dispatches_refused"), {label: 1})
+        self.assertEqual((self.accepted, self.pending()), ([], None))
+
+    def test_a_closure_that_ci_did_not_sign_for_this_host(self) -> None:
+        release = self.publish()
+        self.refused("closure_mismatch", self.dispatch(release, target_closure=target(release, "web-02")))
+
+    def test_a_manifest_that_does_not_name_this_host(self) -> None:
+        release = self.publish(self.release(hosts={"web-02": "stable"}))
+        self.refused("host_not_in_manifest", self.dispatch(release))
+
+    def test_a_manifest_that_names_this_host_twice(self) -> None:
+        release = self.publish()
+        value = manifest_value(release.fleet, "stable", release.closures, signed_at=self.clock.now())
+        self.serve_artifact(rollout_path(), self.ci.sign({**value, "hostSet": [value["hostSet"][0]] * 2}))
+        self.refused("duplicate_host", self.dispatch(release))
+
+    def test_a_manifest_that_another_key_signed(self) -> None:
+        release = self.publish()
+        self.serve_artifact(rollout_path(), CiSigner().sign(release.rollout("stable").value))
+        self.refused("bad_signature", self.dispatch(release))
+
+    def test_a_manifest_of_another_rollout(self) -> None:
+        release = self.publish()
+        self.serve_artifact(rollout_path("stable@aaaa"), release.rollout("stable"))
+        with self.assertLogs("nixfleet_agent.longpoll", "ERROR"):
+            self.run_worker(self.dispatch(release, rollout_id="stable@aaaa"))
+            self.seconds(1)
+        self.assertEqual(self.refusals(), [("refused", "rollout_id")])
+
+    def test_a_manifest_that_does_not_have_its_form(self) -> None:
+        release = self.publish()
+        self.serve_artifact(rollout_path(), self.ci.sign({**release.rollout("stable").value, "hostSet": {}}))
+        self.refused("schema", self.dispatch(release))
+
+    def test_a_dispatch_for_another_host(self) -> None:
+        self.refused("host", self.dispatch(self.publish(), hostname="web-02"))
+
+    def test_names_that_are_paths(self) -> None:
+        release = self.publish()
+        self.refused("pattern", self.dispatch(release, rollout_id="stable@../../../etc/passwd"))
+
+    def test_closures_that_are_paths(self) -> None:
+        self.refused("pattern", self.dispatch(self.publish(), target_closure="../" + closure_name("x")))
+
+    def test_a_body_that_two_readers_understand_differently(self) -> None:
+        release = self.publish()
+        self.refused("pattern", b'{"hostname":"web-02",' + self.dispatch(release)[1:])
+
+    def test_a_body_that_is_no_dispatch(self) -> None:
+        self.refused("pattern", b'["\x1b[2J"]')
+
+    def test_what_is_refused_does_not_replace_what_is_pending(self) -> None:
+        release = self.release()
+        with self.assertLogs("nixfleet_agent.longpoll", "ERROR"):
+            self.run_worker(self.dispatch(release), self.dispatch(release, hostname="web-02"), b"{}")
+            self.seconds(4)
+        self.assertEqual(self.pending()["dispatch"]["hostname"], "web-01")
+
+
+class KeptForLater(LongPollTestCase):
+    def test_a_rollout_just_published_is_fetched_anew_until_it_is_there(self) -> None:
+        release = self.release()
+        with self.assertLogs("nixfleet_agent.longpoll", "WARNING") as logs:
+            self.run_worker(self.dispatch(release))
+            self.seconds(10)
+        self.assertEqual(len(logs.output), 1)
+        self.assertEqual(self.refusals(), [("kept", "status_404")])
+        self.assertEqual(self.pending()["dispatch"]["rollout_id"], ROLLOUT)
+        self.assertEqual(self.board.snapshot()["dispatch"]["label"], "status_404")
+        self.publish(release)
+        self.seconds(10)
+        self.assertEqual(len(self.accepted), 1)
+        self.assertIsNone(self.pending())
+        self.assertIsNone(self.board.snapshot()["dispatch"])
+
+    def test_the_long_poll_goes_on_with_a_short_wait(self) -> None:
+        self.run_worker(self.dispatch(self.release()))
+        self.seconds(6)
+        self.assertEqual(self.waits()[0], "60")
+        self.assertGreater(len(self.waits()), 3)
+        self.assertTrue(all(1 <= int(wait) <= 8 for wait in self.waits()[1:]), self.waits())
+
+    def test_stale_artifacts_pass_once_they_are_signed_again(self) -> None:
+        release = self.publish()
+        self.clock.advance(62 * 60)
+        self.run_worker(self.dispatch(release))
+        self.seconds(1)
+        self.assertEqual(self.refusals(), [("kept", "stale")])
+        self.publish()
+        self.seconds(10)
+        self.assertEqual(len(self.accepted), 1)
+
+    def test_a_clock_that_is_behind_is_named_and_passes(self) -> None:
+        release = self.publish()
+        self.store.raise_marks(fleet=self.clock.now())
+        self.clock.step(-7200)
+        self.run_worker(self.dispatch(release))
+        self.seconds(1)
+        self.assertEqual(self.refusals(), [("kept", "clock_behind")])
+        self.clock.step(7200)
+        self.seconds(10)
+        self.assertEqual(len(self.accepted), 1)
+
+    def test_a_trust_file_that_is_invalid_keeps_it(self) -> None:
+        release = self.publish()
+        self.trust_path.write_bytes(b"")
+        self.run_worker(self.dispatch(release))
+        self.seconds(1)
+        self.assertEqual(self.refusals(), [("kept", "trust_file")])
+        self.trust_path.write_bytes(self.ci.trust_bytes())
+        self.seconds(10)
+        self.assertEqual(len(self.accepted), 1)
+
+    def test_the_reducer_that_can_not_now_is_asked_again_with_everything_verified_again(self) -> None:
+        release = self.publish()
+        self.answers = [(Answer.NOT_NOW, "the rollback of stable@1 comes first")]
+        self.run_worker(self.dispatch(release))
+        self.seconds(1)
+        self.assertIn("rollback", self.board.snapshot()["dispatch"]["reason"])
+        self.assertIsNotNone(self.pending())
+        self.seconds(10)
+        self.assertEqual(len(self.accepted), 1)
+        self.assertEqual((len(self.asked(rollout_path())), len(self.asked(FLEET_PATH))), (2, 2))
+
+    def test_a_newer_dispatch_replaces_it(self) -> None:
+        old = self.release()
+        self.run_worker(self.dispatch(old))
+        self.seconds(1)
+        new = self.publish(self.release(commit="bbbb"))
+        self.bodies.append(self.dispatch(new))
+        self.seconds(10)
+        self.assertEqual([got.rollout_id for got in self.accepted], ["stable@bbbb"])
+        self.assertIsNone(self.pending())
+        self.assertEqual(self.counted("dispatches")["replaced"], 1)
+
+    def test_longer_than_the_channels_window_it_is_given_up(self) -> None:
+        release = self.release(freshness_minutes=2)
+        self.publish(release)
+        self.cache.fetch_fleet()
+        self.server.route("GET", rollout_path(), Reply(404))
+        self.run_worker(self.dispatch(release))
+        self.seconds(115)
+        self.assertIsNotNone(self.pending())
+        with self.assertLogs("nixfleet_agent.longpoll", "ERROR"):
+            self.seconds(20)
+        self.assertIsNone(self.pending())
+        self.assertEqual(self.refusals()[-1], ("expired", "expired"))
+
+
+class Held(LongPollTestCase):
+    def test_a_hold_keeps_it_without_further_requests_and_without_the_window_running(self) -> None:
+        release = self.publish(self.release(freshness_minutes=1))
+        self.hold = "release freeze"
+        self.run_worker(self.dispatch(release))
+        self.seconds(1)
+        self.assertEqual(self.refusals(), [("kept", "hold")])
+        self.assertTrue(self.pending()["held"])
+        self.seconds(200)
+        self.assertEqual(len(self.asked(rollout_path())), 1)
+        self.assertEqual(self.accepted, [])
+        self.hold = None
+        self.publish(self.release(freshness_minutes=1))
+        self.seconds(15)
+        self.assertEqual(len(self.accepted), 1)
+
+    def test_a_refusal_is_told_under_a_hold_too(self) -> None:
+        release = self.publish()
+        self.hold = "release freeze"
+        with self.assertLogs("nixfleet_agent.longpoll", "ERROR"):
+            self.run_worker(self.dispatch(release, target_closure=closure_name("evil")))
+            self.seconds(1)
+        self.assertEqual(self.refusals(), [("refused", "closure_mismatch")])
+
+    def test_a_quarantined_closure_is_not_activated_until_it_is_cleared(self) -> None:
+        release = self.publish()
+        self.quarantine = "failed an hour ago"
+        self.run_worker(self.dispatch(release))
+        self.seconds(30)
+        self.assertEqual((self.accepted, self.refusals()), ([], [("kept", "quarantine")]))
+        self.quarantine = None
+        self.seconds(10)
+        self.assertEqual(len(self.accepted), 1)
+
+
+class Polling(LongPollTestCase):
+    def test_a_server_that_ignores_wait_is_asked_once_a_second(self) -> None:
+        self.run_worker()
+        self.seconds(20)
+        self.assertEqual(len(self.asked(PATH)), 21)
+        self.assertEqual(set(self.waits()), {"60"})
+
+    def test_empty_and_null_bodies_are_no_work(self) -> None:
+        self.run_worker(b"", b"null", b" null\n")
+        self.seconds(4)
+        self.assertEqual(self.counted("dispatches"), {})
+
+    def test_errors_are_said_once_for_each_reason_and_backed_off(self) -> None:
+        with self.assertLogs("nixfleet_agent.longpoll", "INFO") as logs:
+            self.run_worker(*[Reply(503, b"no")] * 6, *[Reply(401)] * 2)
+            while len(self.asked(PATH)) < 9:
+                self.seconds(1)
+            self.seconds(1)
+        levels = [record.levelname for record in logs.records]
+        self.assertEqual(levels, ["WARNING", "WARNING", "INFO"])
+
+    def test_retry_after_is_honoured(self) -> None:
+        self.run_worker(Reply(429, b"", {"Retry-After": "30"}))
+        self.seconds(29)
+        self.assertEqual(len(self.asked(PATH)), 1)
+        self.seconds(2)
+        self.assertGreaterEqual(len(self.asked(PATH)), 2)
+
+    def test_redirects_are_not_followed(self) -> None:
+        self.server.route("GET", "/elsewhere", Reply(200, self.dispatch(self.publish())))
+        self.run_worker(Reply(302, b"", {"Location": self.server.url + "/elsewhere"}))
+        self.seconds(5)
+        self.assertEqual((self.asked("/elsewhere"), self.accepted), ([], []))
+
+    def test_a_poll_that_hangs_ends_with_shutdown(self) -> None:
+        self.server.route("GET", PATH, Hang())
+        self._start(self.worker.run)
+        self.until_asked(PATH)
+        self.stop()
+
+
+if __name__ == "__main__":
+    unittest.main()
