@@ -137,8 +137,10 @@ class _Demo:
             return
         print(file=out)
         if self._fleet is not None:
+            versions = {release.closure: version for version, release in self._fleet.releases.items()}
             for name, host in self._fleet.hosts.items():
-                print(f"{name}: runs {host.running_closure()}; {self._states(name)}", file=out)
+                running = host.running_closure() or "nothing"
+                print(f"{name}: runs {versions.get(running, running)}; {self._states(name)}", file=out)
         for problem in outcome.problems:
             print(f"PROBLEM: {printable(problem)}", file=out)
         how = "every host ended where it should" if not outcome.problems else "it did not end as it should"
