@@ -104,8 +104,8 @@ class _Main:
     def _handle(self, event: object) -> int | None:
         """What an event means; an exit code when it is the end."""
         match event:
-            case signal.SIGTERM | signal.SIGINT:
-                log.info("stopping: %s", event)
+            case signal.Signals.SIGTERM | signal.Signals.SIGINT:
+                log.info("stopping: %s", "SIGTERM" if event is signal.Signals.SIGTERM else "SIGINT")
                 return EXIT_OK
             case signal.SIGHUP:
                 self._reload()
