@@ -62,9 +62,9 @@ class Switches:
         """How the switch stands at this moment."""
         if record.started is None:
             return Status.NEVER
-        # Asked in this order: one that ends between the two questions has left its exit code.
-        if self._backend.alive(record) and record.exit_code is None:
+        if record.exit_code is None and self._backend.alive(record):
             return Status.RUNNING
+        # Asked once more: one that ended between the two questions has left its exit code.
         return Status.LOST if record.exit_code is None else Status.ENDED
 
     def running(self) -> Record | None:

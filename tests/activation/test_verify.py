@@ -152,8 +152,8 @@ class VerifyTest(PipelineCase):
         self.assertEqual(self.forward(self.v2), Completed(self.v2, 0, ()))
 
     def test_a_hung_switch_to_the_same_target_is_adopted_not_fired_twice(self) -> None:
-        target = self.nixery.system("slow", SLOW)
-        self.host.configure(poll_budget_secs=0.3)
+        target = self.nixery.system("slower", 'sleep 1; flip "$self"\n')
+        self.host.configure(poll_budget_secs=0.1)
         self.assertIsInstance(self.forward(target, policy="halt"), Failed)
         self.host.configure(poll_budget_secs=10.0)
         self.assertEqual(self.forward(target, policy="halt"), Completed(target, 0, ()))
