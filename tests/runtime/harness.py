@@ -9,7 +9,6 @@ host.restart(current=TARGET)                   # the next process on the same di
 
 from __future__ import annotations
 
-import logging
 import tempfile
 import threading
 import time
@@ -43,10 +42,6 @@ from tests.support.clock import PATIENCE, FakeClock
 HOSTNAME = "web-01"
 PRIOR, TARGET, NEWER, THIRD = ("a" * 32 + "-prior", "b" * 32 + "-target", "d" * 32 + "-newer", "c" * 32 + "-third")
 ROLLBACK, HALT = Policy.ROLLBACK_AND_HALT, Policy.HALT
-
-
-# What the product logs on purpose in these tests is no news for whoever runs them.
-logging.getLogger("nixfleet_agent").addHandler(logging.NullHandler())
 
 
 def until(condition: Callable[[], bool], what: str, between: Callable[[], None] = lambda: None) -> None:

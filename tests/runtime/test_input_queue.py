@@ -1,0 +1,135 @@
+"""The reducer's queue: bounded, in order, periodic inputs replaced, and no cycle of threads can block on it."""
+
+from __future__ import annotations
+
+import threading
+import unittest
+from datetime import datetime, timezone
+
+from nixfleet_agent.runtime.input_queue import CAPACITY, InputQueue
+from nixfleet_agent.runtime.inputs import AdvanceTick, ManifestSetUpdated, ReplayRequested
+from nixfleet_agent.runtime.mailbox import Mailbox
+from nixfleet_agent.runtime.shutdown import ShutdownToken
+from tests.support.clock import PATIENCE, FakeClock
+
+T0 = datetime(2026, 5, 16, tzinfo=timezone.utc)
+
+
+def request(number: int) -> ReplayRequested:
+    return ReplayRequested((), number)
+
+
+class Case(unittest.TestCase):
+    def setUp(self) -> None:
+        self.shutdown = ShutdownToken(FakeClock())
+
+    def queue(self, capacity: int = CAPACITY) -> InputQueue:
+        return InputQueue(self.shutdown, capacity)
+
+    def test_inputs_come_out_in_the_order_they_went_in(self) -> None:
+        inputs = self.queue()
+        for number in range(5):
+            self.assertTrue(inputs.put(request(number)))
+        self.assertEqual(inputs.depth(), 5)
+        self.assertEqual([inputs.get(0) for _ in range(6)], [*map(request, range(5)), None])
+
+    def test_a_periodic_input_that_still_waits_is_replaced_and_keeps_its_place(self) -> None:
+        inputs = self.queue()
+        inputs.put_latest(AdvanceTick("a"))
+        inputs.put(request(1))
+        for closure in "bcd":
+            self.assertTrue(inputs.put_latest(AdvanceTick(closure)))
+        updated = ManifestSetUpdated("f", T0, ())
+        inputs.put_latest(updated)
+        self.assertEqual(inputs.depth(), 3)
+        self.assertEqual([inputs.get(0) for _ in range(4)], [AdvanceTick("d"), request(1), updated, None])
+        inputs.put_latest(AdvanceTick("e"))
+        self.assertEqual(inputs.get(0), AdvanceTick("e"))
+
+    def test_a_periodic_input_never_waits_for_room(self) -> None:
+        inputs = self.queue(1)
+        inputs.put(request(1))
+        self.assertFalse(inputs.put_latest(AdvanceTick("a")))
+        self.assertEqual(inputs.get(0), request(1))
+        self.assertIsNone(inputs.get(0), "the one that found no room has left nothing behind")
+        self.assertTrue(inputs.put_latest(AdvanceTick("b")))
+        self.assertEqual(inputs.get(0), AdvanceTick("b"))
+
+    def test_a_worker_waits_for_room_and_loses_nothing(self) -> None:
+        inputs = self.queue(1)
+        inputs.put(request(1))
+        put: list[bool] = []
+        thread = threading.Thread(target=lambda: put.append(inputs.put(request(2))))
+        thread.start()
+        self.assertEqual(inputs.get(PATIENCE), request(1))
+        self.assertEqual(inputs.get(PATIENCE), request(2))
+        thread.join(PATIENCE)
+        self.assertEqual(put, [True])
+
+    def test_a_worker_that_waits_for_room_gives_up_at_shutdown(self) -> None:
+        inputs = self.queue(1)
+        inputs.put(request(1))
+        put: list[bool] = []
+        thread = threading.Thread(target=lambda: put.append(inputs.put(request(2))))
+        thread.start()
+        self.shutdown.set()
+        thread.join(PATIENCE)
+        self.assertEqual((put, inputs.depth()), ([False], 1))
+        self.assertFalse(inputs.put(request(3)))
+
+    def test_closing_wakes_a_reducer_that_waits_and_never_blocks(self) -> None:
+        inputs = self.queue(1)
+        got: list[object] = []
+        thread = threading.Thread(target=lambda: got.append(inputs.get(None)))
+        thread.start()
+        inputs.close()
+        thread.join(PATIENCE)
+        self.assertEqual(got, [None])
+        inputs.put(request(1))
+        inputs.close()
+        self.assertEqual(inputs.get(0), request(1))
+
+    def test_many_workers_and_a_tiny_queue_never_block_each_other(self) -> None:
+        # The reducer orders, each worker answers an order with inputs, and tickers tick all the while.
+        clock = FakeClock()
+        inputs = self.queue(2)
+        mailbox: Mailbox[int] = Mailbox(clock, self.shutdown)
+        seen: list[int] = []
+        failures: list[str] = []
+
+        def worker(number: int) -> None:
+            for step in range(200):
+                mailbox.peek()
+                if not inputs.put(request(number * 1000 + step)):
+                    failures.append(f"worker {number} was turned away")
+
+        def ticker() -> None:
+            while not self.shutdown.is_set:
+                inputs.put_latest(AdvanceTick("x"))
+
+        def reducer() -> None:
+            while len(seen) < 4 * 200:
+                item = inputs.get(PATIENCE)
+                if item is None:
+                    failures.append("nothing came")
+                    return
+                mailbox.put(len(seen))
+                if isinstance(item, ReplayRequested):
+                    seen.append(item.seq)
+
+        workers = [threading.Thread(target=worker, args=(number,)) for number in range(4)]
+        others = [threading.Thread(target=ticker), threading.Thread(target=reducer)]
+        for thread in (*workers, *others):
+            thread.start()
+        others[1].join(PATIENCE)
+        self.shutdown.set()
+        for thread in (*workers, *others):
+            thread.join(PATIENCE)
+        self.assertEqual((failures, len(set(seen))), ([], 800))
+        for number in range(4):
+            mine = [seq for seq in seen if seq // 1000 == number]
+            self.assertEqual(mine, sorted(mine))
+
+
+if __name__ == "__main__":
+    unittest.main()
