@@ -102,7 +102,10 @@ def make_links(ground: Ground, stores: Stores) -> Links:
         credentials.reload()
     except IdentityError as error:
         # Not the end: the cert_renewal worker enrolls or waits, and what this host runs is still looked after.
-        log.warning("no usable certificate yet: %s", error)
+        if config.bootstrap_token_file is not None and not config.client_cert.exists():
+            log.info("no certificate yet: this host enrolls with its bootstrap token")
+        else:
+            log.warning("no usable certificate yet: %s", error)
     control_plane = ControlPlane(
         config.control_plane_url,
         ca_cert=config.ca_cert,

@@ -152,7 +152,10 @@ class LongPollWorker(Worker):
             self._refusals.refused(dispatch, refusal)
             return
         replaced = self._pending
-        if replaced is not None and replaced.dispatch != dispatch:
+        if replaced is not None and replaced.dispatch == dispatch:
+            self.log.debug("a kept Dispatch was handed out again", extra={"rollout_id": dispatch.rollout_id})
+            return
+        if replaced is not None:
             self._board.count("dispatches", outcome="replaced")
             self.log.info("a newer Dispatch replaces a kept one", extra={"rollout_id": replaced.dispatch.rollout_id})
         now = self.clock.now()

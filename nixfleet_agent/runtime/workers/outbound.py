@@ -46,6 +46,7 @@ class Lane:
     long_backoff: Backoff
     not_before: float = 0.0
     trouble: str = ""
+    label: str = ""
     conflict_since: float | None = None
 
 
@@ -167,7 +168,7 @@ class Outbound(Worker):
             )
         except TransportError as error:
             if not self.shutdown.is_set:
-                self._later(rollout_id, lane, str(error), lane.backoff.next())
+                self._later(rollout_id, lane, str(error), lane.backoff.next(), label=error.kind)
             return
         self._judge(rollout_id, lane, path, answer, now)
 
@@ -197,10 +198,16 @@ class Outbound(Worker):
             case Disposition.WRONG_DOOR:
                 self._later(rollout_id, lane, said, lane.long_backoff.next(), error=True)
 
-    def _later(self, rollout_id: str, lane: Lane, trouble: str, seconds: float, *, error: bool = False) -> None:
-        """Try this rollout again after ``seconds``; the first failure and each change of reason are said aloud."""
+    def _later(
+        self, rollout_id: str, lane: Lane, trouble: str, seconds: float, *, label: str = "", error: bool = False
+    ) -> None:
+        """Try this rollout again after ``seconds``; the first failure and each change of reason are said aloud.
+
+        ``label`` tells one reason from another where the words differ at each try.
+        """
         lane.not_before = self.clock.monotonic() + seconds
-        if lane.trouble != trouble:
+        known, lane.label = lane.label, label or trouble
+        if lane.label != known:
             say = self.log.error if error else self.log.warning
             say("an event waits: %s", trouble, extra={"rollout_id": rollout_id})
         else:
@@ -210,7 +217,7 @@ class Outbound(Worker):
     def _well_again(self, rollout_id: str, lane: Lane) -> None:
         if lane.trouble:
             self.log.info("events are delivered again", extra={"rollout_id": rollout_id})
-        lane.trouble = ""
+        lane.trouble = lane.label = ""
         lane.backoff.reset()
         lane.long_backoff.reset()
 
