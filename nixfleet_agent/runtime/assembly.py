@@ -58,7 +58,7 @@ from nixfleet_agent.runtime.workers.longpoll import LongPollWorker
 from nixfleet_agent.runtime.workers.manifest_poll import ManifestPollWorker
 from nixfleet_agent.runtime.workers.outbound import Outbound, Sender
 from nixfleet_agent.runtime.workers.probe import ProbeWorker
-from nixfleet_agent.state_machine import RecordTransition
+from nixfleet_agent.state_machine import RecordTransition, State
 from nixfleet_agent.trust.canonical import canonical
 
 log = logging.getLogger("nixfleet_agent.assembly")
@@ -182,8 +182,12 @@ def _workers(ground: Ground, stores: Stores, links: Links, events: queue.SimpleQ
             _quarantine(stores.quarantine, entry)
 
     def open_rollouts() -> Container[str]:
-        view = ground.board.get("host")
-        return view.reported if isinstance(view, HostView) else ()
+        """The active rollout, and those it superseded that it could still hand back to: they soak what runs."""
+        view, records, current = ground.board.get("host"), ground.board.get("rollouts"), ground.current()
+        if not isinstance(view, HostView) or not isinstance(records, tuple):
+            return ()
+        soaks = {r.rollout_id for r in records if r.state is State.SOAKING and current in (None, r.target_closure)}
+        return soaks | ({view.active_id} if view.active_open else set())
 
     def refused(error: EnrollmentRefusedError) -> None:
         view = ground.board.get("host")

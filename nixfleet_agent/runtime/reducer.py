@@ -34,6 +34,7 @@ from nixfleet_agent.runtime.inputs import (
 )
 from nixfleet_agent.runtime.journal import Journal
 from nixfleet_agent.runtime.journal_files import Entry, entry_of
+from nixfleet_agent.runtime.orders import Release
 from nixfleet_agent.runtime.shutdown import ShutdownToken
 from nixfleet_agent.runtime.steady_writer import SteadyWriter
 from nixfleet_agent.runtime.thinning import Journaled, worth_an_event
@@ -120,6 +121,9 @@ class Reducer(Worker):
         elif record.state is State.FAILED and record.rollback_owed and record.prior_closure is not None:
             self._applier.activation.put(rollback_order(active, record.prior_closure))
         else:
+            if record.terminal:
+                # What it held may not have been let go of yet: the end and the letting go are two steps.
+                self._applier.activation.put(Release(active.rollout_id))
             self._on_tick(AdvanceTick(self._read_current()))
 
     # -- inputs -------------------------------------------------------------------------------
@@ -140,6 +144,7 @@ class Reducer(Worker):
         event, rollout = item.event, self._host.active
         if not isinstance(event, ProbeResult) or rollout is None or rollout.record.state is not State.SOAKING:
             return False
+        self._applier.board.count("probe_results", probe=event.probe_name, status=str(event.status))
         monotonic = self.clock.monotonic()
         timers = timing.observed(rollout.timers, event.probe_name, event.status, monotonic)
         last = rollout.last_results.get(event.probe_name)

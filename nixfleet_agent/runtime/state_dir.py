@@ -43,9 +43,17 @@ class StateDir:
             ) from error
         os.truncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
-        durable.remove_temporaries(path)
+        _remove_temporaries(path)
         return cls(path, descriptor)
 
     def let_go(self) -> None:
         """Give the lock up before the process ends (tests run several agents in one process)."""
         os.close(self._descriptor)
+
+
+def _remove_temporaries(path: Path) -> None:
+    """In every folder but the journal's own, which may hold a hundred thousand files and looks after itself."""
+    for folder, inner, _ in os.walk(path):
+        if Path(folder) == path:
+            inner[:] = [name for name in inner if not name.startswith("outbound-")]
+        durable.remove_temporaries(Path(folder))

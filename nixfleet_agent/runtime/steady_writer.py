@@ -89,6 +89,7 @@ class SteadyWriter:
 
     def _written(self, entry: Entry, refused: bool) -> None:
         """The disk took it; where the reserve was given up, it is made again as soon as there is room."""
+        self._board.count("events_queued", kind=entry.kind)
         if refused:
             log.info("the journal can be written again", extra={"seq": entry.seq})
             self._board.publish("journal_error", None)

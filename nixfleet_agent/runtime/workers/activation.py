@@ -220,6 +220,7 @@ class ActivationWorker(Worker):
                     "rollback",
                     {"rollout_id": order.rollout_id, "failures": self._backoff.failures, "reason": failed.stderr_tail},
                 )
+                self._board.count("rollback_failures")
                 self._inputs.put(RollbackAttemptFailed(order.rollout_id, failed.phase))
                 return self._pause(order, seconds)
             case RollbackDrift(observed):

@@ -170,9 +170,9 @@ class Outbound(Worker):
             if not self.shutdown.is_set:
                 self._later(rollout_id, lane, str(error), lane.backoff.next(), label=error.kind)
             return
-        self._judge(rollout_id, lane, path, answer, now)
+        self._judge(rollout_id, lane, path, entry.kind, answer, now)
 
-    def _judge(self, rollout_id: str, lane: Lane, path: Path, answer: Answer, now: datetime) -> None:
+    def _judge(self, rollout_id: str, lane: Lane, path: Path, kind: str, answer: Answer, now: datetime) -> None:
         monotonic = self.clock.monotonic()
         if answer.status != 409:
             lane.conflict_since = None
@@ -183,10 +183,12 @@ class Outbound(Worker):
         match disposition(answer.status, conflict_for, self._is_over(rollout_id)):
             case Disposition.DELIVERED:
                 self._journal.delivered(rollout_id, path)
+                self._board.count("events_sent", kind=kind)
                 self._well_again(rollout_id, lane)
             case Disposition.REFUSED:
                 self.log.error("an event was refused and set aside: %s", said, extra={"rollout_id": rollout_id})
                 self._journal.reject(rollout_id, path, answer.status, answer.body, now)
+                self._board.count("events_rejected", kind=kind)
                 lane.conflict_since = None
                 self._well_again(rollout_id, lane)
             case Disposition.RETRY:
