@@ -1,0 +1,55 @@
+"""``python -m tests.faults [--quick] [--list] [NAME...]``: every fault on purpose, and a table of what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+
+from tests.faults import crash
+from tests.faults.rig import Problem
+from tests.faults.runs import Outcome, Runs
+from tests.faults.world import World
+
+ITEMS: dict[str, Callable[[Runs], Outcome]] = {**crash.ITEMS}
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("names", nargs="*", help="items, or beginnings of their names; default: all")
+    parser.add_argument("--quick", action="store_true", help="a sample of each item")
+    parser.add_argument("--list", action="store_true", help="name the items and stop")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: %(default)s)")
+    options = parser.parse_args(argv)
+    chosen = [name for name in ITEMS if not options.names or any(name.startswith(n) for n in options.names)]
+    if options.list or not chosen:
+        print("\n".join(ITEMS))
+        return 0 if options.list else 2
+    world = World()
+    try:
+        return run(Runs(world, options.quick, options.jobs), chosen)
+    finally:
+        world.close()
+
+
+def run(runs: Runs, names: list[str]) -> int:
+    """Run the items and print the table; 1 when anything failed."""
+    failed = 0
+    print(f"{'item':32} {'tries':>6} {'outcome':10} {'seconds':>8}", flush=True)
+    for name in names:
+        began = time.monotonic()
+        try:
+            outcome = ITEMS[name](runs)
+        except Problem as problem:
+            outcome = Outcome(1, [str(problem)])
+        said = "skipped" if outcome.skipped else "FAILED" if outcome.problems else "ok"
+        print(f"{name:32} {outcome.tries:6} {said:10} {time.monotonic() - began:8.1f}  {outcome.skipped}", flush=True)
+        for line in [*outcome.problems, *outcome.notes]:
+            print(f"    {line}", flush=True)
+        failed += bool(outcome.problems)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

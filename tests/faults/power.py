@@ -1,0 +1,153 @@
+"""A power cut for one process: whatever it renamed, removed, made or wrote without an fsync is taken back.
+
+The worst that a file system may do by its contract: names live in their folder and survive only an fsync of that
+folder; content survives only an fsync of its file. Two sides of a rename are two names.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nixfleet_agent import durable
+from nixfleet_agent.activation import records
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """One change of a name in ``folder`` that is not durable yet."""
+
+    folder: str
+    undo: Callable[[], None]
+
+
+class Unsynced:
+    """What is not durable at this moment. ``install`` puts it between the product's two writing modules and the system."""
+
+    def __init__(self) -> None:
+        self._changes: list[_Change] = []
+        self._dirty: dict[tuple[int, int], str] = {}
+
+    def install(self) -> None:
+        watched: Any = _Watched(self)
+        durable.os = watched
+        records.os = watched
+        unlink, mkdir = Path.unlink, Path.mkdir
+
+        def watched_unlink(path: Path, missing_ok: bool = False) -> None:
+            self.before_unlink(os.fspath(path))
+            unlink(path, missing_ok=missing_ok)
+
+        def watched_mkdir(path: Path, *arguments: Any, **options: Any) -> None:
+            existed = path.exists()
+            mkdir(path, *arguments, **options)
+            if not existed:
+                self._changed(os.fspath(path.parent), lambda: shutil.rmtree(path, ignore_errors=True))
+
+        Path.unlink = watched_unlink  # type: ignore[method-assign]
+        Path.mkdir = watched_mkdir  # type: ignore[method-assign]
+
+    def opened(self, path: str, descriptor: int, *, created: bool) -> None:
+        self._dirty[_identity(descriptor)] = path
+        if created:
+            self._changed(os.path.dirname(path), lambda: _quietly(os.unlink, path))
+
+    def synced(self, descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            folder = os.readlink(f"/proc/self/fd/{descriptor}")
+            self._changes = [change for change in self._changes if change.folder != folder]
+        else:
+            self._dirty.pop((status.st_dev, status.st_ino), None)
+
+    def before_replace(self, source: str, destination: str) -> None:
+        """Two changes: the new name may be lost, and so may the loss of the old one."""
+        was, moved = _read(destination), _read(source)
+        status = os.lstat(source)
+        if (status.st_dev, status.st_ino) in self._dirty:
+            self._dirty[status.st_dev, status.st_ino] = destination
+
+        def undo_new() -> None:
+            if was is None:
+                _quietly(os.unlink, destination)
+            else:
+                _write(destination, was)
+
+        def undo_old() -> None:
+            if moved is not None:
+                _write(source, moved)
+
+        self._changed(os.path.dirname(source), undo_old)
+        self._changed(os.path.dirname(destination), undo_new)
+
+    def before_unlink(self, path: str) -> None:
+        was = _read(path)
+        if was is not None:
+            content = was
+            self._changed(os.path.dirname(path), lambda: _write(path, content))
+
+    def take_back(self) -> None:
+        """The power is gone: newest change first."""
+        for path in list(self._dirty.values()):
+            _quietly(os.truncate, path, 0)
+        for change in reversed(self._changes):
+            change.undo()
+
+    def _changed(self, folder: str, undo: Callable[[], None]) -> None:
+        self._changes.append(_Change(os.path.realpath(folder), undo))
+
+
+class _Watched:
+    """The ``os`` module, with those calls watched that change names or content."""
+
+    def __init__(self, unsynced: Unsynced) -> None:
+        self._unsynced = unsynced
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def open(self, path: Any, flags: int, mode: int = 0o777) -> int:
+        name = os.fspath(path)
+        created = bool(flags & os.O_CREAT) and not os.path.lexists(name)
+        descriptor = os.open(path, flags, mode)
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            self._unsynced.opened(name, descriptor, created=created)
+        return descriptor
+
+    def fsync(self, descriptor: int) -> None:
+        os.fsync(descriptor)
+        self._unsynced.synced(descriptor)
+
+    def replace(self, source: Any, destination: Any) -> None:
+        self._unsynced.before_replace(os.fspath(source), os.fspath(destination))
+        os.replace(source, destination)
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
+
+
+def _read(path: str) -> bytes | None:
+    try:
+        with open(path, "rb") as stream:
+            return stream.read()
+    except OSError:
+        return None
+
+
+def _write(path: str, content: bytes) -> None:
+    with open(path, "wb") as stream:
+        stream.write(content)
+
+
+def _quietly(act: Callable[..., object], *arguments: object) -> None:
+    try:
+        act(*arguments)
+    except OSError:
+        return

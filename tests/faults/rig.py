@@ -1,0 +1,332 @@
+"""One run: a control plane over mTLS, one host with a store of its own, and the agent there, started again as it dies."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from nixfleet_agent.clock import SystemClock
+from nixfleet_agent.identity.csr import make_csr
+from nixfleet_agent.identity.host_key import from_private
+from nixfleet_agent.local_cp.ci import ChannelDescription, FleetDescription, WaveDescription
+from nixfleet_agent.local_cp.dispatcher import Options
+from nixfleet_agent.local_cp.service import LocalControlPlane
+from nixfleet_agent.state_machine import Policy, State
+from tests.faults.plan import VARIABLE, Plan
+from tests.faults.wire import Wire
+from tests.faults.world import World
+from tests.support.nix import remove_tree
+
+TOP = Path(__file__).resolve().parent.parent.parent
+HOSTNAME = "web-01"
+CHANNEL = "stable"
+SOAK = timedelta(seconds=0.25)
+PATIENCE = 40.0
+LOOK = 0.01
+#: What the agent promises at SIGTERM.
+STOP_SECS = 2.0
+#: More lives than this for one planned death: it does not come up any more.
+MAX_STARTS = 8
+
+
+class Problem(Exception):
+    """What should hold does not; the message says what."""
+
+
+def commit_of(name: str) -> str:
+    """A commit for a release, hexadecimal and the same in every run."""
+    return name.encode().hex()
+
+
+def rollout_id(name: str) -> str:
+    return f"{CHANNEL}@{commit_of(name)}"
+
+
+class Rig:
+    """``plans`` are the fates of the first process of each boot, 1 being the first boot.
+
+    ``until`` waits for what a story needs; meanwhile an agent that was killed as planned is started again.
+    """
+
+    def __init__(
+        self, world: World, name: str, plans: Mapping[int, Mapping[str, Any]] | None = None, **config: Mapping[str, Any]
+    ) -> None:
+        self.world = world
+        self.host = world.host(name)
+        self.folder = self.host.root
+        self.log_file = self.folder / "agent.log"
+        self.starts = 0
+        self.boot = 1
+        self.killed = 0
+        self.process: subprocess.Popen[bytes] | None = None
+        self.tolerated: frozenset[int] = frozenset({-signal.SIGKILL})
+        self._plans = dict(plans or {})
+        self._reboot_id: str | None = None
+        self._clock = SystemClock()
+        options = Options(extra_soak=SOAK, redeliver_after=timedelta(seconds=1))
+        self.control_plane = LocalControlPlane(
+            self.folder / "cp", self._clock, world.ci.org_root_public, options=options
+        )
+        self.url = self.control_plane.url
+        self.wire = Wire(self.control_plane.server)
+        self._install(config)
+        self.control_plane.start()
+
+    # -- the fleet ----------------------------------------------------------------------------
+
+    def publish(
+        self, name: str, *, closure: str | None = None, soak_minutes: int = 0, policy: Policy = Policy.ROLLBACK_AND_HALT
+    ) -> str:
+        """CI signs the release ``name`` (of the closure of that name), and the control plane gets it."""
+        channel = ChannelDescription(waves=(WaveDescription((HOSTNAME,), soak_minutes),), policy=policy)
+        closures = {HOSTNAME: self.world.closures[closure or name]}
+        fleet = FleetDescription(channels={CHANNEL: channel})
+        publication = self.world.ci.release(fleet, commit_of(name), closures, self._clock.now())
+        self.control_plane.control.publish(publication)
+        return rollout_id(name)
+
+    def extra_soak(self, seconds: float) -> None:
+        """The soak hint of turns given from now on."""
+        dispatcher = self.control_plane.control.dispatcher
+        dispatcher._options = dataclasses.replace(dispatcher._options, extra_soak=timedelta(seconds=seconds))
+
+    def state(self, name: str) -> State | None:
+        """Where the control plane has the host in the rollout of this release."""
+        record = self.control_plane.control.store.record(rollout_id(name), HOSTNAME)
+        return None if record is None else record.state
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The control plane's log of this release."""
+        return self.control_plane.control.store.events(HOSTNAME, rollout_id(name))
+
+    def has_event(self, name: str, kind: str) -> bool:
+        return any(event["kind"] == kind for event in self.events(name))
+
+    # -- the agent ----------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def start(self) -> None:
+        """Start the agent; the first process of a boot meets the fate that is planned for it."""
+        self.starts += 1
+        fate = self._plans.pop(self.boot, {})
+        plan_file, trace = self.folder / f"plan-{self.starts}.json", self.trace_file
+        plan = Plan(state_dir=str(self.host.state_dir), trace=str(trace), boot_id=self._reboot_id, **fate)
+        plan.write(plan_file)
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.faults.agent", str(self.folder / "agent.toml")],
+                env=self.host.environment | {VARIABLE: str(plan_file), "PYTHONPATH": str(TOP)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def trace_file(self) -> Path:
+        """The boundaries of the newest process."""
+        return self.folder / f"trace-{self.boot}-{self.starts}"
+
+    def trace(self, boot: int) -> list[str]:
+        """The boundaries that the first process of a boot has met."""
+        found = sorted(self.folder.glob(f"trace-{boot}-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+        return found[0].read_text().splitlines() if found else []
+
+    def look_after(self) -> None:
+        """Start an agent again that was killed; any other end is a problem."""
+        if self.process is None or (code := self.process.poll()) is None:
+            return
+        if code not in self.tolerated or self.starts >= MAX_STARTS:
+            raise Problem(f"the agent ended with {code} (start {self.starts}): {self.last_words()}")
+        self.killed += 1
+        self.start()
+
+    def until(self, condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
+        """Wait for a condition that the agent brings about; its value."""
+        deadline = time.monotonic() + patience
+        while not (value := condition()):
+            self.look_after()
+            if time.monotonic() > deadline:
+                raise Problem(f"not within {patience:g} s: {what}; {self.situation()}")
+            time.sleep(LOOK)
+        return value
+
+    def until_state(self, name: str, state: State) -> None:
+        self.until(lambda: self.state(name) is state, f"{name} {state}")
+
+    def until_delivered(self) -> None:
+        """Nothing waits for delivery any more."""
+        self.until(lambda: not self.queued(), "an empty queue")
+
+    def reboot(self) -> None:
+        """Everything on the host ends at once; it comes up with what the boot entry names."""
+        self.kill()
+        self.power_off()
+        self.start()
+
+    def power_off(self) -> None:
+        """The processes are gone, the link to what runs is what a boot makes it."""
+        end_all(self.folder)
+        self.boot += 1
+        self._reboot_id = f"boot-{self.boot}"
+        self.host.run_system(self.host.bootloader.read_text().strip())
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def stop(self) -> float:
+        """SIGTERM; the seconds that it took to end well.
+
+        Raises:
+            Problem: it did not end with 0 in time.
+        """
+        process = self.process
+        if process is None:
+            return 0.0
+        self.look_after()
+        process = self.process
+        assert process is not None
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        try:
+            code = process.wait(PATIENCE)
+        except subprocess.TimeoutExpired as error:
+            raise Problem("SIGTERM does not end the agent") from error
+        took = time.monotonic() - began
+        self.process = None
+        if code != 0:
+            raise Problem(f"SIGTERM ended the agent with {code}: {self.last_words()}")
+        return took
+
+    def queued(self) -> list[str]:
+        """Names of the events that wait for delivery, were refused, or can't be read."""
+        folders = [self.host.state_dir / f"outbound-{part}" for part in ("queue", "rejected", "corrupt")]
+        return sorted(name for folder in folders if folder.is_dir() for name in os.listdir(folder))
+
+    def log_lines(self) -> list[dict[str, Any]]:
+        lines = []
+        for line in self.log_file.read_text(errors="replace").splitlines() if self.log_file.exists() else ():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                lines.append({"message": line})
+        return lines
+
+    def logged(self, words: str) -> bool:
+        return any(words in str(line.get("message")) for line in self.log_lines())
+
+    def last_words(self) -> str:
+        return " | ".join(str(line.get("message")) for line in self.log_lines()[-6:])
+
+    def situation(self) -> str:
+        """One line for a report."""
+        store = self.control_plane.control.store
+        records = {r.rollout_id: f"{r.state}/{r.last_event_seq}" for r in store.records_of(HOSTNAME)}
+        running = self.world.name_of(self.host.running())
+        return f"runs {running}, control plane {records}, queue {self.queued()}, last words: {self.last_words()}"
+
+    def close(self, keep: bool = False) -> None:
+        """End everything; the folder goes unless it is kept to be looked at."""
+        self.kill()
+        end_all(self.folder)
+        self.control_plane.stop()
+        if not keep:
+            remove_tree(self.folder)
+
+    # -- installation -------------------------------------------------------------------------
+
+    def _install(self, config: Mapping[str, Mapping[str, Any]]) -> None:
+        folder, clock = self.folder, self._clock
+        key = from_private(Ed25519PrivateKey.generate())
+        secret = key.private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+        (folder / "host_key").write_bytes(secret)
+        (folder / "host_key").chmod(0o600)
+        authority = self.control_plane.authority
+        issued = authority.issue(make_csr(key, HOSTNAME), HOSTNAME, clock.now(), timedelta(days=30))
+        (folder / "agent-cert.pem").write_text(issued.pem)
+        (folder / "trust.json").write_bytes(self.world.ci.trust_file(issuance_ca_pems=[authority.pem]))
+        self.write_config(config)
+
+    def write_config(self, changes: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        """``agent.toml`` with every interval as short as it may be."""
+        folder, changes = self.folder, changes or {}
+        activation = {k: v for k, v in dataclasses.asdict(self.host.activation).items()}
+        tables: dict[str, dict[str, Any]] = {
+            "": {
+                "control_plane_url": self.url,
+                "machine_id": HOSTNAME,
+                "trust_file": folder / "trust.json",
+                "ca_cert": self.control_plane.ca_file,
+                "client_cert": folder / "agent-cert.pem",
+                "client_key": folder / "host_key",
+                "state_dir": self.host.state_dir,
+                "ssh_host_key_file": folder / "host_key",
+                "health_checks_file": folder / "health-checks.json",
+                "health_failure_threshold_secs": 0.2,
+            },
+            "activation": activation,
+            "tuning": {
+                "dispatch_wait": 20,
+                "heartbeat_interval": 0.5,
+                "manifest_poll_interval": 0.5,
+                "drain_interval": 0.5,
+                "advance_interval": 0.05,
+                "probe_min_interval": 0.1,
+                "probe_repeat_interval": 0.4,
+                "backoff_initial": 0.05,
+                "backoff_max": 0.2,
+            },
+            "logging": {"level": "info", "format": "json"},
+        }
+        text = []
+        for table, keys in tables.items():
+            text += [f"\n[{table}]"] if table else []
+            merged = keys | dict(changes.get(table or "agent", {}))
+            text += [f"{k} = {json.dumps(str(v) if isinstance(v, Path) else v)}" for k, v in merged.items()]
+        (folder / "agent.toml").write_text("\n".join(text) + "\n")
+
+
+def processes_of(folder: Path) -> dict[int, str]:
+    """Living processes with this run's paths in their environment."""
+    found = {}
+    wanted = f"{folder}/".encode()
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        try:
+            if wanted not in Path(f"/proc/{name}/environ").read_bytes():
+                continue
+            if "\nState:\tZ" not in Path(f"/proc/{name}/status").read_text():
+                found[int(name)] = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:  # it has ended
+            continue
+    return found
+
+
+def end_all(folder: Path) -> None:
+    """Kill every process of a run, until none is left: one may have started another meanwhile."""
+    while found := processes_of(folder):
+        for pid in found:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        time.sleep(LOOK)

@@ -1,0 +1,109 @@
+"""What happens in a run, told without regard to faults: the same words hold for an undisturbed run and a disturbed one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from nixfleet_agent.state_machine import State
+from tests.faults.ending import Ending
+from tests.faults.rig import Rig, rollout_id
+
+TO_THE_SOAK = ("DispatchAck", "ActivationStarted", "ActivationCompleted")
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """``slack`` is the one release whose own end depends on what was under way when the next one came; all that may
+    be said of it is a beginning of the way to its soak."""
+
+    tell: Callable[[Rig], None]
+    slack: str | None = None
+
+    def differences(self, here: Ending, there: Ending, but: frozenset[str] = frozenset()) -> list[str]:
+        """What of ``there`` is not as in the undisturbed ``here``."""
+        found = here.without(self.slack).differences(there.without(self.slack), but=but)
+        if self.slack is not None:
+            said = there.milestones.get(rollout_id(self.slack), ())
+            if said != TO_THE_SOAK[: len(said)]:
+                found.append(f"{self.slack}: {said}")
+        return found
+
+
+def forward(rig: Rig) -> None:
+    """A good release converges."""
+    rig.publish("good")
+    rig.start()
+    rig.until_state("good", State.CONVERGED)
+
+
+def rollback(rig: Rig) -> None:
+    """A probe of the release fails, and the policy is rollback-and-halt."""
+    rig.publish("sick")
+    rig.start()
+    rig.until_state("sick", State.REVERTED)
+
+
+def failed_switch(rig: Rig) -> None:
+    """The release's own switch script fails."""
+    rig.publish("broken")
+    rig.start()
+    rig.until_state("broken", State.REVERTED)
+
+
+def absent(rig: Rig) -> None:
+    """The cache does not have the release: nothing is ever fired."""
+    rig.publish("absent")
+    rig.start()
+    rig.until_state("absent", State.REVERTED)
+
+
+def deferred(rig: Rig) -> None:
+    """Another kernel: it takes a reboot."""
+    rig.publish("kernel")
+    rig.start()
+    rig.until_state("kernel", State.DEFERRED)
+    rig.until_delivered()
+    rig.reboot()
+    rig.until_state("kernel", State.CONVERGED)
+
+
+def superseded_soaking(rig: Rig) -> None:
+    """A newer release comes while the older one soaks."""
+    rig.publish("good", soak_minutes=1)
+    rig.start()
+    rig.until_state("good", State.SOAKING)
+    rig.publish("next")
+    rig.until_state("next", State.CONVERGED)
+
+
+def superseded_activating(rig: Rig) -> None:
+    """A newer release comes while the older one's switch runs."""
+    rig.publish("slow", soak_minutes=1)
+    rig.start()
+    rig.until(lambda: rig.has_event("slow", "ActivationStarted"), "the start of slow's activation")
+    rig.publish("next")
+    rig.until_state("next", State.CONVERGED)
+
+
+def handed_back(rig: Rig) -> None:
+    """A newer release can't be had: the older one, which runs, soaks on and converges."""
+    rig.extra_soak(3.0)
+    rig.publish("good")
+    rig.start()
+    rig.until_state("good", State.SOAKING)
+    rig.publish("absent")
+    rig.until_state("absent", State.REVERTED)
+    rig.until_state("good", State.CONVERGED)
+
+
+STORIES: Mapping[str, Story] = {
+    "forward": Story(forward),
+    "rollback": Story(rollback),
+    "failed-switch": Story(failed_switch),
+    "absent": Story(absent),
+    "deferred": Story(deferred),
+    "superseded-soaking": Story(superseded_soaking),
+    "superseded-activating": Story(superseded_activating, "slow"),
+    "handed-back": Story(handed_back),
+}
