@@ -187,7 +187,7 @@ def _workers(ground: Ground, stores: Stores, links: Links, events: queue.SimpleQ
         if not isinstance(view, HostView) or not isinstance(records, tuple):
             return ()
         soaks = {r.rollout_id for r in records if r.state is State.SOAKING and current in (None, r.target_closure)}
-        return soaks | ({view.active_id} if view.active_open else set())
+        return soaks | ({view.active_id} if view.active_id and view.active_open else set())
 
     def refused(error: EnrollmentRefusedError) -> None:
         view = ground.board.get("host")
