@@ -1,0 +1,44 @@
+# bash completion for nixfleet-agent
+_nixfleet_agent() {
+    local cur prev command word
+    cur=${COMP_WORDS[COMP_CWORD]}
+    prev=${COMP_WORDS[COMP_CWORD-1]}
+    COMPREPLY=()
+    for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
+        case $word in
+            -*) ;;
+            *) command=$word; break ;;
+        esac
+    done
+    case $prev in
+        --config|--trust-file|--ca-cert|--client-cert|--client-key|--bootstrap-token-file|--ssh-host-key-file|\
+        --health-checks-file|--fleet|--manifest|--sig|--verify|--output)
+            mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return ;;
+        --state-dir|--folder)
+            mapfile -t COMPREPLY < <(compgen -d -- "$cur"); return ;;
+        --fault)
+            mapfile -t COMPREPLY < <(compgen -W "kill partition slow wipe-cp bad-signature stale wrong-closure" -- "$cur"); return ;;
+        --until)
+            mapfile -t COMPREPLY < <(compgen -W "90m 4h 1d" -- "$cur"); return ;;
+    esac
+    local common="--config --json --debug --help" words=
+    case $command in
+        "") words="run status why check probe history hold release rollback quarantine queue enroll renew verify support demo --version $common" ;;
+        run) words="--control-plane-url --machine-id --trust-file --ca-cert --client-cert --client-key --bootstrap-token-file
+            --state-dir --ssh-host-key-file --health-checks-file --manifest-freshness-window-secs
+            --renewal-threshold-fraction $common" ;;
+        check) words="--print-config --offline $common" ;;
+        history) words="--list --verify $common" ;;
+        hold) words="--reason --until $common" ;;
+        rollback) words="retry give-up $common" ;;
+        quarantine) words="list clear --all $common" ;;
+        queue) words="list show retry drop --all $common" ;;
+        enroll|renew) words="--force $common" ;;
+        verify) words="--fleet --manifest --sig --host --rollout --trust-file $common" ;;
+        support) words="--output $common" ;;
+        demo) words="--agents --keep --fault --folder $common" ;;
+        *) words=$common ;;
+    esac
+    mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")
+}
+complete -F _nixfleet_agent nixfleet-agent

@@ -1,0 +1,192 @@
+# NixOS module: the options of the Rust agent's module, so that a fleet can swap this agent in.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  cfg = config.services.nixfleet-agent;
+  inherit (lib) mkOption types;
+
+  # One file for the service and for the commands that an operator runs.
+  settingsFile = (pkgs.formats.toml { }).generate "agent.toml" (
+    cfg.settings
+    // lib.filterAttrs (_: value: value != null) {
+      control_plane_url = cfg.controlPlaneUrl;
+      machine_id = cfg.machineId;
+      trust_file = cfg.trustFile;
+      manifest_freshness_window_secs = cfg.manifestFreshnessWindowSecs;
+      renewal_threshold_fraction = cfg.renewalThresholdFraction;
+      ca_cert = cfg.tls.caCert;
+      client_cert = cfg.tls.clientCert;
+      client_key = cfg.tls.clientKey;
+      bootstrap_token_file = cfg.bootstrapTokenFile;
+      state_dir = cfg.stateDir;
+      ssh_host_key_file = cfg.sshHostKeyFile;
+    }
+  );
+
+  healthChecks = pkgs.writers.writeJSON "health-checks.json" cfg.effectiveHealthChecks;
+in
+{
+  options.services.nixfleet-agent = {
+    enable = lib.mkEnableOption "the NixFleet agent";
+
+    package = mkOption {
+      type = types.package;
+      default = pkgs.callPackage ./package.nix { };
+      defaultText = lib.literalExpression "pkgs.callPackage ./package.nix { }";
+      description = "The package that provides bin/nixfleet-agent.";
+    };
+
+    controlPlaneUrl = mkOption {
+      type = types.str;
+      example = "https://fleet.example.com:8443";
+      description = "Where the control plane listens; https only.";
+    };
+
+    machineId = mkOption {
+      type = types.str;
+      default = config.networking.hostName;
+      defaultText = lib.literalExpression "config.networking.hostName";
+      description = "This host's name in the fleet; its certificate is issued for it.";
+    };
+
+    trustFile = mkOption {
+      type = types.str;
+      default = "/etc/nixfleet/agent/trust.json";
+      description = "The keys that releases must be signed with.";
+    };
+
+    manifestFreshnessWindowSecs = mkOption {
+      type = types.nullOr types.ints.positive;
+      default = null;
+      description = "How old a signed release may be. null: what the signed fleet says for each channel.";
+    };
+
+    renewalThresholdFraction = mkOption {
+      type = types.nullOr types.float;
+      default = null;
+      example = 0.5;
+      description = "Renew the certificate when less than this part of its life is left. null: the agent's default.";
+    };
+
+    tls = {
+      caCert = mkOption {
+        type = types.nullOr types.str;
+        default = null;
+        example = "/etc/nixfleet/fleet-ca.pem";
+        description = "The CA of the control plane's certificate; when set, that file alone is trusted.";
+      };
+      clientCert = mkOption {
+        type = types.nullOr types.str;
+        default = "${cfg.stateDir}/agent-cert.pem";
+        defaultText = lib.literalExpression ''"''${stateDir}/agent-cert.pem"'';
+        description = "This host's certificate. The agent writes it, so it must be writable and survive reboots.";
+      };
+      clientKey = mkOption {
+        type = types.nullOr types.str;
+        default = "/etc/ssh/ssh_host_ed25519_key";
+        description = "Its private key: the host's own SSH Ed25519 key.";
+      };
+    };
+
+    bootstrapTokenFile = mkOption {
+      type = types.nullOr types.str;
+      default = null;
+      example = "/run/secrets/bootstrap-token";
+      description = "The one-time token of a host that has no certificate yet.";
+    };
+
+    stateDir = mkOption {
+      type = types.str;
+      default = "/var/lib/nixfleet-agent";
+      description = "Where the agent keeps its state; it must survive reboots.";
+    };
+
+    sshHostKeyFile = mkOption {
+      type = types.str;
+      default = "/etc/ssh/ssh_host_ed25519_key";
+      description = "The key that signs events, and whose public half compliance evidence is verified against.";
+    };
+
+    tags = mkOption {
+      type = types.listOf types.str;
+      default = [ ];
+      description = "Accepted for compatibility with the Rust agent, and ignored: tags are in the signed fleet.";
+    };
+
+    effectiveHealthChecks = mkOption {
+      type = types.attrs;
+      default = { };
+      description = "The health probes of this host, as /etc/nixfleet/agent/health-checks.json holds them.";
+    };
+
+    settings = mkOption {
+      type = (pkgs.formats.toml { }).type;
+      default = { };
+      example = lib.literalExpression ''{ metrics.listen = "127.0.0.1:9110"; activation.failed_units = "fail"; }'';
+      description = "More keys of agent.toml; the options above win.";
+    };
+  };
+
+  config = lib.mkIf cfg.enable {
+    environment.systemPackages = [ cfg.package ];
+    environment.etc = {
+      "nixfleet/agent.toml".source = settingsFile;
+    } // lib.optionalAttrs (cfg.effectiveHealthChecks != { }) {
+      "nixfleet/agent/health-checks.json".source = healthChecks;
+    };
+
+    systemd.services.nixfleet-agent = {
+      description = "NixFleet agent";
+      wantedBy = [ "multi-user.target" ];
+      wants = [ "network-online.target" ];
+      after = [ "network-online.target" "nix-daemon.socket" ];
+      startLimitIntervalSec = 0;
+
+      # The switch that brings a new agent is watched by the old one: restarting it here would cut the watch short.
+      # A changed health-checks.json is read when the rollout that brings it soaks.
+      restartIfChanged = false;
+      stopIfChanged = false;
+
+      path = [ config.nix.package config.systemd.package ];
+
+      serviceConfig = {
+        Type = "notify";
+        NotifyAccess = "main";
+        ExecStart = "${cfg.package}/bin/nixfleet-agent run --config ${settingsFile}";
+        ExecReload = "${pkgs.coreutils}/bin/kill -HUP $MAINPID";
+        Restart = "always";
+        RestartSec = 5;
+        RestartPreventExitStatus = "75 77 78";
+        WatchdogSec = 120;
+        TimeoutStopSec = 30;
+        KillMode = "mixed";
+        OOMScoreAdjust = -250;
+        StateDirectory =
+          if lib.hasPrefix "/var/lib/" cfg.stateDir then lib.removePrefix "/var/lib/" cfg.stateDir else "nixfleet-agent";
+        StateDirectoryMode = "0700";
+        UMask = "0077";
+
+        # As in packaging/nixfleet-agent.service, which says why each line is there and which are left out.
+        NoNewPrivileges = true;
+        ProtectSystem = "full";
+        ProtectHome = "read-only";
+        ProtectKernelTunables = true;
+        ProtectKernelModules = true;
+        ProtectKernelLogs = true;
+        ProtectClock = true;
+        ProtectHostname = true;
+        ProtectControlGroups = true;
+        RestrictRealtime = true;
+        LockPersonality = true;
+        SystemCallArchitectures = "native";
+        SystemCallFilter = "~@clock @cpu-emulation @module @obsolete @raw-io @reboot @swap";
+        RestrictSUIDSGID = true;
+        RestrictAddressFamilies = "AF_UNIX AF_INET AF_INET6 AF_NETLINK";
+      };
+    };
+  };
+}

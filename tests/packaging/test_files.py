@@ -1,0 +1,218 @@
+"""What is shipped beside the program says the same as the program."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+import unittest
+from pathlib import Path
+from typing import Any
+
+from nixfleet_agent import errors
+from nixfleet_agent.cli import COMMANDS, CONFIG_FLAGS
+from nixfleet_agent.clock import SystemClock
+from nixfleet_agent.config.schema import Schema
+from nixfleet_agent.config.sources import from_file
+from nixfleet_agent.demo.scenario import FAULTS
+from nixfleet_agent.runtime.metrics import COUNTERS, Metrics
+from nixfleet_agent.runtime.status import StatusBoard
+
+TOP = Path(__file__).resolve().parents[2]
+PACKAGING = TOP / "packaging"
+FINAL = {errors.EXIT_STATE_DIR_BUSY, errors.EXIT_ENROLLMENT_REFUSED, errors.EXIT_CONFIG}
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+class Systemd(unittest.TestCase):
+    def setUp(self) -> None:
+        self.unit = (PACKAGING / "nixfleet-agent.service").read_text()
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        # The program itself need not be installed for the unit to be checked.
+        self.copy = Path(folder.name) / "nixfleet-agent.service"
+        self.copy.write_text(self.unit.replace("/usr/bin/nixfleet-agent", "/bin/true"))
+
+    def test_systemd_finds_nothing_wrong(self) -> None:
+        ran = run("systemd-analyze", "verify", "--man=no", str(self.copy))
+        self.assertEqual((ran.returncode, ran.stderr), (0, ""))
+
+    def test_it_is_as_closed_as_a_program_with_probes_can_be(self) -> None:
+        """The score must not get worse by accident; it can't be good for a root service that runs foreign probes."""
+        ran = run("systemd-analyze", "security", "--offline=true", "--threshold=60", str(self.copy))
+        self.assertEqual(ran.returncode, 0, ran.stdout[-200:])
+
+    def test_it_does_not_try_again_what_can_never_work(self) -> None:
+        (line,) = re.findall(r"^RestartPreventExitStatus=(.*)$", self.unit, re.MULTILINE)
+        self.assertEqual({int(code) for code in line.split()}, FINAL)
+        for setting in ("Type=notify", "WatchdogSec=", "Restart=always", "StateDirectory=nixfleet-agent"):
+            self.assertIn(f"\n{setting}", self.unit)
+
+    def test_it_waits_longer_than_the_agents_own_hard_stop(self) -> None:
+        from nixfleet_agent.runtime.daemon import HARD_STOP
+
+        (seconds,) = re.findall(r"^TimeoutStopSec=(\d+)$", self.unit, re.MULTILINE)
+        self.assertGreater(int(seconds), HARD_STOP)
+
+
+class Completions(unittest.TestCase):
+    def test_both_know_every_command_and_fault(self) -> None:
+        for name in ("nixfleet-agent.bash", "_nixfleet-agent"):
+            text = (PACKAGING / "completions" / name).read_text()
+            for word in [*COMMANDS, *FAULTS]:
+                with self.subTest(name, word=word):
+                    self.assertRegex(text, rf"\b{re.escape(word)}\b")
+
+    def test_bash_completes(self) -> None:
+        script = PACKAGING / "completions" / "nixfleet-agent.bash"
+
+        def complete(*words: str) -> set[str]:
+            listed = " ".join(f"'{word}'" for word in words)
+            code = f"source {script}; COMP_WORDS=({listed}); COMP_CWORD={len(words) - 1}; _nixfleet_agent; "
+            ran = run("bash", "-ec", code + 'printf "%s\\n" "${COMPREPLY[@]}"')
+            self.assertEqual((ran.returncode, ran.stderr), (0, ""))
+            return set(ran.stdout.split())
+
+        self.assertEqual(complete("nixfleet-agent", "qu"), {"queue", "quarantine"})
+        self.assertLessEqual({"list", "retry", "--json"}, complete("nixfleet-agent", "--json", "queue", ""))
+        flags = {"--" + key.replace("_", "-") for key in CONFIG_FLAGS}
+        self.assertLessEqual(flags, complete("nixfleet-agent", "run", "--"))
+        self.assertEqual(complete("nixfleet-agent", "demo", "--fault", ""), set(FAULTS))
+
+
+class Manuals(unittest.TestCase):
+    def test_they_are_sound_and_complete(self) -> None:
+        manuals = {
+            "nixfleet-agent.8": list(COMMANDS),
+            "nixfleet-agent.toml.5": [key.rpartition(".")[2] for key in Schema().keys],
+        }
+        for name, words in manuals.items():
+            with self.subTest(name):
+                page = PACKAGING / "man" / name
+                if shutil.which("man"):
+                    self.assertEqual(
+                        run("man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z", str(page)).stderr, ""
+                    )
+                text = page.read_text().replace("\\-", "-")
+                for word in words:
+                    self.assertRegex(text, rf"(?m)^\.\w+ .*\b{re.escape(word)}\b", word)
+
+    def test_the_defaults_in_the_manual_are_those_of_the_example(self) -> None:
+        text = (PACKAGING / "man" / "nixfleet-agent.toml.5").read_text().replace("\\-", "-").replace("\\(dq", '"')
+        for line in (TOP / "conf" / "agent.toml").read_text().splitlines():
+            match = re.match(r"#?(\w+) = (.*)$", line)
+            if match:
+                with self.subTest(match[1]):
+                    self.assertIn(f'.BR {match[1]} " = {match[2]}"', text)
+
+    def test_the_exit_codes(self) -> None:
+        text = (PACKAGING / "man" / "nixfleet-agent.8").read_text()
+        codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
+        self.assertEqual({int(code) for code in re.findall(r"^\.B (\d+)$", text, re.MULTILINE)}, codes)
+
+
+class Alerts(unittest.TestCase):
+    def test_they_watch_metrics_that_exist(self) -> None:
+        text = (PACKAGING / "prometheus" / "nixfleet-agent.rules.yml").read_text()
+        used = set(re.findall(r"nixfleet_agent_\w+", text))
+        source = (TOP / "nixfleet_agent" / "runtime" / "metrics.py").read_text()
+        exposed = Metrics(StatusBoard(), SystemClock()).exposition().decode()
+        for name in used:
+            with self.subTest(name):
+                bare = name.removeprefix("nixfleet_agent_")
+                self.assertTrue(
+                    bare.removesuffix("_total") in COUNTERS or f"# TYPE {name} " in exposed or f'"{bare}"' in source
+                )
+
+    def test_every_alert_says_what_it_is_about(self) -> None:
+        text = (PACKAGING / "prometheus" / "nixfleet-agent.rules.yml").read_text()
+        alerts = text.split("- alert: ")[1:]
+        self.assertGreater(len(alerts), 8)
+        for alert in alerts:
+            for part in ("expr:", "severity:", "summary:"):
+                self.assertIn(part, alert)
+
+
+class NixOS(unittest.TestCase):
+    def module(self, settings: str) -> dict[str, Any]:
+        expression = f"import {TOP}/tests/packaging/stub.nix {{ settings = {settings}; }}"
+        ran = run("nix-instantiate", "--eval", "--strict", "--json", "-E", expression)
+        self.assertEqual(ran.returncode, 0, ran.stderr)
+        evaluated: dict[str, Any] = json.loads(ran.stdout)
+        return evaluated
+
+    def test_it_does_nothing_unless_enabled(self) -> None:
+        self.assertEqual(self.module('{ controlPlaneUrl = "https://cp"; }')["config"], {})
+
+    def test_it_has_the_options_of_the_rust_agents_module(self) -> None:
+        options = {
+            "enable",
+            "package",
+            "controlPlaneUrl",
+            "machineId",
+            "trustFile",
+            "tls",
+            "bootstrapTokenFile",
+            "stateDir",
+        }
+        options |= {
+            "renewalThresholdFraction",
+            "manifestFreshnessWindowSecs",
+            "sshHostKeyFile",
+            "tags",
+            "effectiveHealthChecks",
+        }
+        self.assertLessEqual(options, set(self.module("{ }")["options"]))
+
+    def test_the_service_starts_the_agent_with_what_the_options_say(self) -> None:
+        evaluated = self.module(
+            """{
+              enable = true;
+              controlPlaneUrl = "https://cp:8443";
+              tls.caCert = "/ca.pem";
+              bootstrapTokenFile = "/t";
+              renewalThresholdFraction = 0.8;
+              settings.logging.level = "debug";
+              effectiveHealthChecks.web.kind = "http";
+            }"""
+        )["config"]
+        service = evaluated["systemd"]["services"]["nixfleet-agent"]
+        self.assertFalse(service["restartIfChanged"])
+        self.assertEqual(service["serviceConfig"]["Type"], "notify")
+        self.assertEqual({int(c) for c in service["serviceConfig"]["RestartPreventExitStatus"].split()}, FINAL)
+        etc = evaluated["environment"]["etc"]
+        file = etc["nixfleet/agent.toml"]["source"]
+        self.assertEqual(service["serviceConfig"]["ExecStart"], f"/agent/bin/nixfleet-agent run --config {file}")
+        self.assertIn('"kind":"http"', etc["nixfleet/agent/health-checks.json"]["source"])
+        settings = json.loads(file.partition(":")[2])
+        self.assertEqual(settings.pop("logging"), {"level": "debug"})
+        self.assertLessEqual(set(settings), set(Schema().keys))
+        self.assertEqual(settings["bootstrap_token_file"], "/t")
+        self.assertEqual((settings["ca_cert"], settings["renewal_threshold_fraction"]), ("/ca.pem", 0.8))
+        self.assertNotIn("manifest_freshness_window_secs", settings)
+
+    def test_the_package_parses(self) -> None:
+        self.assertEqual(run("nix-instantiate", "--parse", str(PACKAGING / "nixos" / "package.nix")).returncode, 0)
+
+
+class Shell(unittest.TestCase):
+    def test_scripts_parse_in_a_plain_shell_and_are_executable(self) -> None:
+        for name in ("dev", "build-deb", "nixfleet-agent.init"):
+            with self.subTest(name):
+                path = PACKAGING / name
+                self.assertEqual(run("sh", "-n", str(path)).stderr, "")
+                self.assertTrue(path.stat().st_mode & 0o111)
+
+
+class Example(unittest.TestCase):
+    def test_the_example_is_valid(self) -> None:
+        self.assertTrue(from_file(TOP / "conf" / "agent.toml", Schema()))
+
+
+if __name__ == "__main__":
+    unittest.main()
