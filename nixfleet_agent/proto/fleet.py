@@ -6,7 +6,7 @@ Thousands of hosts are checked in bulk and kept as they were parsed; one becomes
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import NoneType
@@ -169,23 +169,23 @@ def _check_hosts(hosts: Mapping[str, Any], what: str) -> None:
     except KeyError:
         good = False
     if not good:
-        raise SchemaError(f"{what}: {_first_bad_host(hosts)}")
+        raise SchemaError(f"{what}: {next(_bad_hosts(hosts))}")
 
 
-def _first_bad_host(hosts: Mapping[str, Any]) -> str:
+def _bad_hosts(hosts: Mapping[str, Any]) -> Iterator[str]:
     for name, entry in hosts.items():
         shown = f"hosts.{printable(name, 80)}"
         if not isinstance(entry, dict):
-            return f"{shown} is not an object"
+            yield f"{shown} is not an object"
+            continue
         for key in ("system", "channel"):
             if not isinstance(entry.get(key), str):
-                return f"{shown}.{key} is not a string"
+                yield f"{shown}.{key} is not a string"
         if not _is_list_of_text(entry.get("tags")):
-            return f"{shown}.tags is not a list of strings"
+            yield f"{shown}.tags is not a list of strings"
         for key in ("closureHash", "pubkey"):
             if entry.get(key).__class__ not in _OPTIONAL_TEXT:
-                return f"{shown}.{key} is not a string"
-    raise RuntimeError("called for hosts without a fault")
+                yield f"{shown}.{key} is not a string"
 
 
 def _channel(name: str, entry: Mapping[str, Any], what: str) -> Channel:

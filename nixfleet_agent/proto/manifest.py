@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,18 +87,18 @@ def _check_entries(entries: list[Any], what: str) -> None:
     except KeyError:
         good = False
     if not good:
-        raise SchemaError(f"{what}: {_first_bad_entry(entries)}")
+        raise SchemaError(f"{what}: {next(_bad_entries(entries))}")
 
 
-def _first_bad_entry(entries: list[Any]) -> str:
+def _bad_entries(entries: list[Any]) -> Iterator[str]:
     for index, entry in enumerate(entries):
         shown = f"hostSet[{index}]"
         if not isinstance(entry, dict):
-            return f"{shown} is not an object"
+            yield f"{shown} is not an object"
+            continue
         for key in ("hostname", "targetClosure"):
             if not isinstance(entry.get(key), str):
-                return f"{shown}.{key} is not a string"
+                yield f"{shown}.{key} is not a string"
         wave = entry.get("waveIndex")
         if wave.__class__ is not int or wave < 0:
-            return f"{shown}.waveIndex is not a wave's number: {printable(wave, 64)}"
-    raise RuntimeError("called for entries without a fault")
+            yield f"{shown}.waveIndex is not a wave's number: {printable(wave, 64)}"

@@ -103,17 +103,11 @@ def _check_size(raw: bytes, limit: int, what: str) -> None:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        _refuse_duplicate(pairs)
+        seen: set[str] = set()
+        # A set's ``add`` says nothing, so the first key that is in it already is the one that stands twice.
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise DuplicateKeyError(f"the key {twice[:64]!r} stands twice in one object")
     return members
-
-
-def _refuse_duplicate(pairs: list[tuple[str, Any]]) -> NoReturn:
-    seen: set[str] = set()
-    for key, _ in pairs:
-        if key in seen:
-            raise DuplicateKeyError(f"the key {key[:64]!r} stands twice in one object")
-        seen.add(key)
-    raise RuntimeError("called for an object without a duplicate key")
 
 
 def _integer(literal: str) -> int:

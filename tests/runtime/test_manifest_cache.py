@@ -143,6 +143,14 @@ class Resolving(ReleaseTestCase):
         self.cache.terms(ROLLOUT, "web-01", target(release), anew=True)
         self.assertEqual(len(self.asked(FLEET_PATH)), 2)
 
+    def test_the_pinned_fleet_at_hand_is_not_used_once_it_is_stale(self) -> None:
+        release = self.publish()
+        self.cache.fetch_fleet()
+        self.clock.advance(62 * 60)
+        with self.assertRaises(errors.Stale):
+            self.cache.terms(ROLLOUT, "web-01", target(release))
+        self.assertEqual(len(self.asked(FLEET_PATH)), 2)
+
     def test_a_fleet_one_step_behind_is_fetched_once_more(self) -> None:
         old = self.release()
         self.clock.advance(1)

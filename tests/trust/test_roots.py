@@ -91,6 +91,10 @@ class Signatures(unittest.TestCase):
         self.assertTrue(key.verifies(r + low.to_bytes(32, "big"), b"data"))
         self.assertTrue(key.verifies(r + high.to_bytes(32, "big"), b"data"))
 
+    def test_a_key_of_an_unknown_algorithm_verifies_nothing(self) -> None:
+        ((_, key),) = slots(current={"algorithm": "ml-dsa-65", "public": "AA=="}).active(NOW)
+        self.assertFalse(key.verifies(CURRENT.signature(b"data"), b"data"))
+
     def test_the_algorithm_is_the_keys_own(self) -> None:
         ((_, key),) = slots(current=CURRENT.public).active(NOW)
         self.assertFalse(key.verifies(PREVIOUS.signature(b"data"), b"data"))

@@ -61,6 +61,7 @@ class LongPollTestCase(ReleaseTestCase):
         self.hold: str | None = None
         self.quarantine: str | None = None
         self.known: set[str] = set()
+        self.read_current: Callable[[], str] = lambda: RUNNING
         self.shutdown = Token(self.clock)
         self.inputs = InputQueue(self.shutdown)
         self.on_activate: Callable[[], object] = lambda: None
@@ -74,7 +75,7 @@ class LongPollTestCase(ReleaseTestCase):
             knows=lambda rollout_id: rollout_id in self.known,
             hold=lambda: self.hold,
             quarantined=lambda channel, closure: self.quarantine,
-            read_current=lambda: RUNNING,
+            read_current=lambda: self.read_current(),
         )
         return LongPollWorker(
             self.config,
@@ -248,6 +249,39 @@ class Accepting(LongPollTestCase):
             self.seconds(1)
         self.assertIn("kept in memory only", "".join(logs.output))
         self.assertEqual(len(self.accepted), 1)
+
+    def test_a_dispatch_that_could_not_be_written_outlives_the_workers_restart(self) -> None:
+        release = self.publish()
+        (self.state_dir / "pending-dispatch.json").mkdir()
+        calls = iter([RuntimeError("unforeseen")])
+
+        def current() -> str:
+            for error in calls:
+                raise error
+            return RUNNING
+
+        self.read_current = current
+        self.bodies.append(self.dispatch(release))
+        with self.assertLogs("nixfleet_agent.longpoll", "WARNING"):
+            with self.assertRaisesRegex(RuntimeError, "unforeseen"):
+                self._until_it_dies()
+            self.run_worker()
+        self.assertEqual([got.rollout_id for got in self.accepted], [ROLLOUT])
+
+    def _until_it_dies(self) -> None:
+        died: list[Exception] = []
+
+        def run() -> None:
+            try:
+                self.worker.run()
+            except RuntimeError as error:
+                died.append(error)
+
+        thread = self._start(run)
+        while thread.is_alive():
+            self.clock.advance(1)
+            thread.join(0.01)
+        raise died[0]
 
 
 class RefusedForGood(LongPollTestCase):
