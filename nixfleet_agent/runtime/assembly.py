@@ -29,6 +29,7 @@ from nixfleet_agent.runtime.logs import Logs
 from nixfleet_agent.runtime.mailbox import Mailbox
 from nixfleet_agent.runtime.manifest_cache import ManifestCache
 from nixfleet_agent.runtime.orders import outranks
+from nixfleet_agent.runtime.own_unit import own_unit_workers
 from nixfleet_agent.runtime.parts import (
     Ground,
     Links,
@@ -103,7 +104,12 @@ def assemble(config: Config, clock: Clock, events: queue.SimpleQueue[object], lo
     links = make_links(ground, stores)
     outbound = _outbound(ground, stores, links)
     reducer = _reducer(ground, stores, host, outbound.kick)
-    workers = [outbound, *_workers(ground, stores, links, events), *_doors(ground, stores, outbound, logs, scraped)]
+    workers = [
+        outbound,
+        *_workers(ground, stores, links, events),
+        *_doors(ground, stores, outbound, logs, scraped),
+        *own_unit_workers(shutdown, clock, board, events.put),
+    ]
     supervisor = Supervisor(
         workers, reducer, shutdown, clock, events, lambda name: board.count("worker_restarts", worker=name)
     )

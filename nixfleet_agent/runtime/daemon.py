@@ -21,6 +21,7 @@ from nixfleet_agent.runtime import logs as logging_setup
 from nixfleet_agent.runtime.assembly import Agent, assemble
 from nixfleet_agent.runtime.logs import Logs
 from nixfleet_agent.runtime.notify import Notifier
+from nixfleet_agent.runtime.own_unit import UnitChanged
 from nixfleet_agent.runtime.state_dir import StateDir
 from nixfleet_agent.runtime.supervisor import WorkerDied
 
@@ -113,6 +114,9 @@ class _Main:
                 dump_stacks()
             case WorkerDied() if not self._agent.supervisor.died(event):
                 return EXIT_INTERNAL
+            case UnitChanged():
+                log.info("the unit starts another version now, and nothing is under way: ending to make room for it")
+                return EXIT_OK
             case EnrollmentRefusedError():
                 log.error("%s", event)
                 print(f"nixfleet-agent: {event}", file=sys.stderr)
