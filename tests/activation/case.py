@@ -70,6 +70,7 @@ class PipelineCase(unittest.TestCase):
         self.wake = threading.Event()
         self.methods: list[str] = []
         self.phases: list[tuple[str, float]] = []
+        self.after_phase: dict[str, Callable[[], object]] = {}
         self.log = logging.getLogger(f"test.{name}")
         self.log.propagate = False
         self.log.addHandler(logging.NullHandler())
@@ -94,9 +95,14 @@ class PipelineCase(unittest.TestCase):
             lambda: self.reason,
             lambda seconds: void(self.wake.wait(seconds)),
             self.log,
-            on_phase=lambda name, seconds: self.phases.append((name, seconds)),
+            on_phase=self.note_phase,
             environment=self.host.environment,
         )
+
+    def note_phase(self, name: str, seconds: float) -> None:
+        """Keep what was reported, and do what the test wants done at the end of that step."""
+        self.phases.append((name, seconds))
+        self.after_phase.pop(name, lambda: None)()
 
     def interrupt(self, reason: str) -> None:
         """Tell the pipeline to leave what it does."""

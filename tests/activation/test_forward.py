@@ -160,6 +160,15 @@ class LockTest(PipelineCase):
         self.assertEqual((outcome.exit_code, outcome.phase, outcome.switch_fired), (-1, "switch-lock", False))
         self.assertEqual((self.host.profile_closure(), self.host.switches()), (self.v1, []))
 
+    def test_a_lock_that_is_taken_while_we_fetched_is_seen_before_the_switch_fires(self) -> None:
+        writers: list[int] = []
+        self.after_phase["profile"] = lambda: writers.append(self.hold_lock())
+        self.host.configure(poll_budget_secs=0.2)
+        outcome = self.forward(self.v2)
+        os.close(writers[0])
+        assert isinstance(outcome, Failed)
+        self.assertEqual((outcome.phase, outcome.switch_fired, self.host.switches()), ("switch-lock", False, []))
+
     def test_a_script_that_could_not_acquire_the_lock_is_fired_again(self) -> None:
         target = self.nixery.system("unlucky", LOCK_REFUSED_ONCE)
         self.assertEqual(self.forward(target), Completed(target, 0, ()))

@@ -70,6 +70,13 @@ class GuardTest(PipelineCase):
         assert isinstance(outcome, Failed)
         self.assertEqual((outcome.phase, outcome.switch_fired), ("guard", True))
 
+    def test_a_guard_that_acts_just_before_it_is_disarmed_makes_the_success_a_failure(self) -> None:
+        self.host.configure(guard_secs=0.6)
+        self.after_phase["verify"] = lambda: until(lambda: self.host.running() == self.v1, "the guard to act")
+        outcome = self.forward(self.v2)
+        assert isinstance(outcome, Failed)
+        self.assertEqual((outcome.phase, outcome.observed), ("guard", self.v1))
+
     def test_zero_turns_it_off(self) -> None:
         self.leave_armed(0)
         self.assertEqual(self.records("guard"), [])
