@@ -12,8 +12,6 @@ from dataclasses import dataclass
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPSConnection
-from urllib3.connectionpool import HTTPSConnectionPool
 
 from nixfleet_agent.errors import TransportError
 from nixfleet_agent.net import sockets
@@ -21,6 +19,7 @@ from nixfleet_agent.net.answers import Answer
 from nixfleet_agent.net.body import read_body
 from nixfleet_agent.net.budget import CallBudget
 from nixfleet_agent.net.failures import describe
+from nixfleet_agent.net.pool import TlsConnection, TlsPool
 from nixfleet_agent.net.tls import TlsContext, TlsStream
 
 
@@ -80,7 +79,7 @@ class Session:
         return Answer(response.status_code, response.headers, body)
 
 
-class _Connection(HTTPSConnection):
+class _Connection(TlsConnection):
     """urllib3's connection, connected within the budget and over our TLS."""
 
     def __init__(self, host: str, port: int | None = None, **options: object) -> None:
@@ -105,7 +104,7 @@ class _Connection(HTTPSConnection):
         self.stream = None
 
 
-class _Pool(HTTPSConnectionPool):
+class _Pool(TlsPool):
     """The pool of one connection that the adapter asks for it."""
 
     ConnectionCls = _Connection
@@ -142,7 +141,7 @@ class _Adapter(HTTPAdapter):
         verify: object,
         proxies: Mapping[str, str] | None = None,
         cert: object = None,
-    ) -> HTTPSConnectionPool:
+    ) -> TlsPool:
         return self._pool
 
     def cert_verify(self, conn: object, url: object, verify: object, cert: object) -> None:

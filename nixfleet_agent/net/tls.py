@@ -62,6 +62,8 @@ class TlsContext:
         context.set_min_proto_version(SSL.TLS1_3_VERSION)
         context.set_verify(SSL.VERIFY_PEER, _note_verification)
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+        # An idle connection gives back its two buffers of 16 KiB; five of them wait most of the time.
+        context.set_mode(SSL.MODE_RELEASE_BUFFERS)
         context.set_alpn_protos([b"http/1.1"])
         self._trust(context, ca_cert)
         if identity is not None:

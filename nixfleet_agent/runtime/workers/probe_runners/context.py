@@ -2,44 +2,40 @@
 
 from __future__ import annotations
 
-import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-
-import requests.utils
+from typing import TYPE_CHECKING
 
 from nixfleet_agent.clock import Clock
 from nixfleet_agent.config.model import Config
 from nixfleet_agent.runtime.workers.probe_runners.cancel import Cancel
 from nixfleet_agent.runtime.workers.probe_runners.children import Unreaped
 from nixfleet_agent.runtime.workers.probe_runners.evidence_file import EvidenceReader
-from nixfleet_agent.runtime.workers.probe_runners.sockets import Resolver, TlsSocket
+from nixfleet_agent.runtime.workers.probe_runners.sockets import Resolver
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
 
 
 class TlsDefaults:
-    """The system's trusted authorities, loaded when the first https probe runs: they cost 20 ms and a megabyte."""
+    """The system's trusted authorities, loaded when the first https probe runs: 20 ms and, with `ssl`, 5 MB."""
 
-    def __init__(self, make: Callable[[], ssl.SSLContext] | None = None) -> None:
-        self._make = make or _system_trust
+    def __init__(self, make: Callable[[], SSLContext] | None = None) -> None:
+        self._make = make
         self._lock = threading.Lock()
-        self._context: ssl.SSLContext | None = None
+        self._context: SSLContext | None = None
 
-    def context(self) -> ssl.SSLContext:
+    def context(self) -> SSLContext:
         """The one client context that all probes share (raises OSError when the authorities can't be read)."""
+        from nixfleet_agent.runtime.workers.probe_runners.tls_sockets import TlsSocket, system_trust
+
         with self._lock:
             if self._context is None:
-                context = self._make()
+                context = (self._make or system_trust)()
                 context.sslsocket_class = TlsSocket
                 self._context = context
             return self._context
-
-
-def _system_trust() -> ssl.SSLContext:
-    paths = ssl.get_default_verify_paths()
-    if paths.cafile or paths.capath:
-        return ssl.create_default_context()
-    return ssl.create_default_context(cafile=requests.utils.DEFAULT_CA_BUNDLE_PATH)
 
 
 @dataclass(frozen=True, slots=True)

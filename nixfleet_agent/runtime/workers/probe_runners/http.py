@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import ssl
+import sys
 from contextlib import ExitStack, closing
 from http.client import HTTPException
 from typing import Any
@@ -12,14 +12,15 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connection import HTTPConnection
 from urllib3.util import parse_url
 
 from nixfleet_agent import __version__
+from nixfleet_agent.net.pool import HTTPS_PORT, TlsConnection, TlsPool
 from nixfleet_agent.proto.probe_decls import HttpDecl
 from nixfleet_agent.runtime.workers.probe_runners.context import RunnerContext
 from nixfleet_agent.runtime.workers.probe_runners.outcome import RunnerOutcome, failed, passed
-from nixfleet_agent.runtime.workers.probe_runners.sockets import Deadline, PlainSocket, TlsSocket, closing_down, connect
+from nixfleet_agent.runtime.workers.probe_runners.sockets import Deadline, PlainSocket, closing_down, connect
 
 REDIRECT_LIMIT = 10
 BODY_LIMIT = 64 * 1024
@@ -128,10 +129,11 @@ class _Door(HTTPAdapter):
         sock.settimeout(self._deadline.left())
         return sock
 
-    def watch(self, sock: Any) -> None:
-        """Bind the reads of a TLS connection to the deadline too."""
-        if isinstance(sock, TlsSocket):
-            sock.deadline = self._deadline
+    def secure(self, plain: PlainSocket, host: str) -> Any:
+        """TLS over ``plain``, with a server that is ``host``; its reads obey the deadline too."""
+        secured: Any = self._ctx.tls.context().wrap_socket(plain, server_hostname=host)
+        secured.deadline = self._deadline
+        return secured
 
     def get_connection_with_tls_context(
         self, request: requests.PreparedRequest, verify: Any, proxies: Any = None, cert: Any = None
@@ -139,7 +141,7 @@ class _Door(HTTPAdapter):
         url = parse_url(request.url or "")
         pool: urllib3.HTTPConnectionPool
         if url.scheme == "https":
-            pool = urllib3.HTTPSConnectionPool(url.host or "", url.port, ssl_context=self._ctx.tls.context())
+            pool = TlsPool(url.host or "", url.port)
             pool.ConnectionCls = functools.partial(_TlsConnection, self)  # type: ignore[assignment]
         else:
             pool = urllib3.HTTPConnectionPool(url.host or "", url.port)
@@ -160,21 +162,19 @@ class _PlainConnection(HTTPConnection):
         return self._door.open(self.host, self.port or 80)
 
 
-class _TlsConnection(HTTPSConnection):
+class _TlsConnection(TlsConnection):
     def __init__(self, door: _Door, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._door = door
 
-    def _new_conn(self) -> PlainSocket:
-        return self._door.open(self.host, self.port or 443)
-
     def connect(self) -> None:
-        super().connect()
-        self._door.watch(self.sock)
+        self.sock = self._door.secure(self._door.open(self.host, self.port or HTTPS_PORT), self.host)
+        self.is_verified = True
 
 
 def _cause(error: BaseException) -> str:
     """The system's or TLS's own words, dug out of the layers that wrapped them."""
+    ssl = sys.modules.get("ssl")  # as long as no https probe ran it is not loaded, and nothing raises its errors
     waiting: list[object] = [error]
     seen: list[object] = []
     while waiting:
@@ -182,9 +182,9 @@ def _cause(error: BaseException) -> str:
         if not isinstance(found, BaseException) or found in seen:
             continue
         seen.append(found)
-        if isinstance(found, ssl.SSLCertVerificationError):
+        if ssl is not None and isinstance(found, ssl.SSLCertVerificationError):
             return f"TLS: the server's certificate was refused: {found.verify_message}"
-        if isinstance(found, ssl.SSLError):
+        if ssl is not None and isinstance(found, ssl.SSLError):
             return f"TLS: {found.reason or found}"
         if isinstance(found, OSError) and not isinstance(found, requests.RequestException):
             return found.strerror or str(found) or type(found).__name__

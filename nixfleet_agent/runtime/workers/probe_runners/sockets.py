@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,17 +40,6 @@ class Deadline:
 
 class PlainSocket(socket.socket):
     """A socket whose every read gets only the time that the whole run has left: a slow drip can't extend it."""
-
-    deadline: Deadline | None = None
-
-    def recv_into(self, *args: Any, **kwargs: Any) -> int:
-        if self.deadline is not None:
-            self.settimeout(self.deadline.left())
-        return super().recv_into(*args, **kwargs)
-
-
-class TlsSocket(ssl.SSLSocket):
-    """The same over TLS."""
 
     deadline: Deadline | None = None
 

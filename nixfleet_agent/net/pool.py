@@ -1,0 +1,32 @@
+"""The base of connection pools over TLS of our own: urllib3's has one only where Python's `ssl` is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from urllib3.connection import HTTPConnection
+from urllib3.connectionpool import HTTPConnectionPool
+
+HTTPS_PORT = 443
+
+
+class TlsConnection(HTTPConnection):
+    """An HTTP connection whose ``connect`` (a subclass's) leaves a TLS stream in ``sock``."""
+
+    default_port = HTTPS_PORT  # type: ignore[misc]
+
+
+class TlsPool(HTTPConnectionPool):
+    """Connects before the request is written, as urllib3's HTTPSConnectionPool does.
+
+    A reset while a request is being written is passed over, for the answer may be there already; one during the TLS
+    handshake must not be.
+    """
+
+    scheme = "https"
+    ConnectionCls = TlsConnection
+
+    def _validate_conn(self, conn: Any) -> None:
+        super()._validate_conn(conn)
+        if conn.is_closed:
+            conn.connect()
