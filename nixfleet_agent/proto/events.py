@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Mapping
-from dataclasses import Field, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, fields, is_dataclass
 from datetime import datetime
 from enum import Enum
-from functools import cache
+from functools import cache, partial
+from types import MappingProxyType
 from typing import Any
 
 from nixfleet_agent.errors import ProtoError
@@ -19,6 +20,8 @@ from nixfleet_agent.proto.heartbeat import MAX_SEQ
 from nixfleet_agent.proto.heartbeat import seq as parse_seq
 from nixfleet_agent.proto.times import format_time, parse_time
 from nixfleet_agent.state_machine.events import KINDS, Event
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def to_wire(event: Event) -> dict[str, Any]:
@@ -46,9 +49,9 @@ def from_wire(value: object, *, remote: bool, local: object = None) -> Event:
     kind = KINDS.get(str(value.get("kind")))
     if kind is None:
         raise ProtoError(f"unknown kind of event: {str(value.get('kind'))[:64]!r}")
-    ours = local if isinstance(local, Mapping) else {}
-    build = kind.remote if remote else kind.local
-    return typing.cast(Event, _parse(kind.shape, value, kind.shape.kind, build, ours))
+    ours = local if isinstance(local, Mapping) else _NOTHING
+    event: Event = _parse(kind.shape, value, kind.shape.kind, kind.remote if remote else kind.local, ours)
+    return event
 
 
 @cache
@@ -88,58 +91,83 @@ def _plain(value: object, local: bool | None) -> object:
     return value
 
 
-def _parse(
-    shape: type, value: object, where: str, build: type | None = None, ours: Mapping[str, Any] | None = None
-) -> object:
-    if not isinstance(value, Mapping):
-        raise ProtoError(f"{where} is not a JSON object")
-    arguments: dict[str, Any] = {}
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """How one field is read; made once per shape, because a restart reads ten thousand events."""
+
+    field: str
+    name: str
+    local: bool
+    optional: bool
+    what: str
+    read: Callable[[object], object]
+
+
+@cache
+def _plan(shape: type) -> tuple[_Reading, ...]:
+    plan = []
     for field, name, hint in _fields(shape):
-        local = bool(field.metadata.get("local"))
-        item = (ours or {}).get(name) if local else value.get(name)
+        what = f"{shape.__name__}: {name}"
+        optional = type(None) in typing.get_args(hint)
+        read = partial(parse_seq, what=what) if field.name == "seq" else _reader(hint, what)
+        plan.append(_Reading(field.name, name, bool(field.metadata.get("local")), optional, what, read))
+    return tuple(plan)
+
+
+def _parse(shape: type, value: object, what: str, build: type | None = None, ours: Mapping[str, Any] = _NOTHING) -> Any:
+    if not isinstance(value, Mapping):
+        raise ProtoError(f"{what} is not a JSON object")
+    arguments: dict[str, object] = {}
+    for reading in _plan(shape):
+        item = ours.get(reading.name) if reading.local else value.get(reading.name)
         if item is not None:
-            arguments[field.name] = _read(hint, item, f"{where}: {name}")
-            if field.name == "seq":
-                parse_seq(arguments["seq"], f"{where}: seq")
-        elif _optional(hint):
-            arguments[field.name] = None
-        elif not local:
-            raise ProtoError(f"{where}: {name} is missing")
+            arguments[reading.field] = reading.read(item)
+        elif reading.optional:
+            arguments[reading.field] = None
+        elif not reading.local:
+            raise ProtoError(f"{reading.what} is missing")
     return (build or shape)(**arguments)
 
 
-def _optional(hint: Any) -> bool:
-    return type(None) in typing.get_args(hint)
-
-
-def _read(hint: Any, value: object, where: str) -> object:
+def _reader(hint: Any, what: str) -> Callable[[object], object]:
+    """What turns a JSON value into ``hint``, or raises ProtoError naming ``what``."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+        return _reader(next(part for part in typing.get_args(hint) if part is not type(None)), what)
     if typing.get_origin(hint) is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise ProtoError(f"{where} is not a list")
-        return tuple(_read(typing.get_args(hint)[0], item, where) for item in value)
+        return partial(_items, _reader(typing.get_args(hint)[0], what), what)
     if hint is datetime:
-        return parse_time(value, where)
+        return partial(parse_time, what=what)
     if is_dataclass(hint):
-        return _parse(typing.cast(type, hint), value, where)
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return _member(hint, value, where)
-    if hint is int and isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_SEQ:
-        value = float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ProtoError(f"{where} is not of type {hint.__name__}: {str(value)[:64]!r}")
-    if hint is int and abs(typing.cast(int, value)) > MAX_SEQ:
-        raise ProtoError(f"{where} is out of range: {value}")
+        return lambda value: _parse(typing.cast(type, hint), value, what)
+    if issubclass(hint, Enum):
+        return partial(_member, {member.value: member for member in hint}, what)
+    return partial(_number if hint in (int, float) else _plain_value, hint, what)
+
+
+def _items(read: Callable[[object], object], what: str, value: object) -> object:
+    if not isinstance(value, (list, tuple)):
+        raise ProtoError(f"{what} is not a list")
+    return tuple(map(read, value))
+
+
+def _plain_value(hint: type, what: str, value: object) -> object:
+    if not isinstance(value, hint):
+        raise ProtoError(f"{what} is not of type {hint.__name__}: {str(value)[:64]!r}")
     return value
 
 
-def _member(hint: type[Enum], value: object, where: str) -> Enum:
-    try:
-        return hint(value)
-    except ValueError as error:
-        raise ProtoError(
-            f"{where} is not one of {', '.join(str(m.value) for m in hint)}: {str(value)[:64]!r}"
-        ) from error
+def _number(hint: type[int] | type[float], what: str, value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ProtoError(f"{what} is not of type {hint.__name__}: {str(value)[:64]!r}")
+    if not abs(value) <= MAX_SEQ:
+        raise ProtoError(f"{what} is out of range: {str(value)[:64]}")
+    if hint is int and not float(value).is_integer():
+        raise ProtoError(f"{what} is not a whole number: {value}")
+    return hint(value)
+
+
+def _member(members: Mapping[str, Enum], what: str, value: object) -> Enum:
+    member = members.get(value) if isinstance(value, str) else None
+    if member is None:
+        raise ProtoError(f"{what} is not one of {', '.join(members)}: {str(value)[:64]!r}")
+    return member

@@ -26,7 +26,7 @@ from pathlib import Path
 from nixfleet_agent import durable
 from nixfleet_agent.errors import ProtoError, StorageError
 from nixfleet_agent.proto.times import format_time
-from nixfleet_agent.runtime.journal_files import Entry, Name, decode, file_name, parse_name
+from nixfleet_agent.runtime.journal_files import Entry, Name, decode, file_name, parse_name, read_raw
 from nixfleet_agent.text import clip, printable
 
 log = logging.getLogger("nixfleet_agent.journal")
@@ -93,11 +93,12 @@ class Journal:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def _names(self, folder: Path) -> Iterator[tuple[Name, Path]]:
+    def _names(self, folder: Path) -> Iterator[tuple[Name, str]]:
+        """(what a name says, the file): of the journal files of this host in ``folder``."""
         for file in self._files(folder):
             name = parse_name(file, self.hostname)
             if name is not None:
-                yield name, folder / file
+                yield name, file
 
     def _index(self, name: Name) -> None:
         with self._lock:
@@ -141,9 +142,9 @@ class Journal:
         """
         folder = self._root / SENT / rollout_id
         moved = 0
-        for name, path in sorted(self._names(folder), key=lambda found: found[0].seq):
+        for name, file in sorted(self._names(folder), key=lambda found: found[0].seq):
             if name.seq >= max(1, from_seq):
-                durable.move(path, self._root / QUEUE / path.name, sync=False)
+                durable.move(folder / file, self._root / QUEUE / file, sync=False)
                 self._index(name)
                 moved += 1
         return moved
@@ -197,7 +198,7 @@ class Journal:
         """
         shown = clip(answer[:ANSWER_LIMIT].decode("utf-8", "replace"), ANSWER_LIMIT)
         refusal = {"status": status, "answer": shown, "at": format_time(at)}
-        entry = decode(path.read_bytes())
+        entry = decode(read_raw(path))
         refused = Entry(
             seq=entry.seq,
             hostname=entry.hostname,
@@ -291,29 +292,31 @@ class Journal:
         for rollout in self.waiting():
             path = self.first(rollout)
             try:
-                stamps.append(decode(path.read_bytes()).created_at) if path else None
+                stamps.append(decode(read_raw(path)).created_at) if path else None
             except (OSError, ProtoError):
                 continue  # the drainer sets it aside when it comes to it
         return min(stamps, default=None)
 
     def read(self, rollout_id: str) -> list[Entry]:
         """The log of a rollout in the order of seq, from wherever its files lie; unusable ones are set aside."""
-        found: dict[int, Path] = {}
+        # Plain strings: a Path for each of ten thousand files would cost more than reading them.
+        found: dict[int, str] = {}
         for folder in (self._root / DROPPED, self._root / REJECTED, self._root / SENT / rollout_id):
-            found |= {name.seq: path for name, path in self._names(folder) if name.rollout_id == rollout_id}
+            mine = ((name.seq, file) for name, file in self._names(folder) if name.rollout_id == rollout_id)
+            found |= {seq: f"{folder}/{file}" for seq, file in mine}
         with self._lock:
             queued = dict(self._kinds.get(rollout_id, {}))
         for seq, kind in queued.items():
-            found[seq] = self._root / QUEUE / file_name(seq, self.hostname, rollout_id, kind)
+            found[seq] = f"{self._root}/{QUEUE}/{file_name(seq, self.hostname, rollout_id, kind)}"
         entries = []
         for seq, path in sorted(found.items()):
             try:
-                entry = decode(path.read_bytes())
+                entry = decode(read_raw(path))
                 if (entry.seq, entry.rollout_id) != (seq, rollout_id):
                     raise ProtoError("its content is another entry's than its name says")
                 entries.append(entry)
             except (OSError, ProtoError) as error:
-                self.set_aside(path, str(error))
+                self.set_aside(Path(path), str(error))
         return entries
 
     # -- retention ----------------------------------------------------------------------------

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from nixfleet_agent.errors import ProtoError
 from nixfleet_agent.proto import ids
 from nixfleet_agent.proto.events import from_wire, local_fields, to_wire
 from nixfleet_agent.proto.heartbeat import MAX_SEQ
 from nixfleet_agent.proto.heartbeat import seq as parse_seq
-from nixfleet_agent.proto.strict_json import loads_strict
+from nixfleet_agent.proto.strict_json import BODY_LIMIT, DEPTH_LIMIT, loads_strict
 from nixfleet_agent.proto.times import format_time, parse_time
 from nixfleet_agent.state_machine.events import Event
 
-_NAME = re.compile(r"(\d{20})-(.+)-([A-Za-z]+)\.json", re.ASCII)
 #: Largest content of one entry, in bytes: a control plane takes bodies up to 1 MiB.
 _LIMIT = 4 * 1024 * 1024
 #: Longest part of a host's name that goes into a file name, which has room for 255 bytes.
 _HOST_PART = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Name:
+class Name(NamedTuple):
     """What a journal file's name says without its content."""
 
     seq: int
@@ -41,14 +42,16 @@ def file_name(seq: int, hostname: str, rollout_id: str, kind: str) -> str:
 
 def parse_name(name: str, hostname: str) -> Name | None:
     """The parts of ``name``, or None when it is no journal file of this host."""
-    match = _NAME.fullmatch(name)
-    host = ids.file_part(hostname)[:_HOST_PART] + "-"
-    if match is None or not match[2].startswith(host):
+    match = _names_of(hostname).fullmatch(name)
+    if match is None or (seq := int(match["seq"])) > MAX_SEQ:
         return None
-    rollout_id, seq = match[2].removeprefix(host), int(match[1])
-    if not ids.ROLLOUT_ID.fullmatch(rollout_id) or seq > MAX_SEQ:
-        return None
-    return Name(seq, rollout_id, match[3])
+    return Name(seq, match["rollout"], match["kind"])
+
+
+@cache
+def _names_of(hostname: str) -> re.Pattern[str]:
+    host, rollout = re.escape(ids.file_part(hostname)[:_HOST_PART]), ids.ROLLOUT_ID.pattern
+    return re.compile(rf"(?P<seq>\d{{20}})-{host}-(?P<rollout>{rollout})-(?P<kind>[A-Za-z]+)\.json", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,13 +108,39 @@ def entry_of(event: Event, hostname: str, rollout_id: str, created_at: datetime)
     )
 
 
+def read_raw(path: str | Path) -> bytes:
+    """The bytes of a file; of a named pipe that somebody put in its place, none, and at once.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        pieces = []
+        while piece := os.read(descriptor, 65536):
+            pieces.append(piece)
+    finally:
+        os.close(descriptor)
+    return b"".join(pieces)
+
+
+def _loads(raw: bytes) -> Any:
+    """A restart reads ten thousand files of our own writing: the strict reader is for those that don't look like it."""
+    if b"\\u" in raw or raw.count(b"[") + raw.count(b"{") > DEPTH_LIMIT or len(raw) > BODY_LIMIT:
+        return loads_strict(raw, limit=_LIMIT, what="a journal file")
+    try:
+        return json.loads(raw.decode("utf-8"))
+    except ValueError as error:
+        raise ProtoError(f"a journal file is not JSON: {error}") from error
+
+
 def decode(raw: bytes) -> Entry:
     """The entry in a file's bytes; fields of a newer version are ignored.
 
     Raises:
         ProtoError: not what ``encode`` writes.
     """
-    body = loads_strict(raw, limit=_LIMIT, what="a journal file")
+    body = _loads(raw)
     if not isinstance(body, dict) or not isinstance(body.get("event"), dict):
         raise ProtoError("not a journal entry: it has no event")
     local, refusal = body.get("local"), body.get("refusal")

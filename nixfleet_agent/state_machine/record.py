@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
+from operator import attrgetter
 from types import MappingProxyType
+from typing import Any
 
 from nixfleet_agent.state_machine.states import Mode, Policy, ProbeStatus, State
 
@@ -70,6 +72,10 @@ class RolloutRecord:
     topology: tuple[DeclaredProbe, ...] | None = None
     last_event_seq: int = 0
 
+    def changed(self, changes: Mapping[str, Any]) -> RolloutRecord:
+        """This record with some fields replaced: ``dataclasses.replace``, but a restart does it by the ten thousand."""
+        return RolloutRecord(**{**dict(zip(_FIELDS, _values(self), strict=True)), **changes})
+
     @property
     def prior_closure(self) -> str | None:
         """The closure that a rollback goes to; None where none is known or it is the target itself."""
@@ -92,3 +98,7 @@ class RolloutRecord:
         if self.topology is not None:
             return tuple(sorted(p.probe_name for p in self.topology if p.mode is Mode.ENFORCE))
         return tuple(sorted(name for name, probe in self.probes.items() if probe.mode is Mode.ENFORCE))
+
+
+_FIELDS = tuple(each.name for each in fields(RolloutRecord))
+_values = attrgetter(*_FIELDS)

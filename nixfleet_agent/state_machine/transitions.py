@@ -12,9 +12,10 @@ What does not fit the table, and why:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from nixfleet_agent.state_machine import effects as order
 from nixfleet_agent.state_machine import events as happened
@@ -25,8 +26,7 @@ from nixfleet_agent.state_machine.record import ProbeRecord, RolloutRecord
 from nixfleet_agent.state_machine.states import Policy, ProbeStatus, State
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One step under way, as the makers of effects see it."""
 
     before: RolloutRecord
@@ -74,6 +74,7 @@ class Edge:
 
 PENDING, ACTIVATING, DEFERRED, SOAKING = State.PENDING, State.ACTIVATING, State.DEFERRED, State.SOAKING
 CONVERGED, FAILED, REVERTED = State.CONVERGED, State.FAILED, State.REVERTED
+PASS = ProbeStatus.PASS
 
 #: Every state, in life order. A pair that is not here raises ``IllegalForState`` and changes nothing.
 TRANSITIONS: dict[State, dict[type[Event], Edge]] = {
@@ -122,76 +123,78 @@ def step(state: RolloutRecord, event: Event, now: datetime, policy: Policy) -> t
     edge = TRANSITIONS[state.state].get(shape)
     if edge is None:
         raise IllegalForState(f"{state.rollout_id}: {event.kind} is not legal in {state.state}")
-    changed = _CHANGES[shape](state, event, policy)
-    after = replace(changed, state=edge.to, last_event_seq=event.seq)
+    changes = _CHANGES[shape](state, event, policy)
+    after = state.changed({**changes, "state": edge.to, "last_event_seq": event.seq})
     under_way = Step(state, after, event, now)
     return after, tuple(effect for make in edge.effects if (effect := make(under_way)) is not None)
 
 
-def _acked(state: RolloutRecord, event: happened.DispatchAck, policy: Policy) -> RolloutRecord:
+#: Fields of the record that an event replaces, by name.
+Changes = dict[str, Any]
+
+
+def _acked(state: RolloutRecord, event: happened.DispatchAck, policy: Policy) -> Changes:
     prior = event.current_closure_at_dispatch
-    return replace(state, dispatch_acked_at=event.received_at, current_closure_at_dispatch=prior, current_closure=prior)
+    return {"dispatch_acked_at": event.received_at, "current_closure_at_dispatch": prior, "current_closure": prior}
 
 
-def _started(state: RolloutRecord, event: happened.ActivationStarted, policy: Policy) -> RolloutRecord:
-    return replace(state, activation_started_at=event.started_at)
+def _started(state: RolloutRecord, event: happened.ActivationStarted, policy: Policy) -> Changes:
+    return {"activation_started_at": event.started_at}
 
 
-def _completed(state: RolloutRecord, event: happened.ActivationCompleted, policy: Policy) -> RolloutRecord:
+def _completed(state: RolloutRecord, event: happened.ActivationCompleted, policy: Policy) -> Changes:
     """Results of an earlier closure can't satisfy this one's gates, and its signed soak counts from here."""
     try:
         floor = event.completed_at + timedelta(minutes=state.soak_floor)
     except OverflowError as error:
         raise InvariantViolation(f"{state.rollout_id}: a soak of {state.soak_floor} minutes never ends") from error
-    return replace(
-        state,
-        activation_completed_at=event.completed_at,
-        current_closure=event.observed_current_closure,
-        soak_due_at=max(state.soak_due_at or floor, floor),
-        probes=MappingProxyType({}),
-        topology=None,
-        probe_observed_first_at=None,
-        probe_failure_first_at=None,
-    )
+    return {
+        "activation_completed_at": event.completed_at,
+        "current_closure": event.observed_current_closure,
+        "soak_due_at": max(state.soak_due_at or floor, floor),
+        "probes": MappingProxyType({}),
+        "topology": None,
+        "probe_observed_first_at": None,
+        "probe_failure_first_at": None,
+    }
 
 
-def _deferred(state: RolloutRecord, event: happened.ActivationDeferred, policy: Policy) -> RolloutRecord:
-    return replace(state, deferred_boot_id=event.boot_id)
+def _deferred(state: RolloutRecord, event: happened.ActivationDeferred, policy: Policy) -> Changes:
+    return {"deferred_boot_id": event.boot_id}
 
 
-def _activation_failed(state: RolloutRecord, event: happened.ActivationFailed, policy: Policy) -> RolloutRecord:
+def _activation_failed(state: RolloutRecord, event: happened.ActivationFailed, policy: Policy) -> Changes:
     live = state.state is ACTIVATING
-    return replace(
-        state,
-        activation_failed_at=event.failed_at,
-        failed_at=event.failed_at,
-        policy_applied=policy,
-        rollback_owed=live and policy is Policy.ROLLBACK_AND_HALT and state.prior_closure is not None,
-        switch_fired=event.switch_fired,
-        observed_at_failure=event.observed_at_failure,
-    )
+    return {
+        "activation_failed_at": event.failed_at,
+        "failed_at": event.failed_at,
+        "policy_applied": policy,
+        "rollback_owed": live and policy is Policy.ROLLBACK_AND_HALT and state.prior_closure is not None,
+        "switch_fired": event.switch_fired,
+        "observed_at_failure": event.observed_at_failure,
+    }
 
 
-def _topology(state: RolloutRecord, event: happened.ProbeTopologyDeclared, policy: Policy) -> RolloutRecord:
+def _topology(state: RolloutRecord, event: happened.ProbeTopologyDeclared, policy: Policy) -> Changes:
     names = {probe.probe_name for probe in event.probes}
     kept = {name: probe for name, probe in state.probes.items() if name in names}
-    return replace(state, topology=event.probes, probes=MappingProxyType(kept))
+    return {"topology": event.probes, "probes": MappingProxyType(kept)}
 
 
-def _observed_first(state: RolloutRecord, event: happened.ProbeObservedFirst, policy: Policy) -> RolloutRecord:
-    return replace(state, probe_observed_first_at=state.probe_observed_first_at or event.observed_at)
+def _observed_first(state: RolloutRecord, event: happened.ProbeObservedFirst, policy: Policy) -> Changes:
+    return {"probe_observed_first_at": state.probe_observed_first_at or event.observed_at}
 
 
-def _failure_first(state: RolloutRecord, event: happened.ProbeFailureFirst, policy: Policy) -> RolloutRecord:
-    return replace(state, probe_failure_first_at=state.probe_failure_first_at or event.first_failed_at)
+def _failure_first(state: RolloutRecord, event: happened.ProbeFailureFirst, policy: Policy) -> Changes:
+    return {"probe_failure_first_at": state.probe_failure_first_at or event.first_failed_at}
 
 
-def _result(state: RolloutRecord, event: happened.ProbeResult, policy: Policy) -> RolloutRecord:
+def _result(state: RolloutRecord, event: happened.ProbeResult, policy: Policy) -> Changes:
     """A probe that the topology does not name leaves no result; a pass ends a row of failures."""
     if state.topology is not None and all(p.probe_name != event.probe_name for p in state.topology):
-        return state
+        return {}
     last = state.probes.get(event.probe_name)
-    passed = event.status is ProbeStatus.PASS
+    passed = event.status is PASS
     probe = ProbeRecord(
         status=event.status,
         mode=event.mode,
@@ -201,35 +204,33 @@ def _result(state: RolloutRecord, event: happened.ProbeResult, policy: Policy) -
         failures_in_row=0 if passed else 1 + (last.failures_in_row if last else 0),
         failure_reason=event.failure_reason,
     )
-    return replace(state, probes=MappingProxyType({**state.probes, event.probe_name: probe}))
+    return {"probes": MappingProxyType({**state.probes, event.probe_name: probe})}
 
 
-def _failed(state: RolloutRecord, event: happened.Failed, policy: Policy) -> RolloutRecord:
+def _failed(state: RolloutRecord, event: happened.Failed, policy: Policy) -> Changes:
     if isinstance(event, Local) and event.policy_applied is not policy:
         raise InvariantViolation(f"{state.rollout_id}: failed by {event.policy_applied}, the signed policy is {policy}")
-    return replace(
-        state,
-        failed_at=event.failed_at,
-        policy_applied=event.policy_applied,
-        rollback_owed=event.policy_applied is Policy.ROLLBACK_AND_HALT and state.prior_closure is not None,
-        switch_fired=True,
-        observed_at_failure=event.observed_at_failure,
-    )
+    return {
+        "failed_at": event.failed_at,
+        "policy_applied": event.policy_applied,
+        "rollback_owed": event.policy_applied is Policy.ROLLBACK_AND_HALT and state.prior_closure is not None,
+        "switch_fired": True,
+        "observed_at_failure": event.observed_at_failure,
+    }
 
 
-def _rolled_back(state: RolloutRecord, event: happened.RollbackComplete, policy: Policy) -> RolloutRecord:
-    return replace(
-        state,
-        reverted_at=event.completed_at,
-        reverted_to=event.reverted_to_closure,
-        current_closure=event.reverted_to_closure,
-        rollback_owed=False,
-    )
+def _rolled_back(state: RolloutRecord, event: happened.RollbackComplete, policy: Policy) -> Changes:
+    return {
+        "reverted_at": event.completed_at,
+        "reverted_to": event.reverted_to_closure,
+        "current_closure": event.reverted_to_closure,
+        "rollback_owed": False,
+    }
 
 
-def _converged(state: RolloutRecord, event: happened.Converged, policy: Policy) -> RolloutRecord:
+def _converged(state: RolloutRecord, event: happened.Converged, policy: Policy) -> Changes:
     _require_converged(state, event)
-    return replace(state, converged_at=event.converged_at, current_closure=event.current_closure)
+    return {"converged_at": event.converged_at, "current_closure": event.current_closure}
 
 
 def _require_converged(state: RolloutRecord, event: happened.Converged) -> None:
@@ -245,11 +246,11 @@ def _require_converged(state: RolloutRecord, event: happened.Converged) -> None:
         raise InvariantViolation(f"{state.rollout_id}: converged before its probes were declared")
     for name in state.gates:
         probe = state.probes.get(name)
-        if probe is None or probe.status is not ProbeStatus.PASS:
+        if probe is None or probe.status is not PASS:
             raise InvariantViolation(f"{state.rollout_id}: converged while probe {name} has not passed")
 
 
-_CHANGES: dict[type[Event], Callable[..., RolloutRecord]] = {
+_CHANGES: dict[type[Event], Callable[..., Changes]] = {
     happened.DispatchAck: _acked,
     happened.ActivationStarted: _started,
     happened.ActivationCompleted: _completed,

@@ -213,11 +213,10 @@ class BadInput(unittest.TestCase):
                     self.refused({"kind": kind, "seq": 7, **body, name: {"an": "object"}}, kind, name)
 
     def test_a_seq_is_an_unsigned_integer_that_every_reader_keeps_exact(self) -> None:
-        for seq in (-1, 2**53, 10**400, 1.5, True, "7", float("inf"), float("nan")):
+        for seq in (-1, 2**53, 10**400, 1.5, 7.0, True, "7", float("inf"), float("nan")):
             with self.subTest(seq=str(seq)[:20]):
                 self.refused({"kind": "Converged", "seq": seq, **WIRE["Converged"]}, "seq")
         self.assertEqual(from_wire({"kind": "Converged", "seq": 0, **WIRE["Converged"]}, remote=True).seq, 0)
-        self.assertEqual(from_wire({"kind": "Converged", "seq": 7.0, **WIRE["Converged"]}, remote=True).seq, 7)
 
     def test_closed_vocabularies_are_closed(self) -> None:
         for kind, name in (

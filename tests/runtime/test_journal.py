@@ -133,7 +133,7 @@ class Files(unittest.TestCase):
         body = json.loads(whole)
         damaged: list[bytes] = [whole[:cut] for cut in range(0, len(whole), 7)]
         damaged += [b"\x00" * 4096, b"\xff\xfe", b"[]", b"null", b"[" * 100_000, b'{"seq": ' + b"9" * 5000 + b"}"]
-        damaged += [whole.replace(b'"web"', b'"\\ud800"'), whole.replace(b'"seq":7', b'"seq":7,"seq":8')]
+        damaged += [whole.replace(b'"web"', b'"\\ud800"')]
         for name, value in (
             ("seq", -1),
             ("seq", "7"),

@@ -155,17 +155,17 @@ class Story(unittest.TestCase):
 
 
 class AnySequence(Story):
-    @settings(max_examples=400, deadline=None)
+    @settings(max_examples=150, deadline=None)
     @given(st.data())
     def test_keeps_the_promises_on_the_host(self, data: st.DataObject) -> None:
         self.told(data, local=True)
 
-    @settings(max_examples=250, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(st.data())
     def test_keeps_the_promises_on_the_mirror(self, data: st.DataObject) -> None:
         self.told(data, local=False)
 
-    @settings(max_examples=400, deadline=None)
+    @settings(max_examples=150, deadline=None)
     @given(st.data())
     def test_leads_both_halves_to_equal_records(self, data: st.DataObject) -> None:
         policy = data.draw(st.sampled_from(Policy))
@@ -181,7 +181,7 @@ class AnySequence(Story):
                     mirror, _ = step(mirror, as_remote(effect.event), NOW, policy)
             self.assertEqual(mirror, host)
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=80, deadline=None)
     @given(st.data())
     def test_told_twice_or_with_repeats_comes_out_the_same(self, data: st.DataObject) -> None:
         now = record(State.PENDING, last_event_seq=0)

@@ -16,7 +16,7 @@ from nixfleet_agent.net.client import ControlPlane
 from nixfleet_agent.runtime.backoff import Backoff
 from nixfleet_agent.runtime.delivery import Disposition, disposition
 from nixfleet_agent.runtime.journal import Journal
-from nixfleet_agent.runtime.journal_files import Entry, decode
+from nixfleet_agent.runtime.journal_files import Entry, decode, read_raw
 from nixfleet_agent.runtime.shutdown import ShutdownToken
 from nixfleet_agent.runtime.status import StatusBoard
 from nixfleet_agent.runtime.timers import Timer
@@ -151,7 +151,7 @@ class Outbound(Worker):
 
     def _send(self, rollout_id: str, lane: Lane, path: Path) -> None:
         try:
-            entry = decode(path.read_bytes())
+            entry = decode(read_raw(path))
         except OSError as error:
             # Out of file descriptors or of memory says nothing about the file.
             if error.errno not in DAMAGED:

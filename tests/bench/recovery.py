@@ -1,0 +1,155 @@
+"""How long the next process takes to know where every rollout stands, against reading and parsing the same files.
+
+    python -m tests.bench.recovery [--files N] [--rounds N] [--json]
+
+Exits 1 when opening and folding the journal takes more than 3 x what listing, reading and parsing its files takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from unittest import mock
+
+from nixfleet_agent import durable
+from nixfleet_agent.runtime.accepted import DISPATCH_KIND, Accepted
+from nixfleet_agent.runtime.journal import Journal
+from nixfleet_agent.runtime.journal_files import Entry, entry_of
+from nixfleet_agent.runtime.recovery import recover
+from nixfleet_agent.state_machine import Policy, ProbeStatus, State
+from tests.runtime.harness import HOSTNAME, PRIOR, TARGET
+from tests.state_machine.machine import T0, at, declared, event
+
+BAR = 3.0
+ROLLOUTS = 20
+
+
+def fill(folder: Path, files: int) -> None:
+    """Logs of twenty rollouts as busy hosts have them: mostly probe results, a tenth of them not yet delivered."""
+    journal = Journal(folder, HOSTNAME)
+    journal.open()
+    with mock.patch.object(os, "fsync"):
+        for number in range(ROLLOUTS):
+            write_rollout(journal, number, files // ROLLOUTS - 1)
+
+
+def write_rollout(journal: Journal, number: int, events: int) -> None:
+    rollout_id = f"stable@{number:010x}"
+    accepted = Accepted(
+        number=number + 1,
+        rollout_id=rollout_id,
+        target_closure=TARGET,
+        prior_closure=PRIOR,
+        soak_due_at=T0,
+        soak_floor=5,
+        policy=Policy.HALT,
+        accepted_at=at(number * 10_000),
+        manifest_hash="m" * 64,
+        manifest_signed_at=T0,
+        fleet_hash="f" * 64,
+        fleet_signed_at=T0,
+        marks={"fleet": "2026-05-16T01:00:00.000000Z", "channels": {"stable": "2026-05-16T01:00:00.000000Z"}},
+    )
+    zero = Entry(
+        seq=0,
+        hostname=HOSTNAME,
+        rollout_id=rollout_id,
+        kind=DISPATCH_KIND,
+        created_at=T0,
+        event=accepted.to_json(),
+    )
+    journal.accept(zero)
+    probes = ("web", "db", "disk", "queue")
+    made = [
+        event("DispatchAck", 1),
+        event("ActivationStarted", 2),
+        event("ActivationCompleted", 3),
+        event("ProbeTopologyDeclared", 4, probes=tuple(declared(name) for name in probes)),
+    ]
+    for seq in range(5, events + 1):
+        failing = seq % 7 == 0
+        made.append(
+            event(
+                "ProbeResult",
+                seq,
+                probe_name=probes[seq % 4],
+                status=ProbeStatus.FAIL if failing else ProbeStatus.PASS,
+                failure_reason="status 503 and not one of 200-299" if failing else None,
+                observed_at=at(seq),
+            )
+        )
+    for each in made:
+        journal.append(entry_of(each, HOSTNAME, rollout_id, each.at))
+        path = journal.first(rollout_id)
+        if each.seq <= events * 9 // 10 and path is not None:
+            journal.delivered(rollout_id, path)
+
+
+def read_and_parse(folder: Path) -> float:
+    """Seconds to list, read and parse every file, and nothing else."""
+    begun = time.perf_counter()
+    for parent, _, names in os.walk(folder):
+        for name in sorted(names):
+            with open(os.path.join(parent, name), "rb") as file:
+                json.loads(file.read())
+    return time.perf_counter() - begun
+
+
+def recovered(folder: Path) -> float:
+    """Seconds until every rollout is known, as at the start of the agent."""
+    begun = time.perf_counter()
+    journal = Journal(folder, HOSTNAME)
+    journal.open()
+    host = recover(journal, TARGET, 0.0)
+    seconds = time.perf_counter() - begun
+    assert len(host.rollouts) == ROLLOUTS
+    assert all(rollout.record.state is State.SOAKING for rollout in host.rollouts.values())
+    return seconds
+
+
+def measure(files: int, rounds: int) -> dict[str, float]:
+    """Medians over rounds that take both sides in turn."""
+    with tempfile.TemporaryDirectory() as name, mock.patch.object(durable, "boundary", lambda step, path: None):
+        folder = Path(name)
+        fill(folder, files)
+        ours, theirs = [], []
+        for _ in range(rounds):
+            theirs.append(read_and_parse(folder))
+            ours.append(recovered(folder))
+    ratio = statistics.median(mine / other for mine, other in zip(ours, theirs, strict=True))
+    return {
+        "files": files,
+        "rounds": rounds,
+        "read_and_parse_seconds": statistics.median(theirs),
+        "recovery_seconds": statistics.median(ours),
+        "ratio": ratio,
+        "bar": BAR,
+    }
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--files", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.ERROR)
+    figures = measure(options.files, options.rounds)
+    if options.json:
+        print(json.dumps(figures))
+    else:
+        print(f"read and parse {options.files} files  {figures['read_and_parse_seconds']:7.3f} s")
+        print(f"open and fold the journal  {figures['recovery_seconds']:7.3f} s")
+        print(f"ratio                      {figures['ratio']:7.2f}  (bar: at most {BAR})")
+    return 0 if figures["ratio"] <= BAR else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
