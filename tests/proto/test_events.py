@@ -229,6 +229,10 @@ class BadInput(unittest.TestCase):
                 self.refused({"kind": kind, "seq": 1, **WIRE[kind], name: value}, name)
 
     def test_what_stands_inside_a_list_is_checked_too(self) -> None:
+        for code in (1.5, True, "0", 2**53, float("nan")):
+            self.refused(
+                {"kind": "ActivationFailed", "seq": 1, **WIRE["ActivationFailed"], "exitCode": code}, "exitCode"
+            )
         topology = {"kind": "ProbeTopologyDeclared", "seq": 1, "declaredAt": STAMP(1)}
         for probes in ("web", {"a": 1}, [1], [{}], [{"probeName": "w", "kind": "http", "mode": "maybe"}], [None]):
             with self.subTest(probes=probes):

@@ -282,6 +282,8 @@ class Folding(unittest.TestCase):
             [],
             [replace(self.zero(), event={"kind": "Dispatch"})],
             [replace(self.zero(), event={**self.zero().event, "policy": "whatever"})],
+            [replace(self.zero(), event={**self.zero().event, "marks": None})],
+            [replace(self.zero(), event={**self.zero().event, "adoptedState": "Nowhere"})],
             [replace(self.zero(), event={**self.zero().event, "soakFloorMinutes": -1})],
             [replace(self.zero(), event={**self.zero().event, "targetClosure": "../x"})],
         ):

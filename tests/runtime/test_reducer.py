@@ -10,11 +10,13 @@ from datetime import timedelta
 from typing import Any
 
 from nixfleet_agent.proto.heartbeat import Snapshot
+from nixfleet_agent.runtime.input_queue import CAPACITY
 from nixfleet_agent.runtime.inputs import (
     Ack,
     Activate,
     Answer,
     BootstrapHost,
+    HealthChecksReload,
     HostEvent,
     ManifestSetUpdated,
     ReplayRequested,
@@ -22,6 +24,7 @@ from nixfleet_agent.runtime.inputs import (
 )
 from nixfleet_agent.runtime.journal_files import decode
 from nixfleet_agent.runtime.orders import ActivateForward, Release, ResetProbes, RollBack, StopProbes
+from nixfleet_agent.runtime.steady_writer import STASH
 from nixfleet_agent.state_machine import ProbeStatus, State
 from tests.runtime.harness import HALT, NEWER, PRIOR, TARGET, THIRD, TestHost, bad_disk, until
 
@@ -215,6 +218,24 @@ class WriteFirstThenAct(Case):
             [entry.event["probeName"] for entry in entries],
             ["web", "one", "two", "three"],
         )
+
+    def test_more_inputs_than_can_be_stashed_slow_the_workers_down_and_are_not_lost(self) -> None:
+        self.host.soaking(R)
+        count = STASH + CAPACITY + 10
+        with bad_disk() as disk:
+            disk.break_down(errno.EIO)
+            self.host.put(HostEvent(R, self.host.event("ProbeObservedFirst")))
+            disk.until_refused(1)
+            events = [self.host.event("ProbeObservedFirst", probe_name=f"p{number}") for number in range(count)]
+            feeder = threading.Thread(target=lambda: [self.host.put(HostEvent(R, event)) for event in events])
+            feeder.start()
+            until(lambda: self.host.inputs.depth() == CAPACITY, "the queue is full")
+            disk.mend()
+            self.host.let_it_retry(lambda: self.host.board.get("journal_error") is None, "the disk is well again")
+            feeder.join(20)
+        self.host.settle()
+        named = [entry.event.get("probeName") for entry in self.host.journal.read(R)]
+        self.assertEqual(named[-count:], [f"p{number}" for number in range(count)])
 
 
 class TheReserve(Case):
@@ -596,6 +617,15 @@ class Hints(Case):
         self.host.restart(TARGET)
         self.assertEqual(self.host.view.active_id, S)
 
+    def test_one_that_cant_be_stored_is_not_adopted(self) -> None:
+        self.host.current = TARGET
+        with bad_disk() as disk:
+            disk.break_down(errno.ENOSPC)
+            self.hint(self.snapshot(), vouched=True)
+        self.assertIsNone(self.host.view.active_id)
+        self.hint(self.snapshot(), vouched=True)
+        self.assertEqual(self.host.view.active_id, R)
+
     def test_a_pruned_rollout_never_looks_new_again(self) -> None:
         self.host.soaking(R)
         self.host.stop()
@@ -721,6 +751,18 @@ class Ticks(Case):
         self.assertIs(self.host.record().state, State.SOAKING)
         self.assertEqual(self.host.probe_order(), ResetProbes(R))
 
+    def test_probe_declarations_are_read_again_where_something_soaks(self) -> None:
+        self.host.put(HealthChecksReload())
+        self.host.dispatch(R, TARGET)
+        self.host.put(HealthChecksReload())
+        self.host.settle()
+        self.assertIsNone(self.host.probe_order())
+        self.host.tell(R, "ActivationCompleted", observed_current_closure=TARGET)
+        self.host.probe_order()
+        self.host.put(HealthChecksReload())
+        self.host.settle()
+        self.assertEqual(self.host.probe_order(), ResetProbes(R))
+
     def test_the_manifest_set_is_shown_and_decides_nothing(self) -> None:
         updated = ManifestSetUpdated("f" * 64, self.host.clock.now(), (R,))
         self.host.put(updated)
@@ -750,6 +792,19 @@ class OldLogs(Case):
         for rollout in gone:
             self.assertFalse((self.host.state_dir / "outbound-sent" / rollout).exists())
             self.assertIs(self.host.dispatch(rollout, TARGET)[0], Answer.REPEAT)
+
+    def test_that_cant_be_pruned_stay_and_stop_nobody(self) -> None:
+        for number in range(22):
+            rollout = f"stable@{number:x}"
+            self.host.dispatch(rollout, TARGET, policy=HALT)
+            while (path := self.host.journal.first(rollout)) is not None:
+                self.host.journal.delivered(rollout, path)
+        self.host.clock.advance(7 * 86_400 + 1)
+        with bad_disk() as disk:
+            disk.break_down(errno.EIO, lambda step, path: path.name.endswith(".tombstone"))
+            self.host.tell("stable@15", "ActivationFailed", switch_fired=True)
+        self.assertIs(self.host.record("stable@15").state, State.FAILED)
+        self.assertEqual(len(self.host.names("outbound-sent")), 22)
 
 
 if __name__ == "__main__":
