@@ -1,7 +1,8 @@
 """A power cut for one process: whatever it renamed, removed, made or wrote without an fsync is taken back.
 
-The worst that a file system may do by its contract: names live in their folder and survive only an fsync of that
-folder; content survives only an fsync of its file. Two sides of a rename are two names.
+Names live in their folder and survive only an fsync of that folder; content survives only an fsync of its file. A
+rename is one change, which is there or not: it is durable with an fsync of either folder, as on every file system
+with a journal or with copy on write.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from nixfleet_agent.activation import records
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """One change of a name in ``folder`` that is not durable yet."""
+    """One change of names that is not durable until one of ``folders`` is synced."""
 
-    folder: str
+    folders: frozenset[str]
     undo: Callable[[], None]
 
 
@@ -47,7 +48,7 @@ class Unsynced:
             existed = path.exists()
             mkdir(path, *arguments, **options)
             if not existed:
-                self._changed(os.fspath(path.parent), lambda: shutil.rmtree(path, ignore_errors=True))
+                self._changed((os.fspath(path.parent),), lambda: shutil.rmtree(path, ignore_errors=True))
 
         Path.unlink = watched_unlink  # type: ignore[method-assign]
         Path.mkdir = watched_mkdir  # type: ignore[method-assign]
@@ -55,41 +56,37 @@ class Unsynced:
     def opened(self, path: str, descriptor: int, *, created: bool) -> None:
         self._dirty[_identity(descriptor)] = path
         if created:
-            self._changed(os.path.dirname(path), lambda: _quietly(os.unlink, path))
+            self._changed((os.path.dirname(path),), lambda: _quietly(os.unlink, path))
 
     def synced(self, descriptor: int) -> None:
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
             folder = os.readlink(f"/proc/self/fd/{descriptor}")
-            self._changes = [change for change in self._changes if change.folder != folder]
+            self._changes = [change for change in self._changes if folder not in change.folders]
         else:
             self._dirty.pop((status.st_dev, status.st_ino), None)
 
     def before_replace(self, source: str, destination: str) -> None:
-        """Two changes: the new name may be lost, and so may the loss of the old one."""
         was, moved = _read(destination), _read(source)
         status = os.lstat(source)
         if (status.st_dev, status.st_ino) in self._dirty:
             self._dirty[status.st_dev, status.st_ino] = destination
 
-        def undo_new() -> None:
+        def undo() -> None:
             if was is None:
                 _quietly(os.unlink, destination)
             else:
                 _write(destination, was)
-
-        def undo_old() -> None:
             if moved is not None:
                 _write(source, moved)
 
-        self._changed(os.path.dirname(source), undo_old)
-        self._changed(os.path.dirname(destination), undo_new)
+        self._changed((os.path.dirname(source), os.path.dirname(destination)), undo)
 
     def before_unlink(self, path: str) -> None:
         was = _read(path)
         if was is not None:
             content = was
-            self._changed(os.path.dirname(path), lambda: _write(path, content))
+            self._changed((os.path.dirname(path),), lambda: _write(path, content))
 
     def take_back(self) -> None:
         """The power is gone: newest change first."""
@@ -98,8 +95,8 @@ class Unsynced:
         for change in reversed(self._changes):
             change.undo()
 
-    def _changed(self, folder: str, undo: Callable[[], None]) -> None:
-        self._changes.append(_Change(os.path.realpath(folder), undo))
+    def _changed(self, folders: tuple[str, ...], undo: Callable[[], None]) -> None:
+        self._changes.append(_Change(frozenset(os.path.realpath(folder) for folder in folders), undo))
 
 
 class _Watched:

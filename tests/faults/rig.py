@@ -41,6 +41,13 @@ STOP_SECS = 2.0
 MAX_STARTS = 8
 
 
+#: What a script sees of a boot that never happened.
+_CAT = """#!/bin/sh
+[ "$*" = /proc/sys/kernel/random/boot_id ] && echo {boot_id} && exit
+exec /bin/cat "$@"
+"""
+
+
 class Problem(Exception):
     """What should hold does not; the message says what."""
 
@@ -73,6 +80,9 @@ class Rig:
         self.process: subprocess.Popen[bytes] | None = None
         self.tolerated: frozenset[int] = frozenset({-signal.SIGKILL})
         self._plans = dict(plans or {})
+        self._power_cut = any(plan.get("action") == "power" for plan in self._plans.values())
+        self._reboots = 0
+        self._log_start = 0
         self._reboot_id: str | None = None
         self._clock = SystemClock()
         options = Options(extra_soak=SOAK, redeliver_after=timedelta(seconds=1))
@@ -128,6 +138,7 @@ class Rig:
         plan_file, trace = self.folder / f"plan-{self.starts}.json", self.trace_file
         plan = Plan(state_dir=str(self.host.state_dir), trace=str(trace), boot_id=self._reboot_id, **fate)
         plan.write(plan_file)
+        self._log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.agent", str(self.folder / "agent.toml")],
@@ -155,6 +166,8 @@ class Rig:
         if code not in self.tolerated or self.starts >= MAX_STARTS:
             raise Problem(f"the agent ended with {code} (start {self.starts}): {self.last_words()}")
         self.killed += 1
+        if self._power_cut:
+            self.power_off()
         self.start()
 
     def until(self, condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
@@ -178,13 +191,21 @@ class Rig:
         """Everything on the host ends at once; it comes up with what the boot entry names."""
         self.kill()
         self.power_off()
+        self.boot += 1
         self.start()
 
     def power_off(self) -> None:
         """The processes are gone, the link to what runs is what a boot makes it."""
         end_all(self.folder)
-        self.boot += 1
-        self._reboot_id = f"boot-{self.boot}"
+        self._reboots += 1
+        self._reboot_id = f"boot-{self._reboots}"
+        tools = self.folder / "bin"
+        tools.mkdir(exist_ok=True)
+        cat = tools / "cat"
+        cat.write_text(_CAT.format(boot_id=self._reboot_id))
+        cat.chmod(0o755)
+        if self._reboots == 1:
+            self.host.environment["PATH"] = f"{tools}:{self.host.environment['PATH']}"
         self.host.run_system(self.host.bootloader.read_text().strip())
 
     def kill(self) -> None:
@@ -201,7 +222,7 @@ class Rig:
         process = self.process
         if process is None:
             return 0.0
-        self.look_after()
+        self.until_started()
         process = self.process
         assert process is not None
         began = time.monotonic()
@@ -215,6 +236,10 @@ class Rig:
         if code != 0:
             raise Problem(f"SIGTERM ended the agent with {code}: {self.last_words()}")
         return took
+
+    def until_started(self) -> None:
+        """The newest process has come so far that it minds signals."""
+        self.until(lambda: b'"message": "started"' in self.log_file.read_bytes()[self._log_start :], "the agent's start")
 
     def queued(self) -> list[str]:
         """Names of the events that wait for delivery, were refused, or can't be read."""

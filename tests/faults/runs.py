@@ -116,9 +116,12 @@ class Runs:
     def each(self, work: Iterable[Callable[[], Outcome]]) -> Outcome:
         """All of it, ``jobs`` at a time."""
         total = Outcome()
-        with ThreadPoolExecutor(self.jobs) as pool:
+        pool = ThreadPoolExecutor(self.jobs)
+        try:
             for outcome in pool.map(lambda do: do(), list(work)):
                 total.add(outcome)
+        finally:
+            pool.shutdown(cancel_futures=True)
         return total
 
 

@@ -1,0 +1,32 @@
+"""A power cut at every durable-write boundary: what was not synced is gone, the host boots what its boot entry names.
+
+Delivered events are moved without an fsync on purpose: they come back and are sent again, and the control plane drops
+them. A switch that the cut ended is fired again, so the calls of switch scripts are not compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from tests.faults.runs import Outcome, Runs, boundaries, spread, worth_a_try
+
+QUICK = 3
+STORIES = ("forward", "rollback", "failed-switch", "deferred")
+LOOSE = frozenset({"switches"})
+
+
+def cut_everywhere(runs: Runs, story: str) -> Outcome:
+    return runs.each(_tries(runs, story))
+
+
+def _tries(runs: Runs, story: str) -> Iterator[Callable[[], Outcome]]:
+    finished = runs.baseline(story)
+    for boot in finished.traces:
+        keys = [key for key in boundaries(finished, boot) if worth_a_try(*key)]
+        for name, occurrence in spread(keys, QUICK) if runs.quick else keys:
+            plan = {boot: {"action": "power", "at": name, "occurrence": occurrence}}
+            yield partial(runs.compare, story, plan, f"power cut in boot {boot} before {name} ({occurrence})", LOOSE)
+
+
+ITEMS: dict[str, Callable[[Runs], Outcome]] = {f"power-{name}": partial(cut_everywhere, story=name) for name in STORIES}
