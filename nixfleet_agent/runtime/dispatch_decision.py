@@ -108,7 +108,7 @@ def of_answer(answer: Answer | None, reason: str) -> Done | Keep:
         return Done("accepted")
     if answer is Answer.REPEAT:
         return Done("repeat")
-    return Keep("not_now", reason or "the agent is stopping")
+    return Keep("not_now", reason or "the agent is stopping", gated=True)
 
 
 def resumed(pending: Pending, now: datetime) -> Pending:
