@@ -40,6 +40,17 @@ class Case(unittest.TestCase):
         )
         self.assertEqual((path.read_bytes(), path.stat().st_mode & 0o777, self.names()), (b"new", 0o600, ["x"]))
 
+    def test_what_is_synced_is_really_synced_whole_before_it_gets_its_name(self) -> None:
+        real, synced = os.fsync, []
+
+        def fsync(descriptor: int) -> None:
+            synced.append((os.fstat(descriptor).st_size, (self.folder / "x").exists()))
+            real(descriptor)
+
+        with mock.patch.object(os, "fsync", fsync):
+            durable.write(self.folder / "x", b"0123456789")
+        self.assertEqual((len(synced), synced[0], synced[1][1]), (2, (10, False), True))
+
     def test_the_mode_is_the_one_asked_for_whatever_the_umask(self) -> None:
         before = os.umask(0o077)
         self.addCleanup(os.umask, before)

@@ -597,6 +597,17 @@ class Hints(Case):
                 self.assertIs(host.record().state, State.SOAKING)
                 host.stop()
 
+    def test_one_that_was_under_way_there_fires_nothing_after_a_restart_either(self) -> None:
+        self.host.current = TARGET
+        self.hint(self.snapshot(state=State.ACTIVATING), vouched=True)
+        for current in (THIRD, None):
+            self.host.restart(current)
+            self.assertIs(self.host.record().state, State.ACTIVATING)
+            self.assertIsNone(self.host.activation.peek())
+        self.host.restart(TARGET)
+        self.assertIs(self.host.record().state, State.SOAKING)
+        self.assertIsNone(self.host.activation.peek())
+
     def test_it_is_not_adopted_where_something_else_runs_or_it_is_over_or_one_was_accepted(self) -> None:
         self.hint(self.snapshot(), vouched=True)
         self.assertIsNone(self.host.view.active_id, "its target does not run")
