@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
+from functools import partial
 
 from cryptography import x509
 
@@ -156,9 +157,15 @@ def publish_sections(ground: Ground, stores: Stores, logs: Logs) -> None:
     board.publish("agent", {"version": __version__, "machine_id": ground.config.machine_id, "pid": os.getpid()})
     board.publish("started_at", ground.clock.now())
     board.provide("hold", stores.hold.current)
-    board.provide("quarantine", stores.quarantine.entries)
+    board.provide("quarantine", partial(_in_quarantine, ground, stores))
     board.provide("log_lines_lost", lambda: logs.lost)
     board.provide("current_closure", ground.current)
+
+
+def _in_quarantine(ground: Ground, stores: Stores) -> tuple[quarantine.Entry, ...]:
+    """Entries that have not run out."""
+    now, hours = ground.clock.now(), ground.config.quarantine_hours
+    return tuple(entry for entry in stores.quarantine.entries() if now < entry.until(hours))
 
 
 def reload_parts(ground: Ground, stores: Stores, links: Links) -> None:

@@ -44,6 +44,8 @@ from nixfleet_agent.state_machine.events import (
 
 #: Longest sleep on an empty mailbox, in seconds.
 IDLE = 60.0
+#: Seconds between two looks at a rollback that was given up: an operator may want it after all.
+GIVEN_UP_RECHECK = 5.0
 
 
 class ActivationWorker(Worker):
@@ -182,15 +184,27 @@ class ActivationWorker(Worker):
         self._backoff.reset()
         self._switching(True)
         try:
-            while not self.shutdown.is_set and not self._control.given_up(order.rollout_id):
-                if self._attempt(order, intent):
+            while not self.shutdown.is_set:
+                over = (
+                    self._stand_by(order) if self._control.given_up(order.rollout_id) else self._attempt(order, intent)
+                )
+                if over:
                     return
-            if self._control.given_up(order.rollout_id):
-                self.log.warning("the rollback was given up by an operator", extra={"rollout_id": order.rollout_id})
-                self._board.publish("rollback", {"rollout_id": order.rollout_id, "given_up": True})
-                self._inputs.put(RollbackAttemptFailed(order.rollout_id, "given up"))
         finally:
             self._switching(False)
+
+    def _stand_by(self, order: RollBack) -> bool:
+        """An operator gave the rollback up: do nothing until one asks for it again; True when a newer order waits."""
+        self.log.warning("the rollback was given up by an operator", extra={"rollout_id": order.rollout_id})
+        self._board.publish("rollback", {"rollout_id": order.rollout_id, "given_up": True})
+        self._inputs.put(RollbackAttemptFailed(order.rollout_id, "given up"))
+        self._switching(False)
+        while self._control.given_up(order.rollout_id):
+            if self._interrupted() is not None:
+                return True
+            self._wait(GIVEN_UP_RECHECK)
+        self._switching(True)
+        return False
 
     def _attempt(self, order: RollBack, intent: Rollback) -> bool:
         """One try; True when there is nothing left to try."""
