@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,6 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -21,6 +21,7 @@ import nixfleet_agent
 from nixfleet_agent import durable
 from nixfleet_agent.demo.closures import HOST_VARIABLE, STORE, run_nix
 from nixfleet_agent.demo.errors import DemoError
+from nixfleet_agent.demo.logs import LogTail, Refusal, refusal
 from nixfleet_agent.identity.host_key import HostKey, from_private
 from nixfleet_agent.proto.ids import CLOSURE
 
@@ -53,11 +54,15 @@ class Host:
         self.folder = folder
         self.log_file = folder / "agent.log"
         self.config_file = folder / "agent.toml"
+        self.command = folder / "nixfleet-agent"
+        self.pem_key_file = folder / "ssh_host_ed25519_key.pem"
         self.state_dir = folder / "state"
+        self.client_certificate = self.state_dir / "agent-cert.pem"
         self._around = around
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._stopped = False
+        self._log = LogTail(self.log_file)
 
     @property
     def store_root(self) -> Path:
@@ -86,8 +91,11 @@ class Host:
         secret = key.private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
         durable.write(self.folder / "ssh_host_ed25519_key", secret)
         durable.write(self.folder / "ssh_host_ed25519_key.pub", f"{key.public_openssh}\n".encode(), mode=0o644)
+        pkcs8 = key.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        durable.write(self.pem_key_file, pkcs8)  # the same key as curl reads it
         durable.write(self.folder / "trust.json", self._around.trust_file, mode=0o644)
         durable.write(self.config_file, self._config().encode(), mode=0o644)
+        durable.write(self.command, self._command().encode(), mode=0o755)
         self._nix("nix-store", "--realise", f"{STORE}/{closure}")
         self._nix("nix-env", "--profile", str(self.profile), "--set", f"{STORE}/{closure}")
         self.current_system.symlink_to(f"{self.store_root}{STORE}/{closure}")
@@ -169,31 +177,26 @@ class Host:
         folders = [self.state_dir / name for name in ("outbound-queue", "outbound-rejected", "outbound-corrupt")]
         return sorted(path.name for folder in folders if folder.is_dir() for path in folder.rglob("*.json"))
 
-    def log_lines(self) -> list[dict[str, Any]]:
-        """What the agent has logged; a line that is no JSON becomes a ``message``."""
-        lines = []
-        raw = self.log_file.read_text(encoding="utf-8", errors="replace") if self.log_file.exists() else ""
-        for line in raw.splitlines():
-            try:
-                value = json.loads(line)
-            except ValueError:
-                value = line
-            lines.append(value if isinstance(value, dict) else {"message": str(value)})
-        return lines
+    def last_words(self) -> str:
+        """The message that the agent logged last."""
+        lines = list(LogTail(self.log_file).new_lines())
+        return str(lines[-1].get("message")) if lines else "nothing"
+
+    def new_refusals(self) -> list[Refusal]:
+        """What the agent has refused since the last call."""
+        found = (refusal(self.name, line) for line in self._log.new_lines())
+        return [each for each in found if each is not None]
 
     @property
     def environment(self) -> dict[str, str]:
         """Of the agent and of all its children: this host's store, and the one cache that it trusts."""
         around = self._around
-        package = str(Path(nixfleet_agent.__file__).resolve().parent.parent)
-        search = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
         nix_config = (
             f"substituters = {around.cache_url}\ntrusted-public-keys = {around.cache_key}\n"
             "connect-timeout = 5\nnarinfo-cache-negative-ttl = 0\nbuild-users-group =\n"
         )
         return {
-            "PATH": os.environ.get("PATH", os.defpath),
-            "PYTHONPATH": os.pathsep.join(search),
+            **inherited(),
             "HOME": str(self.folder / "home"),
             "NIX_REMOTE": f"local?root={self.store_root}",
             "NIX_CONF_DIR": str(self.folder / "home"),
@@ -201,6 +204,16 @@ class Host:
             HOST_VARIABLE: str(self.folder),
             MARK_VARIABLE: around.mark,
         }
+
+    def _command(self) -> str:
+        """A script that is ``nixfleet-agent`` on this host: its configuration, and its agent's environment."""
+        settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in self.environment.items())
+        program = f"{shlex.quote(sys.executable)} -m nixfleet_agent"
+        config = f"--config {shlex.quote(str(self.config_file))}"
+        return (
+            f"#!/bin/sh\n# nixfleet-agent as {self.name} has it: its configuration, its store, its environment.\n"
+            f'exec env -i TERM="${{TERM:-dumb}}" {settings} {program} "$@" {config}\n'
+        )
 
     def _nix(self, *arguments: str) -> None:
         run_nix(arguments, self.environment)
@@ -214,7 +227,7 @@ class Host:
                 "machine_id": self.name,
                 "trust_file": folder / "trust.json",
                 "ca_cert": around.ca_file,
-                "client_cert": folder / "state" / "agent-cert.pem",
+                "client_cert": self.client_certificate,
                 "client_key": folder / "ssh_host_ed25519_key",
                 "bootstrap_token_file": folder / "bootstrap-token.json",
                 "state_dir": self.state_dir,
@@ -241,11 +254,19 @@ class Host:
                 "advance_interval": 0.25 * around.pace,
                 "probe_min_interval": 1.0,
                 "probe_repeat_interval": 10.0,
+                "cert_check_interval": 1.0 * around.pace,
                 "backoff_initial": 0.2,
                 "backoff_max": 2.0,
             },
         }
         return "\n".join(line for name, table in tables.items() for line in _table(name, table))
+
+
+def inherited() -> dict[str, str]:
+    """What a process of a demo has of this one's environment: where programs and Python's packages are."""
+    package = str(Path(nixfleet_agent.__file__).resolve().parent.parent)
+    search = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {"PATH": os.environ.get("PATH", os.defpath), "PYTHONPATH": os.pathsep.join(search)}
 
 
 def end_marked(mark: str) -> list[int]:

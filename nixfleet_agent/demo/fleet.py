@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
 from nixfleet_agent.clock import Clock
-from nixfleet_agent.demo.agents import Host, Surroundings, end_marked
+from nixfleet_agent.demo.agents import MARK_VARIABLE, Host, Surroundings, end_marked, inherited
 from nixfleet_agent.demo.cache import Cache
 from nixfleet_agent.demo.closures import Maker, Release
 from nixfleet_agent.demo.errors import DemoError
+from nixfleet_agent.demo.plane import ControlPlaneProcess
+from nixfleet_agent.demo.scenario import INSTALLER, Scenario
+from nixfleet_agent.demo.timeline import Timeline
 from nixfleet_agent.local_cp.ci import ChannelDescription, ContinuousIntegration, FleetDescription, WaveDescription
-from nixfleet_agent.local_cp.control import Happening
-from nixfleet_agent.local_cp.dispatcher import Options
-from nixfleet_agent.local_cp.service import LocalControlPlane
+from nixfleet_agent.local_cp.service import CERTIFICATE_LIFETIME
 
 CHANNEL = "stable"
-INSTALLER = "v0"
-#: Version -> healthy. A host starts on the installer's system, so that even v1 has a way back.
-VERSIONS: Mapping[str, bool] = {INSTALLER: True, "v1": True, "v2": True, "v3": False}
 TOOLS = ("nix", "nix-env", "nix-store")
-#: The soak hint of each turn: the signed soak of a real fleet is in minutes, a demo's is shorter than one.
-SOAK = timedelta(seconds=2.5)
 REDELIVER_AFTER = timedelta(seconds=10)
 FRESHNESS_MINUTES = 60
 BYTES_NEEDED = 64 * 2**20
@@ -48,50 +44,65 @@ def require_tools(folder: Path, agents: int) -> None:
 
 
 class DemoFleet:
-    """Built in ``folder``, which must be empty; ``close`` ends every process and thread, whatever was reached.
+    """All of it, in ``folder``, which must be empty. ``close`` ends every process and thread, whatever was reached.
+
+    Call ``start_services``, ``install`` and ``start_agents`` in this order.
 
     Raises:
-        DemoError, ConfigError: Nix failed, or no port is to be had; nothing is left running.
+        DemoError, StorageError: from each of them, where Nix failed, or no port or no room on the disk is to be had.
     """
 
-    def __init__(self, folder: Path, agents: int, clock: Clock, watcher: Callable[[Happening], None]) -> None:
+    def __init__(
+        self, folder: Path, agents: int, scenario: Scenario, clock: Clock, timeline: Timeline, port: int = 0
+    ) -> None:
         self.folder = folder
         self.clock = clock
         self.ci = ContinuousIntegration()
-        self.maker = Maker(folder / "ci")
-        with ExitStack() as started:
-            self.cache = Cache(self.maker.cache)
-            started.callback(self.cache.close)
-            options = Options(extra_soak=SOAK, redeliver_after=REDELIVER_AFTER)
-            self.control_plane = LocalControlPlane(
-                folder / "cp", clock, self.ci.org_root_public, options=options, watcher=watcher
-            )
-            self.control_plane.start()
-            started.callback(self.control_plane.stop)
-            self._started = started.pop_all()
         self.releases: Mapping[str, Release] = {}
-        around = Surroundings(
-            control_plane_url=self.control_plane.url,
-            ca_file=self.control_plane.ca_file,
-            trust_file=self.ci.trust_file(
-                issuance_ca_pems=[self.control_plane.authority.pem], cache_keys=[self.maker.public_key]
-            ),
-            cache_url=self.cache.url,
-            cache_key=self.maker.public_key,
-            mark=str(folder),
-            pace=max(1.0, agents / FULL_PACE_AGENTS),
-        )
+        self.hosts: Mapping[str, Host] = {}
         width = max(2, len(str(agents)))
-        names = [f"web-{number:0{width}}" for number in range(1, agents + 1)]
-        self.hosts = {name: Host(name, folder / "hosts" / name, around) for name in names}
+        self.names = tuple(f"web-{number:0{width}}" for number in range(1, agents + 1))
+        self._timeline = timeline
+        self._scenario = scenario
+        self._started = ExitStack()
+        seconds = scenario.certificate_secs
+        self.plane = ControlPlaneProcess(
+            folder / "cp",
+            self.ci.org_root_public,
+            {**inherited(), MARK_VARIABLE: str(folder)},
+            timeline.watch,
+            port=port,
+            certificate_lifetime=CERTIFICATE_LIFETIME if seconds is None else timedelta(seconds=seconds),
+            extra_soak=timedelta(seconds=scenario.soak_secs),
+            redeliver_after=REDELIVER_AFTER,
+        )
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(self.hosts)
+    def start_services(self) -> None:
+        """The control plane, and the binary cache with every release in it."""
+        self._started.callback(self.plane.close)
+        with ThreadPoolExecutor(1) as pool:  # an interpreter starts while Nix works
+            plane = pool.submit(self.plane.start)
+            maker = Maker(self.folder / "ci")
+            cache = Cache(maker.cache)
+            self._started.callback(cache.close)
+            healthy = {version: version not in self._scenario.broken for version in self._scenario.versions}
+            self.releases = maker.releases(healthy, cache.url)
+            plane.result()
+        around = Surroundings(
+            control_plane_url=self.plane.url,
+            ca_file=self.plane.ca_file,
+            trust_file=self.ci.trust_file(
+                issuance_ca_pems=[self.plane.ca_file.read_text(encoding="ascii")], cache_keys=[maker.public_key]
+            ),
+            cache_url=cache.url,
+            cache_key=maker.public_key,
+            mark=str(self.folder),
+            pace=max(1.0, len(self.names) / FULL_PACE_AGENTS),
+        )
+        self.hosts = {name: Host(name, self.folder / "hosts" / name, around) for name in self.names}
 
     def install(self) -> None:
-        """Make the releases, and every host with the installer's system on it."""
-        self.releases = self.maker.releases(VERSIONS, self.cache.url)
+        """Make every host, with the installer's system on it."""
         first = self.releases[INSTALLER].closure
         with ThreadPoolExecutor(SETUP_THREADS) as pool:
             for _ in pool.map(lambda host: self._install(host, first), self.hosts.values()):
@@ -105,23 +116,25 @@ class DemoFleet:
         for host in self.hosts.values():
             host.start()
 
-    def publish(self, version: str, waves: tuple[tuple[str, ...], ...], age: timedelta = timedelta(0)) -> str:
-        """CI signs ``version`` for every host, and the control plane gets it; the rollout's id."""
+    def publish(self, version: str, waves: Sequence[tuple[str, ...]], age: timedelta = timedelta(0)) -> None:
+        """CI signs ``version`` for every host, and the control plane gets it."""
         commit = commit_of(version)
         channel = ChannelDescription(
             waves=tuple(WaveDescription(hosts) for hosts in waves), freshness_minutes=FRESHNESS_MINUTES
         )
         closures = dict.fromkeys(self.names, self.releases[version].closure)
         fleet = FleetDescription(channels={CHANNEL: channel})
-        self.control_plane.control.publish(self.ci.release(fleet, commit, closures, self.clock.now() - age))
-        return rollout_id_of(version)
+        self.plane.publish(self.ci.release(fleet, commit, closures, self.clock.now() - age))
 
     def look_after(self) -> None:
-        """Raises DemoError when an agent has ended that nobody stopped."""
+        """Read what the agents have logged; raises DemoError when one, or the control plane, has ended by itself."""
+        self.plane.look_after()
         for host in self.hosts.values():
+            for refusal in host.new_refusals():
+                self._timeline.refuse(refusal)
             code = host.ended_by_itself
             if code is not None:
-                said = (host.log_lines() or [{"message": "nothing"}])[-1].get("message")
+                said = host.last_words()
                 raise DemoError(f"the agent of {host.name} ended with {code}: {said} (all of it: {host.log_file})")
 
     def close(self) -> None:

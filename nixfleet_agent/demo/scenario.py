@@ -1,230 +1,199 @@
-"""The stories: what is released, what goes wrong, and where every host should end. One function each.
+"""What a demo tells: a scenario, read from a small file of steps and of how every host should end.
 
-A story says what it expects as it goes; the verdict is made from the disk afterwards.
+The shipped ones are ``conf/scenarios/*.toml``; any other is named by its path. Everything is checked here, so that
+a story that begins can be told to its end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from datetime import timedelta
+import difflib
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
 
-from nixfleet_agent.demo.errors import DemoError
-from nixfleet_agent.demo.fleet import FRESHNESS_MINUTES, INSTALLER, DemoFleet, rollout_id_of
-from nixfleet_agent.demo.timeline import Timeline
-from nixfleet_agent.state_machine import State
+import jsonschema
 
-#: How long a step may take, in seconds, and what each agent adds to it on a small machine.
-STEP_SECS = 60.0
-STEP_SECS_PER_AGENT = 2.0
-#: Each answer of a slow control plane is held back this long.
-SLOW_SECS = 0.3
+from nixfleet_agent.demo.errors import ScenarioError
 
-
-@dataclass(slots=True)
-class Expected:
-    """Where the story ends: the version that each host runs, and its state in each release that it took part in."""
-
-    running: dict[str, str] = field(default_factory=dict)
-    states: dict[tuple[str, str], State] = field(default_factory=dict)
-
-
-class Story:
-    """The verbs that stories are told with; each waits until it is true, and raises DemoError after too long."""
-
-    def __init__(self, fleet: DemoFleet, timeline: Timeline) -> None:
-        self.fleet = fleet
-        self.timeline = timeline
-        self.expected = Expected()
-        self._patience = STEP_SECS + STEP_SECS_PER_AGENT * len(fleet.names)
-
-    @property
-    def at_once(self) -> tuple[tuple[str, ...], ...]:
-        """All hosts in one wave."""
-        return (self.fleet.names,)
-
-    @property
-    def canary_first(self) -> tuple[tuple[str, ...], ...]:
-        """One host, then the others."""
-        first, *rest = self.fleet.names
-        return ((first,), tuple(rest)) if rest else ((first,),)
-
-    def release(self, version: str, waves: tuple[tuple[str, ...], ...], age: timedelta = timedelta(0)) -> None:
-        self.timeline.label(rollout_id_of(version), version)
-        signed = f", signed {age} ago" if age else ""
-        told = " then ".join(_some(wave) for wave in waves)
-        self.timeline.note(f"CI signs {version}{signed}; the control plane gives turns: {told}")
-        self.fleet.publish(version, waves, age)
-
-    def converge(self, version: str) -> None:
-        """Every host takes the release and keeps it."""
-        self.reach(version, State.CONVERGED)
-        self.expected.running |= dict.fromkeys(self.fleet.names, version)
-        self.timeline.note(f"every host has converged on {version}")
-
-    def roll_back(self, version: str, to: str) -> None:
-        """Every host tries the release, fails, and goes back by itself."""
-        self.reach(version, State.REVERTED)
-        self.expected.running |= dict.fromkeys(self.fleet.names, to)
-        self.timeline.note(f"every host is back on {to}; nobody told it to")
-
-    def reach(self, version: str, state: State) -> None:
-        for name in self.fleet.names:
-            self.expected.states[version, name] = state
-        self.until(
-            f"{version} to be {state} everywhere",
-            lambda: all(self.timeline.states.get((version, name)) is state for name in self.fleet.names),
-        )
-
-    def events(self, version: str, kind: str, hosts: Iterable[str]) -> None:
-        """The control plane has this event of these hosts."""
-        wanted = tuple(hosts)
-        self.until(f"{kind} of {version}", lambda: all(self.timeline.seen(name, version, kind) for name in wanted))
-
-    def refused(self, reason: str) -> None:
-        """Every agent has logged a refusal for this reason."""
-        self.until(
-            f"every agent to refuse with {reason}",
-            lambda: all(
-                any(line.get("reason") == reason for line in host.log_lines()) for host in self.fleet.hosts.values()
-            ),
-        )
-        self.timeline.note(f"every agent refused it: {reason}")
-
-    def runs(self, version: str) -> None:
-        """Every host runs the release, by its own disk and not by what the control plane believes."""
-        closure = self.fleet.releases[version].closure
-        self.until(
-            f"every host to run {version}",
-            lambda: all(host.running_closure() == closure for host in self.fleet.hosts.values()),
-        )
-
-    def stay(self, version: str) -> None:
-        """Every host still runs the release: a refusal changed nothing."""
-        self.runs(version)
-        self.expected.running |= dict.fromkeys(self.fleet.names, version)
-        self.timeline.note(f"every host stays on {version}")
-
-    def until(self, what: str, done: Callable[[], bool]) -> None:
-        if not self.timeline.wait(done, self._patience, self.fleet.look_after):
-            raise DemoError(f"waited {self._patience:.0f} s for {what}")
+#: What ``demo`` tells when nothing is asked for.
+PLAIN = "plain"
+#: What can go wrong, by the argument of ``--fault``: the scenario of the same name.
+FAULTS = ("kill", "partition", "slow", "wipe-cp", "bad-signature", "stale", "wrong-closure")
+#: The system that every host is installed with.
+INSTALLER = "v0"
+#: In ``end``: the host was never given this release.
+NEVER = "none"
+_SIZE_LIMIT = 256 * 1024
+_HOSTS = "hosts"
 
 
-def plain(story: Story) -> None:
-    """v1 and v2 converge; v3 fails its health check, and every agent rolls it back by itself."""
-    story.release("v1", story.at_once)
-    story.converge("v1")
-    story.release("v2", story.canary_first)
-    story.converge("v2")
-    story.release("v3", story.at_once)
-    story.roll_back("v3", "v2")
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One verb of ``demo.story``, and its arguments."""
+
+    do: str
+    arguments: Mapping[str, Any]
 
 
-def kill(story: Story) -> None:
-    """Agents are killed in the middle of a switch and in the middle of a rollback, and started again."""
-    first, last = story.fleet.names[0], story.fleet.names[-1]
-    story.release("v1", story.at_once)
-    story.converge("v1")
-    story.release("v2", story.canary_first)
-    story.events("v2", "ActivationStarted", [first])
-    _kill(story, first)
-    story.converge("v2")
-    story.release("v3", story.at_once)
-    story.events("v3", "Failed", [last])
-    _kill(story, last)
-    story.roll_back("v3", "v2")
+@dataclass(frozen=True, slots=True)
+class End:
+    """Where these hosts end: the version that runs and boots, and by version the state or ``NEVER``."""
+
+    hosts: str
+    runs: str
+    rollouts: Mapping[str, str]
 
 
-def partition(story: Story) -> None:
-    """The control plane can't be reached while v3 fails: the agents decide and go back without it."""
-    story.release("v1", story.at_once)
-    story.converge("v1")
-    story.release("v2", story.canary_first)
-    story.converge("v2")
-    story.release("v3", story.at_once)
-    story.events("v3", "ActivationCompleted", story.fleet.names)
-    story.fleet.control_plane.partition(True)
-    story.timeline.note("the control plane is cut off from its fleet")
-    story.runs("v2")
-    story.timeline.note("every host is back on v2, and the control plane knows nothing of it")
-    story.fleet.control_plane.partition(False)
-    story.timeline.note("the control plane can be reached again")
-    story.roll_back("v3", "v2")
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A whole story. ``versions`` are all that need a closure, in order; ``certificate_secs`` None is the usual."""
+
+    name: str
+    title: str
+    agents: int
+    versions: tuple[str, ...]
+    broken: frozenset[str]
+    soak_secs: float
+    certificate_secs: float | None
+    steps: tuple[Step, ...]
+    end: tuple[End, ...]
 
 
-def slow(story: Story) -> None:
-    """Every answer of the control plane comes late."""
-    story.fleet.control_plane.faults.delay = SLOW_SECS
-    story.timeline.note(f"the control plane takes {SLOW_SECS} s for every answer")
-    plain(story)
+def shipped() -> dict[str, str]:
+    """Name -> title of the scenarios that come with the program."""
+    return {path.name.removesuffix(".toml"): load(path.name.removesuffix(".toml")).title for path in _files()}
 
 
-def wipe_cp(story: Story) -> None:
-    """The control plane loses its database in the middle of v2, and learns from the agents what had happened."""
-    story.release("v1", story.at_once)
-    story.converge("v1")
-    story.release("v2", story.at_once)
-    story.events("v2", "ActivationCompleted", story.fleet.names)
-    story.fleet.control_plane.control.wipe()
-    story.timeline.note("the control plane's database is gone; it asks for replays")
-    story.converge("v2")
-    story.expected.states = {key: state for key, state in story.expected.states.items() if key[0] != "v1"}
-    story.release("v3", story.at_once)
-    story.roll_back("v3", "v2")
+def load(name_or_path: str) -> Scenario:
+    """The scenario of that name, or the one in the file at that path.
 
-
-def bad_signature(story: Story) -> None:
-    """The control plane serves v2 with a signature that is not CI's."""
-    story.release("v1", story.at_once)
-    story.converge("v1")
-    story.fleet.control_plane.faults.tampered = frozenset({rollout_id_of("v2")})
-    story.timeline.note("the control plane tampers with the signature of v2")
-    story.release("v2", story.at_once)
-    story.refused("bad_signature")
-    story.stay("v1")
-
-
-def stale(story: Story) -> None:
-    """The control plane serves a v1 that was signed too long ago; once CI has signed it anew it goes through.
-
-    It is the first release, so that no newer signature has been accepted yet and its age alone speaks against it.
+    Raises:
+        ScenarioError: there is none, or something in it is wrong; the message names the file and the key.
     """
-    story.release("v1", story.at_once, timedelta(minutes=2 * FRESHNESS_MINUTES))
-    story.refused("stale")
-    story.stay(INSTALLER)
-    story.release("v1", story.at_once)
-    story.converge("v1")
+    known = {path.name.removesuffix(".toml"): path for path in _files()}
+    place: Traversable | Path = known.get(name_or_path) or Path(name_or_path)
+    if isinstance(place, Path) and name_or_path not in known and "/" not in name_or_path and not place.exists():
+        near = difflib.get_close_matches(name_or_path, known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else "see nixfleet-agent demo --list-scenarios"
+        raise ScenarioError(f"no scenario {name_or_path!r}: {hint}")
+    name = name_or_path if name_or_path in known else Path(name_or_path).stem
+    where = f"scenario {name}" if name_or_path in known else name_or_path
+    tree = _parse(where, place)
+    problem = next(_problems(tree), None)
+    if problem is not None:
+        raise ScenarioError(f"{where}: {problem}")
+    return _scenario(name, tree)
 
 
-def wrong_closure(story: Story) -> None:
-    """The control plane tells hosts to run a closure that CI did not sign for them."""
-    story.release("v1", story.at_once)
-    story.converge("v1")
-    story.fleet.control_plane.faults.wrong_closures = {rollout_id_of("v2"): story.fleet.releases["v3"].closure}
-    story.timeline.note("the control plane names the closure of v3 in the turns of v2")
-    story.release("v2", story.at_once)
-    story.refused("closure_mismatch")
-    story.stay("v1")
+def _files() -> list[Traversable]:
+    folder = resources.files("nixfleet_agent") / "conf" / "scenarios"
+    return sorted((path for path in folder.iterdir() if path.name.endswith(".toml")), key=lambda path: path.name)
 
 
-#: By the argument of ``--fault``.
-FAULTS: Mapping[str, Callable[[Story], None]] = {
-    "kill": kill,
-    "partition": partition,
-    "slow": slow,
-    "wipe-cp": wipe_cp,
-    "bad-signature": bad_signature,
-    "stale": stale,
-    "wrong-closure": wrong_closure,
-}
+def _parse(where: str, place: Traversable | Path) -> dict[str, Any]:
+    try:
+        with place.open("rb") as file:
+            raw = file.read(_SIZE_LIMIT + 1)
+        if len(raw) > _SIZE_LIMIT:
+            raise ScenarioError(f"{where} is larger than {_SIZE_LIMIT >> 10} KiB: a scenario is a small file")
+        return tomllib.loads(raw.decode("utf-8"))
+    except OSError as error:
+        raise ScenarioError(f"can't read {where}: {error.strerror or error}") from error
+    except ValueError as error:  # bad UTF-8 too
+        raise ScenarioError(f"{where} is not TOML: {error}") from error
 
 
-def _kill(story: Story, name: str) -> None:
-    host = story.fleet.hosts[name]
-    host.kill()
-    host.start()
-    story.timeline.note(f"the agent of {name} was killed, and started again")
+def _scenario(name: str, tree: Mapping[str, Any]) -> Scenario:
+    steps = tuple(Step(step["do"], {k: v for k, v in step.items() if k != "do"}) for step in tree["steps"])
+    released = [step.arguments[key] for step in steps for key in ("version", "closure_of") if key in step.arguments]
+    certificate_secs = tree.get("certificate_secs")
+    return Scenario(
+        name=name,
+        title=tree["title"],
+        agents=tree.get("agents", 3),
+        versions=tuple(dict.fromkeys([INSTALLER, *released])),
+        broken=frozenset(tree.get("broken", ())),
+        soak_secs=float(tree.get("soak_secs", 2.5)),
+        certificate_secs=None if certificate_secs is None else float(certificate_secs),
+        steps=steps,
+        end=tuple(End(end[_HOSTS], end["runs"], end["rollouts"]) for end in tree["end"]),
+    )
 
 
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names) if len(names) <= 3 else f"{names[0]} to {names[-1]}"
+def _problems(tree: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong, in plain words: first against the schema, then what no schema can say."""
+    resource = resources.files("nixfleet_agent") / "conf" / "schemas" / "scenario.schema.json"
+    validator = jsonschema.Draft202012Validator(json.loads(resource.read_text(encoding="utf-8")))
+    yield from map(_phrase, validator.iter_errors(tree))
+    released = {INSTALLER}
+    down = False
+    for number, step in enumerate(tree["steps"], start=1):
+        where, version = f"steps[{number}]", step.get("version")
+        if step["do"] == "release":
+            if version == INSTALLER:
+                yield f"{where}.version: {INSTALLER} is what hosts are installed with: start with v1"
+            released.add(version)
+        elif step["do"] in ("reach", "event", "runs") and version not in released:
+            yield f"{where}.version: {version} has not been released before this step"
+        elif step["do"] in ("kill-cp", "start-cp"):
+            if down is (step["do"] == "kill-cp"):
+                yield f"{where}.do: the control plane is {'down' if down else 'up'} already"
+            down = not down
+        elif down and step["do"] in ("partition", "slow", "tamper", "misname"):
+            yield f"{where}.do: a control plane that is down can't be told to {step['do']}"
+    for number, end in enumerate(tree["end"], start=1):
+        for key, version in (("runs", end["runs"]), *((f"rollouts.{v}", v) for v in end["rollouts"])):
+            if version not in released:
+                yield f"end[{number}].{key}: {version} is never released"
+    for version in tree.get("broken", ()):
+        if version not in released:
+            yield f"broken: {version} is never released"
+
+
+def _phrase(error: jsonschema.ValidationError) -> str:
+    where = _dotted(error.absolute_path)
+    limit, value = error.validator_value, error.instance
+    match error.validator:
+        case "additionalProperties" if limit is False:
+            known = error.schema["properties"]
+            unknown = next(key for key in value if key not in known)
+            near = difflib.get_close_matches(unknown, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+            return f"{_joined(where, unknown)}: unknown key: {hint}"
+        case "required":
+            missing = next(key for key in limit if key not in value)
+            return f"{_joined(where, missing)} is missing"
+        case "enum":
+            near = difflib.get_close_matches(str(value), limit, 1)
+            hint = f": did you mean {near[0]!r}?" if near else ""
+            return f"{where} must be one of {', '.join(limit)}, is {_shown(value)}{hint}"
+        case "type":
+            return f"{where or 'the file'} must be of type {limit}, is {_shown(value)}"
+        case "pattern":
+            wanted = "a version such as 'v1'" if "v[0-9]" in limit else f"like {limit}"
+            return f"{where} must be {wanted}, is {_shown(value)}"
+        case "minItems" | "minLength":
+            return f"{where} is empty"
+        case validator:
+            return f"{where} breaks {validator} {limit}, is {_shown(value)}"
+
+
+def _dotted(path: Sequence[str | int]) -> str:
+    """``steps[2].version``, counted from one."""
+    text = ""
+    for part in path:
+        text = f"{text}[{part + 1}]" if isinstance(part, int) else _joined(text, part)
+    return text
+
+
+def _joined(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+def _shown(value: object) -> str:
+    return ascii(value)[:80]

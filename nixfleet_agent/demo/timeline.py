@@ -1,14 +1,15 @@
-"""What has happened so far, as the control plane sees it: states by host and release, and lines for people."""
+"""What has happened so far, as the control plane and the agents' logs tell it: states, waves, refusals, and lines."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nixfleet_agent.clock import Clock
-from nixfleet_agent.local_cp.control import Happening
+from nixfleet_agent.demo.logs import Refusal
+from nixfleet_agent.local_cp.happenings import Happening
 from nixfleet_agent.state_machine import State
 from nixfleet_agent.text import printable
 
@@ -30,6 +31,15 @@ class Entry:
         return f"{self.seconds:6.1f} s  {where}{self.text}"
 
 
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A release that was published: when, in seconds since the start, and its waves of host names."""
+
+    version: str
+    seconds: float
+    waves: tuple[tuple[str, ...], ...]
+
+
 class Timeline:
     """Thread-safe. ``show`` is called with each new entry, in order."""
 
@@ -41,6 +51,10 @@ class Timeline:
         self._states: dict[tuple[str, str], State] = {}
         self._kinds: set[tuple[str, str, str]] = set()
         self._versions: dict[str, str] = {}
+        self._rollouts: dict[str, Rollout] = {}
+        self._changes: dict[str, float] = {}
+        self._refusals: list[Refusal] = []
+        self._halted: dict[str, str] = {}
         self._show = show
 
     @property
@@ -60,15 +74,38 @@ class Timeline:
             return dict(self._states)
 
     @property
-    def versions(self) -> tuple[str, ...]:
-        """Releases in the order in which they were published."""
+    def rollouts(self) -> tuple[Rollout, ...]:
+        """In the order in which they were published."""
         with self._changed:
-            return tuple(dict.fromkeys(self._versions.values()))
+            return tuple(self._rollouts.values())
 
-    def label(self, rollout_id: str, version: str) -> None:
-        """This rollout is this version."""
+    @property
+    def halted(self) -> Mapping[str, str]:
+        """Why no more turns are given, by version."""
+        with self._changed:
+            return dict(self._halted)
+
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """Oldest first."""
+        with self._changed:
+            return tuple(self._refusals)
+
+    def state(self, version: str, hostname: str) -> State | None:
+        with self._changed:
+            return self._states.get((version, hostname))
+
+    def took(self, version: str) -> float:
+        """Seconds from a release's publication to the last change of a state in it."""
+        with self._changed:
+            began = self._rollouts[version].seconds
+            return max(0.0, self._changes.get(version, began) - began)
+
+    def open_rollout(self, rollout_id: str, version: str, waves: Sequence[Sequence[str]]) -> None:
+        """This rollout is this version, from now on."""
         with self._changed:
             self._versions[rollout_id] = version
+            self._rollouts[version] = Rollout(version, self.seconds, tuple(tuple(wave) for wave in waves))
 
     def note(self, text: str) -> None:
         """A line of the story itself."""
@@ -80,6 +117,25 @@ class Timeline:
         with self._changed:
             return (version, hostname, kind) in self._kinds
 
+    def refused(self, hostname: str, reason: str) -> bool:
+        """Whether the host's agent has refused something for this reason."""
+        with self._changed:
+            return any(refusal.hostname == hostname and refusal.reason == reason for refusal in self._refusals)
+
+    def forget(self) -> None:
+        """The control plane has lost its database: what it knew of the hosts is not known any more."""
+        with self._changed:
+            self._states.clear()
+            self._kinds.clear()
+
+    def refuse(self, refusal: Refusal) -> None:
+        """An agent has refused something; a reason that it gave before is no news."""
+        with self._changed:
+            known = any((r.hostname, r.reason) == (refusal.hostname, refusal.reason) for r in self._refusals)
+            self._refusals.append(refusal)
+            if not known:
+                self._add(Entry(self.seconds, refusal.hostname, "", f"    {printable(refusal.message, 300)}"))
+
     def watch(self, happening: Happening) -> None:
         """The control plane's watcher."""
         with self._changed:
@@ -88,22 +144,28 @@ class Timeline:
             before = self._states.get(key)
             if happening.hostname and happening.state is not None:
                 self._states[key] = happening.state
+                self._changes[version] = self.seconds
+            if happening.what == "Halted":
+                self._halted[version] = str((happening.detail or {}).get("reason", "halted"))
             self._kinds.add((*key, happening.what))
-            words = _words(happening, before)
+            words = _words(happening, version, before)
             if words:
                 self._add(Entry(self.seconds, happening.hostname, version, words))
             self._changed.notify_all()
 
     def wait(self, done: Callable[[], bool], seconds: float, look: Callable[[], None]) -> bool:
-        """Until ``done``, for at most ``seconds``; ``look`` is called now and then and may raise."""
+        """Until ``done``, for at most ``seconds``; ``look`` is called every now and then and may raise."""
         deadline = self._clock.monotonic() + seconds
+        looked = None
         while not done():
-            look()
-            left = deadline - self._clock.monotonic()
-            if left <= 0:
+            now = self._clock.monotonic()
+            if looked is None or now - looked >= SLICE:
+                look()
+                looked = now
+            if now >= deadline:
                 return False
             with self._changed:
-                self._changed.wait(min(left, SLICE))
+                self._changed.wait(min(deadline - now, SLICE))
         return True
 
     def _add(self, entry: Entry) -> None:
@@ -113,11 +175,11 @@ class Timeline:
         self._changed.notify_all()
 
 
-def _words(happening: Happening, before: State | None) -> str:
+def _words(happening: Happening, version: str, before: State | None) -> str:
     """What is worth a line: changes of state, and the first failure of a probe."""
     detail: Mapping[str, Any] = happening.detail or {}
     if happening.what == "Halted":
-        return f"rollout {happening.rollout_id} {printable(detail.get('reason'), 300)}"
+        return f"{version} gets no more turns: {printable(detail.get('reason'), 300)}"
     if happening.what == "Dispatched":
         return "its turn: dispatched"
     if happening.what == "ProbeFailureFirst":
@@ -128,5 +190,6 @@ def _words(happening: Happening, before: State | None) -> str:
         "ActivationFailed": f": {printable(detail.get('stderrTail'), 200)}",
         "Failed": f": {', '.join(map(printable, detail.get('failingProbes', ())))} failed for too long",
         "RollbackComplete": f": back on {printable(detail.get('revertedToClosure'), 200)[33:]}",
+        "Known": ", says its database",
     }
     return f"{happening.state}{words.get(happening.what, '')}"

@@ -1,4 +1,4 @@
-"""Did every host end where it should? Read from the hosts' disks and the control plane's log, not from the story."""
+"""Did every host end where it should? Read from the disks and the database, not from the story."""
 
 from __future__ import annotations
 
@@ -6,34 +6,46 @@ from collections.abc import Iterator
 
 from nixfleet_agent.demo.agents import Host
 from nixfleet_agent.demo.fleet import DemoFleet, rollout_id_of
-from nixfleet_agent.demo.scenario import Expected
+from nixfleet_agent.demo.scenario import NEVER, End, Scenario
+from nixfleet_agent.demo.story import hosts_of
+from nixfleet_agent.local_cp.store import Store
 from nixfleet_agent.proto.ids import file_part
 
 
-def problems(fleet: DemoFleet, expected: Expected) -> list[str]:
+def problems(fleet: DemoFleet, scenario: Scenario) -> list[str]:
     """One line for each thing that is not as it should be; empty when all is well."""
-    return list(_problems(fleet, expected))
+    with fleet.plane.store() as store:
+        return [
+            problem
+            for end in scenario.end
+            for name in hosts_of(fleet.names, end.hosts)
+            for problem in (*_on_disk(fleet, fleet.hosts[name], end), *_in_log(store, fleet.hosts[name], end))
+        ]
 
 
-def _problems(fleet: DemoFleet, expected: Expected) -> Iterator[str]:
-    for name, version in expected.running.items():
-        host, closure = fleet.hosts[name], fleet.releases[version].closure
-        if host.running_closure() != closure:
-            yield f"{name} runs {host.running_closure()}, not {closure} ({version})"
-        if host.profile_closure() != closure:
-            yield f"{name} would boot {host.profile_closure()}, not {closure} ({version})"
-        if host.undelivered():
-            yield f"{name} has undelivered events: {', '.join(host.undelivered()[:3])}"
-    store = fleet.control_plane.control.store
-    for (version, name), state in expected.states.items():
+def _on_disk(fleet: DemoFleet, host: Host, end: End) -> Iterator[str]:
+    closure = fleet.releases[end.runs].closure
+    if host.running_closure() != closure:
+        yield f"{host.name} runs {host.running_closure()}, not {closure} ({end.runs})"
+    if host.profile_closure() != closure:
+        yield f"{host.name} would boot {host.profile_closure()}, not {closure} ({end.runs})"
+    if host.undelivered():
+        yield f"{host.name} has undelivered events: {', '.join(host.undelivered()[:3])}"
+
+
+def _in_log(store: Store, host: Host, end: End) -> Iterator[str]:
+    """The control plane has every event that the host sent exactly once and in order, and draws the same conclusion."""
+    for version, state in end.rollouts.items():
         rollout_id = rollout_id_of(version)
-        record = store.record(rollout_id, name)
-        if record is None or record.state is not state:
-            yield f"the control plane has {name} in {version} as {record.state if record else 'unknown'}, not {state}"
-        here = [event["seq"] for event in store.events(name, rollout_id)]
-        there = sent(fleet.hosts[name], rollout_id)
+        record = store.record(rollout_id, host.name)
+        found = NEVER if record is None else record.state.value
+        if found != state:
+            yield f"the control plane has {host.name} in {version} as {found}, not {state}"
+        here, there = store.arrivals(host.name, rollout_id), sent(host, rollout_id)
         if here != list(range(1, len(here) + 1)) or here != there:
-            yield f"{name} sent {there} of {version}, the control plane has {here}"
+            yield f"{host.name} sent {there} of {version}, the control plane took {here}"
+        if state == NEVER and there:
+            yield f"{host.name} has taken part in {version}, which it should never have been given"
 
 
 def sent(host: Host, rollout_id: str) -> list[int]:

@@ -20,10 +20,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from nixfleet_agent import durable
+from nixfleet_agent.errors import ConfigError
 from nixfleet_agent.local_cp.errors import RequestRefused
 
 CA_LIFETIME = timedelta(days=3650)
 SERVER_LIFETIME = timedelta(days=365)
+CA_FILE = "fleet-ca.pem"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,30 @@ class CertificateAuthority:
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .sign(key, hashes.SHA256())
         )
+        return cls(certificate, key)
+
+    @classmethod
+    def open(cls, folder: Path, now: datetime) -> CertificateAuthority:
+        """The root that is kept in ``folder``, made there the first time: agents go on trusting it after a restart.
+
+        Raises:
+            ConfigError: the files are there and are not a certificate and its key.
+        """
+        certificate_file, key_file = folder / CA_FILE, folder / "fleet-ca.key"
+        if not (certificate_file.exists() and key_file.exists()):
+            authority = cls.create(now)
+            durable.write(key_file, private_pem(authority._key))
+            durable.write(certificate_file, authority.pem.encode(), mode=0o644)
+            return authority
+        try:
+            certificate = x509.load_pem_x509_certificate(certificate_file.read_bytes())
+            key = serialization.load_pem_private_key(key_file.read_bytes(), None)
+        except ValueError as error:
+            raise ConfigError(
+                f"{folder} holds a CA that can't be read ({error}): remove both fleet-ca files"
+            ) from error
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+            raise ConfigError(f"{key_file} is not the key of {certificate_file}: remove both files")
         return cls(certificate, key)
 
     @property

@@ -73,10 +73,7 @@ class Catalogue:
     def publish(self, publication: Publication) -> None:
         """Write what CI signed, the fleet last, and serve it from now on."""
         with self._lock:
-            durable.make_directory(self._folder / "rollouts")
-            for rollout_id, signed in publication.manifests.items():
-                _write(self._folder / "rollouts" / rollout_id, signed)
-            _write(self._folder / "fleet.resolved", publication.fleet)
+            write(self._folder, publication)
         self.reload()
 
     def reload(self) -> None:
@@ -139,6 +136,14 @@ class Catalogue:
     @property
     def budgets(self) -> tuple[Budget, ...]:
         return self._content.budgets
+
+
+def write(folder: Path, publication: Publication) -> None:
+    """Put what CI signed where a control plane serves it from."""
+    durable.make_directory(folder / "rollouts")
+    for rollout_id, signed in publication.manifests.items():
+        _write(folder / "rollouts" / rollout_id, signed)
+    _write(folder / "fleet.resolved", publication.fleet)
 
 
 def _write(path: Path, signed: Signed) -> None:

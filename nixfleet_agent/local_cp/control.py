@@ -6,8 +6,7 @@ Every method that an endpoint calls does one short transaction. What changes the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from nixfleet_agent.local_cp.catalogue import Catalogue, Publication
 from nixfleet_agent.local_cp.dispatcher import Dispatcher, Options, fresh_record
 from nixfleet_agent.local_cp.errors import RequestRefused
 from nixfleet_agent.local_cp.faults import Faults
+from nixfleet_agent.local_cp.happenings import Happening
 from nixfleet_agent.local_cp.replays import Replays
 from nixfleet_agent.local_cp.store import HostRow, Store
 from nixfleet_agent.local_cp.waiters import Waiters
@@ -26,18 +26,6 @@ from nixfleet_agent.proto.events import to_wire
 from nixfleet_agent.proto.heartbeat import Heartbeat
 from nixfleet_agent.state_machine import Event, RolloutRecord, State
 from nixfleet_agent.state_machine.events import RemoteActivationCompleted
-
-
-@dataclass(frozen=True, slots=True)
-class Happening:
-    """Something that a watcher may want to show. ``what`` is an event's kind, or a word of the planner's."""
-
-    at: datetime
-    hostname: str
-    rollout_id: str
-    what: str
-    state: State | None = None
-    detail: Mapping[str, Any] | None = None
 
 
 class ControlPlane:
@@ -161,6 +149,19 @@ class ControlPlane:
         """Serve what CI signed, and start handing out turns for it."""
         self.catalogue.publish(publication)
         self.dispatcher.kick()
+
+    def reload(self) -> None:
+        """As ``publish``, when CI has written the files itself (raises ProtoError: something in them is wrong)."""
+        self.catalogue.reload()
+        self.dispatcher.kick()
+
+    def tell_known(self) -> None:
+        """Tell the watcher what the database says: a control plane that was killed may have told less than it took."""
+        for hostname, rollout_id, kind in self.store.kinds():
+            self._tell(hostname, rollout_id, kind)
+        for row in self.store.rollouts():
+            for hostname, placement in self.store.placements(row.rollout_id).items():
+                self._tell(hostname, row.rollout_id, "Known", placement.state)
 
     def wipe(self) -> None:
         """Lose the whole database while running."""

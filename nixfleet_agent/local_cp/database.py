@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS hosts (hostname TEXT PRIMARY KEY, seen_at TEXT NOT NULL, agent_version TEXT NOT NULL,
@@ -24,6 +25,7 @@ CREATE INDEX IF NOT EXISTS records_of_host ON records (hostname);
 CREATE TABLE IF NOT EXISTS events (hostname TEXT NOT NULL, rollout_id TEXT NOT NULL, seq INTEGER NOT NULL,
     kind TEXT NOT NULL, event TEXT NOT NULL, signature TEXT, received_at TEXT NOT NULL,
     PRIMARY KEY (hostname, rollout_id, seq)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS events_by_time ON events (received_at);
 CREATE TABLE IF NOT EXISTS queue (id INTEGER PRIMARY KEY, hostname TEXT NOT NULL, rollout_id TEXT NOT NULL,
     dispatch TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS queue_of_host ON queue (hostname);
@@ -38,15 +40,23 @@ CREATE TABLE IF NOT EXISTS bootstrap_reports (id INTEGER PRIMARY KEY, received_a
 
 
 class Database:
-    """Thread-safe; ``transaction`` makes several calls one."""
+    """Thread-safe; ``transaction`` makes several calls one.
 
-    def __init__(self, path: Path) -> None:
+    With ``read_only`` the file must be there, and is another process's that may be writing to it.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
+        self._read_only = read_only
         self._lock = threading.RLock()
         self._db = self._open()
 
     def _open(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None, cached_statements=256)
+        mode = "ro" if self._read_only else "rwc"
+        address = f"file:{quote(str(self._path))}?mode={mode}"
+        db = sqlite3.connect(address, uri=True, check_same_thread=False, isolation_level=None, cached_statements=256)
+        if self._read_only:
+            return db
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
         db.executescript(_SCHEMA)

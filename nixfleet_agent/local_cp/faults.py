@@ -20,6 +20,24 @@ class Faults:
         self._tampered: frozenset[str] = frozenset()
         self._wrong_closures: dict[str, str] = {}
 
+    def set(self, name: str, value: object) -> None:
+        """Turn one knob by its name, with a value as JSON has it.
+
+        Raises:
+            ValueError: there is no such knob, or it can't take this value.
+        """
+        match name, value:
+            case ("partition", bool()):
+                self.partition = bool(value)
+            case ("delay", float() | int()):
+                self.delay = float(value)
+            case ("tampered", list()):
+                self.tampered = frozenset(map(str, value))
+            case ("wrong_closures", dict()):
+                self.wrong_closures = {str(rollout_id): str(closure) for rollout_id, closure in value.items()}
+            case _:
+                raise ValueError(f"no fault {name!r} that could be {value!r}")
+
     @property
     def partition(self) -> bool:
         """Every connection is cut, and each new one is dropped before a byte is said."""

@@ -11,16 +11,19 @@ from nixfleet_agent import durable
 from nixfleet_agent.clock import Clock
 from nixfleet_agent.errors import ConfigError
 from nixfleet_agent.local_cp.api import Api
-from nixfleet_agent.local_cp.ca import CertificateAuthority
+from nixfleet_agent.local_cp.ca import CA_FILE, CertificateAuthority
 from nixfleet_agent.local_cp.catalogue import Catalogue
-from nixfleet_agent.local_cp.control import ControlPlane, Happening
+from nixfleet_agent.local_cp.control import ControlPlane
 from nixfleet_agent.local_cp.dispatcher import Options
 from nixfleet_agent.local_cp.faults import Faults
+from nixfleet_agent.local_cp.happenings import Happening
 from nixfleet_agent.local_cp.identity_api import Registrar
 from nixfleet_agent.local_cp.server import HttpsServer, tls_context
 
 CERTIFICATE_LIFETIME = timedelta(days=30)
 HOST = "127.0.0.1"
+DATABASE_FILE = "cp.sqlite"
+PUBLISHED = "published"
 
 
 class LocalControlPlane:
@@ -46,17 +49,16 @@ class LocalControlPlane:
         durable.make_directory(folder)
         self.folder = folder
         self.faults = Faults()
-        self.authority = CertificateAuthority.create(clock.now())
-        self.ca_file = folder / "fleet-ca.pem"
-        durable.write(self.ca_file, self.authority.pem.encode(), mode=0o644)
+        self.authority = CertificateAuthority.open(folder, clock.now())
+        self.ca_file = folder / CA_FILE
         certificate, key = self.authority.server(("localhost", HOST), clock.now(), folder)
         context = tls_context(certificate, key, self.ca_file)
-        catalogue = Catalogue(folder / "published")
-        self.control = ControlPlane(folder / "cp.sqlite", catalogue, clock, self.faults, options, watcher)
+        catalogue = Catalogue(folder / PUBLISHED)
+        self.control = ControlPlane(folder / DATABASE_FILE, catalogue, clock, self.faults, options, watcher)
         self.registrar = Registrar(self.control.store, self.authority, org_root, certificate_lifetime, clock)
-        api = Api(self.control, self.registrar, clock)
+        self.api = Api(self.control, self.registrar, clock)
         try:
-            self.server = HttpsServer((HOST, port), context, api.answer, self.faults)
+            self.server = HttpsServer((HOST, port), context, self.api.answer, self.faults)
         except OSError as error:
             self.control.store.close()
             raise ConfigError(f"can't listen on {HOST}:{port}: {error.strerror or error}: free it or use 0") from error

@@ -151,6 +151,20 @@ class Store(Database):
         )
         return [json.loads(row[0]) for row in rows]
 
+    def arrivals(self, hostname: str, rollout_id: str) -> list[int]:
+        """Seqs of the log of one rollout on one host, in the order in which they came."""
+        sql = "SELECT seq FROM events WHERE hostname = ? AND rollout_id = ? ORDER BY received_at"
+        return [row[0] for row in self.rows(sql, hostname, rollout_id)]
+
+    def kinds(self) -> list[tuple[str, str, str]]:
+        """(host name, rollout id, kind) of the events that have come."""
+        return self.rows("SELECT DISTINCT hostname, rollout_id, kind FROM events")
+
+    def newest_events(self, count: int) -> list[tuple[str, str, str, dict[str, Any]]]:
+        """(received at, host name, rollout id, event) of the last ones that came, newest first."""
+        sql = "SELECT received_at, hostname, rollout_id, event FROM events ORDER BY received_at DESC LIMIT ?"
+        return [(*row[:3], json.loads(row[3])) for row in self.rows(sql, count)]
+
     # The queue of turns
 
     def enqueue(self, dispatch: Dispatch) -> None:
@@ -194,6 +208,10 @@ class Store(Database):
     def log_certificate(self, serial: str, hostname: str, not_before: datetime, not_after: datetime) -> None:
         times = (format_time(not_before), format_time(not_after))
         self.run("INSERT INTO certificates VALUES (?, ?, ?, ?)", serial, hostname, *times)
+
+    def certificates(self) -> dict[str, int]:
+        """How many each host was issued."""
+        return dict(self.rows("SELECT hostname, count(*) FROM certificates GROUP BY hostname"))
 
     def revoke(self, hostname: str, not_before: datetime) -> None:
         """Refuse every certificate of the host that starts before ``not_before``."""

@@ -10,7 +10,7 @@ from typing import Any
 from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.demo.timeline import Timeline
 from nixfleet_agent.demo.view import Lines
-from nixfleet_agent.local_cp.control import Happening
+from nixfleet_agent.local_cp.happenings import Happening
 from nixfleet_agent.state_machine import State
 
 NOW = datetime(2026, 5, 16, 1, 30, tzinfo=timezone.utc)
@@ -24,7 +24,7 @@ def happened(what: str, state: State | None = None, hostname: str = "web-01", **
 class Words(unittest.TestCase):
     def setUp(self) -> None:
         self.timeline = Timeline(SystemClock())
-        self.timeline.label(ID, "v1")
+        self.timeline.open_rollout(ID, "v1", [["web-01"]])
 
     def told(self) -> list[str]:
         return [entry.text for entry in self.timeline.entries]
@@ -51,7 +51,7 @@ class Words(unittest.TestCase):
                 "Soaking",
                 "probe app fails",
                 "Failed: app, disk failed for too long",
-                "rollout stable@aaa1 halted: failed on web-01",
+                "v1 gets no more turns: halted: failed on web-01",
                 "Reverted: back on before",
             ],
         )
@@ -90,7 +90,7 @@ class PlainLines(unittest.TestCase):
     def test_a_line_says_when_where_and_what(self) -> None:
         out = io.StringIO()
         timeline = Timeline(SystemClock(), Lines(out).show)
-        timeline.label(ID, "v1")
+        timeline.open_rollout(ID, "v1", [["web-01"]])
         timeline.note("it begins")
         timeline.watch(happened("DispatchAck", State.ACTIVATING))
         self.assertRegex(out.getvalue(), r"^ +0\.\d s  it begins\n +0\.\d s  web-01   v1  Activating\n$")

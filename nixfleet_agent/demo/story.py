@@ -1,0 +1,178 @@
+"""The verbs of a scenario, one method each: every one waits until it is true, or gives up and says on what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from nixfleet_agent.demo.agents import Host
+from nixfleet_agent.demo.errors import DemoError
+from nixfleet_agent.demo.fleet import DemoFleet, rollout_id_of
+from nixfleet_agent.demo.scenario import Scenario
+from nixfleet_agent.demo.timeline import Timeline
+
+#: How long a step may take, in seconds, and what each agent adds to it on a small machine.
+STEP_SECS = 60.0
+STEP_SECS_PER_AGENT = 3.0
+
+_REACHED = {"Converged": "has converged on", "Reverted": "has gone back by itself from"}
+
+
+class Story:
+    """Tells one scenario on one fleet.
+
+    Raises:
+        DemoError: from every verb: it did not become true in time, or an agent or the control plane ended.
+    """
+
+    def __init__(self, fleet: DemoFleet, timeline: Timeline) -> None:
+        self._fleet = fleet
+        self._timeline = timeline
+        self._patience = STEP_SECS + STEP_SECS_PER_AGENT * len(fleet.names)
+
+    def tell(self, scenario: Scenario) -> None:
+        """All steps, in order."""
+        for step in scenario.steps:
+            VERBS[step.do](self, **step.arguments)
+
+    def release(self, version: str, waves: Sequence[str] = ("all",), signed_minutes_ago: int = 0) -> None:
+        groups = [group for group in (hosts_of(self._fleet.names, wave) for wave in waves) if group]
+        age = timedelta(minutes=signed_minutes_ago)
+        signed = f", signed {signed_minutes_ago} minutes ago" if age else ""
+        told = " then ".join(_some(group) for group in groups)
+        self._timeline.open_rollout(rollout_id_of(version), version, groups)
+        self._timeline.note(f"CI signs {version}{signed}; turns for {told}")
+        self._fleet.publish(version, groups, age)
+
+    def reach(self, version: str, state: str, hosts: str = "all") -> None:
+        names = hosts_of(self._fleet.names, hosts)
+        self._until(
+            f"{hosts} to be {state} in {version}",
+            lambda: all(self._timeline.state(version, name) == state for name in names),
+        )
+        self._timeline.note(f"{_who(hosts, names)} {_REACHED.get(state, f'is {state} in')} {version}")
+
+    def event(self, version: str, kind: str, hosts: str = "all") -> None:
+        names = hosts_of(self._fleet.names, hosts)
+        self._until(
+            f"{kind} of {version} from {hosts}",
+            lambda: all(self._timeline.seen(name, version, kind) for name in names),
+        )
+
+    def runs(self, version: str, hosts: str = "all") -> None:
+        """By the hosts' own disks, not by what the control plane believes."""
+        closure = self._fleet.releases[version].closure
+        chosen = self._hosts(hosts)
+        self._until(f"{hosts} to run {version}", lambda: all(host.running_closure() == closure for host in chosen))
+        self._timeline.note(f"{_who(hosts, [host.name for host in chosen])} runs {version}, by its own disk")
+
+    def refused(self, reason: str, hosts: str = "all") -> None:
+        names = hosts_of(self._fleet.names, hosts)
+        self._until(
+            f"{hosts} to refuse with {reason}",
+            lambda: all(self._timeline.refused(name, reason) for name in names),
+        )
+        self._timeline.note(f"refused by {_some(names)}: {reason}")
+
+    def renewed(self, times: int, hosts: str = "all") -> None:
+        names = hosts_of(self._fleet.names, hosts)
+
+        def done() -> bool:
+            with self._fleet.plane.store() as store:
+                issued = store.certificates()  # the first is the one that the host enrolled for
+            return all(issued.get(name, 0) > times for name in names)
+
+        self._until(f"{hosts} to renew {times} times", done)
+        self._timeline.note(f"certificates renewed {'once' if times == 1 else f'{times} times'} by {_some(names)}")
+
+    def kill_agent(self, hosts: str = "all") -> None:
+        for host in self._hosts(hosts):
+            host.kill()
+            host.start()
+            self._timeline.note(f"the agent of {host.name} is killed with -9, and started again")
+
+    def kill_cp(self) -> None:
+        self._fleet.plane.kill()
+        self._timeline.note("the control plane is killed with -9")
+
+    def start_cp(self, wiped: bool = False) -> None:
+        if wiped:
+            self._fleet.plane.forget()
+            self._timeline.forget()
+        self._fleet.plane.start()
+        how = "with an empty database: it asks the agents for replays" if wiped else "on its database"
+        self._timeline.note(f"the control plane is started again {how}")
+
+    def partition(self, on: bool) -> None:
+        self._fleet.plane.fault("partition", on)
+        self._timeline.note(f"the control plane {'is cut off from its fleet' if on else 'can be reached again'}")
+
+    def slow(self, seconds: float) -> None:
+        self._fleet.plane.fault("delay", seconds)
+        self._timeline.note(f"the control plane takes {seconds} s for every answer")
+
+    def tamper(self, version: str) -> None:
+        self._fleet.plane.fault("tampered", [rollout_id_of(version)])
+        self._timeline.note(f"the control plane tampers with the signature of {version}")
+
+    def misname(self, version: str, closure_of: str) -> None:
+        closure = self._fleet.releases[closure_of].closure
+        self._fleet.plane.fault("wrong_closures", {rollout_id_of(version): closure})
+        self._timeline.note(f"the control plane names the closure of {closure_of} in the turns of {version}")
+
+    def watch(self, seconds: float) -> None:
+        self._timeline.wait(lambda: False, seconds, self._fleet.look_after)
+
+    def note(self, text: str) -> None:
+        self._timeline.note(text)
+
+    def _hosts(self, hosts: str) -> list[Host]:
+        return [self._fleet.hosts[name] for name in hosts_of(self._fleet.names, hosts)]
+
+    def _until(self, what: str, done: Callable[[], bool]) -> None:
+        if not self._timeline.wait(done, self._patience, self._fleet.look_after):
+            raise DemoError(f"waited {self._patience:.0f} s for {what}")
+
+
+VERBS: Mapping[str, Callable[..., Any]] = {
+    "release": Story.release,
+    "reach": Story.reach,
+    "event": Story.event,
+    "runs": Story.runs,
+    "refused": Story.refused,
+    "renewed": Story.renewed,
+    "kill-agent": Story.kill_agent,
+    "kill-cp": Story.kill_cp,
+    "start-cp": Story.start_cp,
+    "partition": Story.partition,
+    "slow": Story.slow,
+    "tamper": Story.tamper,
+    "misname": Story.misname,
+    "watch": Story.watch,
+    "note": Story.note,
+}
+
+
+def hosts_of(names: Sequence[str], which: str) -> tuple[str, ...]:
+    """The hosts that a word of a scenario means; ``rest`` of a single host is nobody."""
+    match which:
+        case "first":
+            return tuple(names[:1])
+        case "rest":
+            return tuple(names[1:])
+        case "last":
+            return tuple(names[-1:])
+    return tuple(names)
+
+
+def _who(which: str, names: Sequence[str]) -> str:
+    """Always singular, whoever is meant."""
+    if which == "all":
+        return "every host"
+    return names[0] if len(names) == 1 else f"each of {_some(names)}"
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = tuple(names)
+    return ", ".join(listed) if len(listed) <= 3 else f"{listed[0]} to {listed[-1]}"

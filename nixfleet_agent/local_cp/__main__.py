@@ -1,0 +1,132 @@
+"""The local control plane as a process of its own: ``python -m nixfleet_agent.local_cp --dir DIR --org-root KEY``.
+
+Started again on the same folder and port it is the same control plane: CA, database and releases are kept there.
+Standard output carries one JSON object a line: ``listening`` first, then each ``happening``, and the answers to
+orders. With ``--orders`` it reads orders from standard input and ends with it, so that it never outlives its owner.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import binascii
+import functools
+import json
+import logging
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from nixfleet_agent.clock import SystemClock
+from nixfleet_agent.errors import AgentError, ConfigError
+from nixfleet_agent.local_cp import orders
+from nixfleet_agent.local_cp.api import PAGES
+from nixfleet_agent.local_cp.dispatcher import Options
+from nixfleet_agent.local_cp.page_server import PageServer
+from nixfleet_agent.local_cp.planner import REDELIVER_AFTER
+from nixfleet_agent.local_cp.service import CERTIFICATE_LIFETIME, HOST, LocalControlPlane
+from nixfleet_agent.text import printable
+
+KEY_BYTES = 32
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until SIGTERM, SIGINT or the end of the orders; the process's exit code."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    told = _Told()
+    try:
+        plane = LocalControlPlane(
+            options.dir,
+            SystemClock(),
+            options.org_root,
+            port=options.port,
+            options=Options(timedelta(seconds=options.extra_soak), timedelta(seconds=options.redeliver_after)),
+            watcher=lambda happening: told.tell({"happening": happening.to_json()}),
+            certificate_lifetime=timedelta(seconds=options.certificate_secs),
+        )
+        pages = _pages(plane, options.page_port)
+    except (AgentError, OSError) as error:
+        print(f"nixfleet-agent: {printable(error)}", file=sys.stderr)
+        return error.exit_code if isinstance(error, AgentError) else 1
+    ended: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _: ended.put(received))
+    plane.start()
+    pages.start()
+    told.tell({"listening": {"url": plane.url, "page": pages.url, "port": plane.server.port}})
+    plane.control.tell_known()
+    if options.orders:
+        # A daemon thread: nothing can wake it from its reading when a signal ends the process.
+        threading.Thread(target=_obey, args=(plane, told, ended), name="local-cp-orders", daemon=True).start()
+    ended.get()
+    pages.stop()
+    plane.stop()
+    return 0
+
+
+class _Told:
+    """Standard output, a line at a time. Once its reader is gone nobody is told anything."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._gone = False
+
+    def tell(self, value: Mapping[str, Any]) -> None:
+        with self._lock:
+            if self._gone:
+                return
+            try:
+                print(json.dumps(value), flush=True)
+            except BrokenPipeError:
+                self._gone = True
+
+
+def _obey(plane: LocalControlPlane, told: _Told, ended: queue.SimpleQueue[int | None]) -> None:
+    for line in sys.stdin:
+        told.tell(orders.carry_out(plane, line))
+    ended.put(None)
+
+
+def _pages(plane: LocalControlPlane, port: int) -> PageServer:
+    pages = {path: functools.partial(endpoint, plane.api) for path, endpoint in PAGES.items()}
+    try:
+        return PageServer((HOST, port), pages)
+    except OSError as error:
+        raise ConfigError(f"can't listen on {HOST}:{port}: {error.strerror or error}: free it or use 0") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m nixfleet_agent.local_cp",
+        description="The local control plane, for demos, tests and development.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--dir", type=Path, required=True, help="database, certificates and published releases")
+    parser.add_argument("--org-root", type=_key, required=True, metavar="BASE64", help="key of the bootstrap tokens")
+    parser.add_argument("--port", type=int, default=0, help="of the control plane (default: a free one)")
+    parser.add_argument("--page-port", type=int, default=0, help="of the status page (default: a free one)")
+    parser.add_argument("--certificate-secs", type=float, default=CERTIFICATE_LIFETIME.total_seconds(), metavar="SECS")
+    parser.add_argument("--extra-soak", type=float, default=0.0, metavar="SECS", help="added to every soak hint")
+    parser.add_argument("--redeliver-after", type=float, default=REDELIVER_AFTER.total_seconds(), metavar="SECS")
+    parser.add_argument("--orders", action="store_true", help="take orders from standard input, and end with it")
+    return parser
+
+
+def _key(text: str) -> bytes:
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise argparse.ArgumentTypeError(f"not base64: {error}") from error
+    if len(raw) != KEY_BYTES:
+        raise argparse.ArgumentTypeError(f"a key has {KEY_BYTES} bytes, this has {len(raw)}")
+    return raw
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
