@@ -1,10 +1,10 @@
 """One host without workers: the real journal, the real reducer in its thread, and the mailboxes laid open.
 
-host = TestHost(self)                          # state directory, clock; nothing runs yet
-host.start(current=PRIOR)                      # opens, recovers, starts the reducer, waits until it is idle
-host.dispatch("stable@aa", TARGET)             # -> (Answer, reason)
-host.tell("stable@aa", "ActivationStarted")    # -> Answer
-host.restart(current=TARGET)                   # the next process on the same directory
+    host = TestHost(self)                          # state directory, clock; nothing runs yet
+    host.start(current=PRIOR)                      # opens, recovers, starts the reducer, waits until it is idle
+    host.dispatch("stable@aa", TARGET)             # -> (Answer, reason)
+    host.tell("stable@aa", "ActivationStarted")    # -> Answer
+    host.restart(current=TARGET)                   # the next process on the same directory
 """
 
 from __future__ import annotations
