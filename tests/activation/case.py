@@ -68,6 +68,7 @@ class PipelineCase(unittest.TestCase):
         self.host.boot(self.v1)
         self.reason: str | None = None
         self.wake = threading.Event()
+        self.asked = 0
         self.methods: list[str] = []
         self.phases: list[tuple[str, float]] = []
         self.after_phase: dict[str, Callable[[], object]] = {}
@@ -92,12 +93,17 @@ class PipelineCase(unittest.TestCase):
             self.host.activation,
             self.host.state_dir,
             SystemClock(),
-            lambda: self.reason,
+            self.interrupted,
             lambda seconds: void(self.wake.wait(seconds)),
             self.log,
             on_phase=self.note_phase,
             environment=self.host.environment,
         )
+
+    def interrupted(self) -> str | None:
+        """What the pipeline asks at each turn of each wait."""
+        self.asked += 1
+        return self.reason
 
     def note_phase(self, name: str, seconds: float) -> None:
         """Keep what was reported, and do what the test wants done at the end of that step."""

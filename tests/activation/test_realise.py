@@ -116,24 +116,30 @@ class RealiseTest(PipelineCase):
         outcome = self.assert_untouched(self.forward(self.v2))
         self.assertEqual((outcome.exit_code, outcome.phase), (-1, "realise"))
 
+    def lie(self, act: str) -> None:
+        """A nix-store that says yes to ``--add-root`` and does something else."""
+        programs = self.host.root / "programs"
+        programs.mkdir(exist_ok=True)
+        liar = programs / "nix-store"
+        liar.write_text(
+            f'#!/bin/sh\ncase $* in *--add-root*) ;; *) exec {shutil.which("nix-store")} "$@" ;; esac\n'
+            f'while [ "$1" != --add-root ]; do shift; done; root=$2; {act}\nexit 0\n'
+        )
+        liar.chmod(0o755)
+        self.host.environment["PATH"] = f"{programs}:{os.environ['PATH']}"
+
     def test_a_nix_that_says_yes_but_holds_nothing_or_something_else_is_not_believed(self) -> None:
-        for act, words in (
-            ("", "Nix made no root"),
-            (f'ln -sfn /nix/store/{self.v1} "$root"', f"leads to /nix/store/{self.v1}"),
-        ):
-            with self.subTest(words):
-                programs = self.host.root / "programs"
-                programs.mkdir(exist_ok=True)
-                liar = programs / "nix-store"
-                liar.write_text(
-                    f'#!/bin/sh\ncase $* in *--add-root*) ;; *) exec {shutil.which("nix-store")} "$@" ;; esac\n'
-                    f'while [ "$1" != --add-root ]; do shift; done; root=$2; {act}\nexit 0\n'
-                )
-                liar.chmod(0o755)
-                self.host.environment["PATH"] = f"{programs}:{os.environ['PATH']}"
-                outcome = self.assert_untouched(self.forward(self.v2, policy="halt"))
-                self.assertEqual((outcome.exit_code, outcome.phase), (-1, "realise"))
-                self.assertIn(words, outcome.stderr_tail)
+        elsewhere = f'ln -sfn /nix/store/{self.v1} "$root"'
+        for here in (False, True):
+            if here:
+                self.host.nix("nix-store", "--realise", f"/nix/store/{self.v2}")
+            for act, words in (("", "Nix made no root"), (elsewhere, f"leads to /nix/store/{self.v1}")):
+                with self.subTest(words, here=here):
+                    self.lie(act)
+                    outcome = self.assert_untouched(self.forward(self.v2, policy="halt"))
+                    self.assertEqual((outcome.exit_code, outcome.phase), (-1, "realise"))
+                    self.assertIn(words, outcome.stderr_tail)
+                    (self.host.state_dir / "gcroots" / "stable@abc1-target").unlink(missing_ok=True)
 
     def test_a_closure_that_is_here_already_needs_no_cache(self) -> None:
         self.host.nix("nix-store", "--realise", f"/nix/store/{self.v2}")

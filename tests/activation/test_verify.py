@@ -84,6 +84,12 @@ class VerifyTest(PipelineCase):
         self.assertEqual(outcome.exit_code, 9)
         self.assertIn("forked and failing", outcome.stderr_tail)
 
+    def test_words_that_come_just_after_the_end_are_still_told(self) -> None:
+        self.addCleanup(self.end_switches)
+        outcome = self.forward(self.nixery.system("late", '(sleep 0.3; echo "the reason" >&2) & exit 9\n'))
+        assert isinstance(outcome, Failed)
+        self.assertEqual((outcome.exit_code, outcome.stderr_tail), (9, "switch: the reason\n"))
+
     def test_a_shutdown_leaves_the_switch_running_and_the_guard_armed(self) -> None:
         target = self.nixery.system("slow", SLOW)
         result = self.in_thread(lambda: self.forward(target))
@@ -104,6 +110,7 @@ class VerifyTest(PipelineCase):
         self.interrupt("superseded")
         self.assertEqual(result(), Completed(target, 0, ()))
         self.assertEqual(self.records("forward")[0].exit_code, 0)
+        self.assertLess(self.asked, 1000, "a wait that is cut short by the newer intent must not make the poll spin")
 
     def test_the_guard_of_a_superseded_rollout_is_disarmed_when_its_switch_fails(self) -> None:
         target = self.nixery.system("slow-bad", "sleep 0.4; exit 5\n")
