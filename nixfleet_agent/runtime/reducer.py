@@ -47,6 +47,8 @@ from nixfleet_agent.state_machine.events import LocalActivate, ProbeResult, Prob
 IDLE = 30.0
 #: At most one replay per rollout in this many seconds.
 REPLAY_INTERVAL = 60.0
+#: A snapshot with a seq above this is not adopted: it would leave no numbers for the host's own events.
+ADOPTED_SEQ_LIMIT = 1 << 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +261,7 @@ class Reducer(Worker):
             acceptance is None
             or self._journal.knows(snapshot.rollout_id)
             or snapshot.state in (State.CONVERGED, State.FAILED, State.REVERTED)
+            or snapshot.last_event_seq > ADOPTED_SEQ_LIMIT
             or self._read_current() != acceptance.target_closure
         ):
             return

@@ -250,13 +250,15 @@ class ActivationWorker(Worker):
 
     def _pause(self, order: RollBack, seconds: float) -> bool:
         """Wait before the next try, less when an operator asks for it; True when a newer order waits."""
+        self._switching(False)
         until = self.clock.monotonic() + seconds
         while (left := until - self.clock.monotonic()) > 0:
             self._wait(min(left, 1.0))
             if self._interrupted() is not None:
                 return True
             if self._control.take_retry(order.rollout_id) or self._control.given_up(order.rollout_id):
-                return False
+                break
+        self._switching(True)
         return False
 
     def _release(self, rollout_id: str) -> None:

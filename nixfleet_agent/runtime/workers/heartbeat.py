@@ -27,6 +27,8 @@ PATH = "/v1/agent/heartbeat"
 DEADLINE = 10.0
 HANDSHAKE_DEADLINE = 30.0
 ANSWER_LIMIT = 1 << 20
+#: Snapshots of one answer that are looked at: each may cost fetches, and a host has few rollouts that are not over.
+SNAPSHOT_LIMIT = 16
 
 
 class HeartbeatWorker(Worker):
@@ -125,9 +127,12 @@ class HeartbeatWorker(Worker):
             self.log.warning("%s", error)
             return
         good, bad = snapshots(body if isinstance(body, Mapping) else None)
-        for wrong in bad:
+        for wrong in bad[:SNAPSHOT_LIMIT]:
             self.log.warning("a snapshot was ignored: %s", wrong)
-        for snapshot in good:
+        if len(good) > SNAPSHOT_LIMIT:
+            self.log.warning("%d snapshots in one answer: only the first %d are read", len(good), SNAPSHOT_LIMIT)
+        for snapshot in good[:SNAPSHOT_LIMIT]:
+            self.alive()
             if snapshot.hostname != self._journal.hostname:
                 self.log.warning("a snapshot of another host was ignored: %s", printable(snapshot.hostname))
                 continue

@@ -179,7 +179,8 @@ class Outbound(Worker):
         elif lane.conflict_since is None:
             lane.conflict_since = monotonic
         conflict_for = 0.0 if lane.conflict_since is None else monotonic - lane.conflict_since
-        said = f"status {answer.status}: {answer.excerpt(200)}"
+        label = f"status {answer.status}"
+        said = f"{label}: {answer.excerpt(200)}"
         match disposition(answer.status, conflict_for, self._is_over(rollout_id)):
             case Disposition.DELIVERED:
                 self._journal.delivered(rollout_id, path)
@@ -193,12 +194,12 @@ class Outbound(Worker):
                 self._well_again(rollout_id, lane)
             case Disposition.RETRY:
                 wait = lane.backoff.next(at_least=retry_after(answer, now) or 0.0)
-                self._later(rollout_id, lane, said, wait)
+                self._later(rollout_id, lane, said, wait, label=label)
             case Disposition.MISMATCH:
                 self._gate.until = monotonic + MISMATCH_PAUSE
                 self.log.error("protocol mismatch, nothing is sent for %d s: %s", MISMATCH_PAUSE, said)
             case Disposition.WRONG_DOOR:
-                self._later(rollout_id, lane, said, lane.long_backoff.next(), error=True)
+                self._later(rollout_id, lane, said, lane.long_backoff.next(), label=label, error=True)
 
     def _later(
         self, rollout_id: str, lane: Lane, trouble: str, seconds: float, *, label: str = "", error: bool = False
