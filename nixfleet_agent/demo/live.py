@@ -134,7 +134,8 @@ def _refusals(timeline: Timeline) -> Iterator[Text]:
         newest[refusal.reason] = (list(dict.fromkeys([*names, refusal.hostname])), refusal.message)
     for reason, (names, message) in list(newest.items())[-REFUSALS:]:
         who = names[0] if len(names) == 1 else f"{len(names)} hosts"
-        yield Text.assemble((f"{who} refused: {reason}  ", "yellow"), printable(message, 300))
+        words = message.removeprefix("a Dispatch was refused: ").removeprefix("a Dispatch is kept for later: ")
+        yield Text.assemble((f"{who} refused: {reason}  ", "yellow"), printable(words, 300))
 
 
 def _state(state: State | None) -> Text:

@@ -20,6 +20,7 @@ from nixfleet_agent.local_cp import identity_api, status_page
 from nixfleet_agent.local_cp.control import ControlPlane
 from nixfleet_agent.local_cp.errors import RequestRefused
 from nixfleet_agent.local_cp.identity_api import Registrar
+from nixfleet_agent.local_cp.overview import overview
 from nixfleet_agent.local_cp.server import Peer, Request, Response
 from nixfleet_agent.local_cp.wire import heartbeat, read_object
 from nixfleet_agent.proto import ids
@@ -151,13 +152,14 @@ def bootstrap_report(api: Api, request: Request) -> Response:
 
 def page(api: Api, request: Request) -> Response:
     """The status page for a browser."""
-    body = status_page.render(status_page.overview(api.control, api.clock.now()))
-    return Response(status=HTTPStatus.OK, body=body.encode(), content_type="text/html; charset=utf-8")
+    body = status_page.render(overview(api.control, api.clock.now())).encode()
+    kind = "text/html; charset=utf-8"
+    return Response(status=HTTPStatus.OK, body=body, content_type=kind, headers=status_page.headers())
 
 
 def status(api: Api, request: Request) -> Response:
     """What the page shows, as JSON."""
-    body = json.dumps(status_page.overview(api.control, api.clock.now()), indent=1)
+    body = json.dumps(overview(api.control, api.clock.now()), indent=1)
     return Response(status=HTTPStatus.OK, body=body.encode())
 
 

@@ -1,88 +1,71 @@
-"""The status page: one picture of the fleet as plain data, and as a page that needs no script and fits a phone."""
+"""The status page: rendered here, brought up to date by itself, readable on a phone and by a screen reader.
+
+Its frame is ``page.html``. Without script a browser loads it anew every two seconds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from datetime import datetime
+import base64
+import functools
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from importlib import resources
+from string import Template
 from typing import Any
 
-from nixfleet_agent.local_cp.control import ControlPlane
-from nixfleet_agent.proto.times import format_time
 from nixfleet_agent.text import printable
 
-REFRESH_SECS = 2
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 1rem; max-width: 60rem; color: #1a1a1a; background: #fff }
-h1 { font-size: 1.2rem } h2 { font-size: 1rem; margin: 1.5rem 0 .3rem } p { margin: .3rem 0 }
-table { border-collapse: collapse; width: 100% } td, th { text-align: left; padding: .2rem .6rem .2rem 0;
-vertical-align: top; overflow-wrap: anywhere } th { font-weight: 600; border-bottom: 1px solid #bbb }
-.Converged { color: #116329 } .Failed, .Reverted, .halted { color: #a40e26 }
-.Pending, .Activating, .Deferred, .Soaking { color: #7a4d00 } .note { color: #57606a; font-size: .9em }
-@media (prefers-color-scheme: dark) { body { color: #e6e6e6; background: #15181c } th { border-color: #555 }
-.Converged { color: #6fdd8b } .Failed, .Reverted, .halted { color: #ff8a8a }
-.Pending, .Activating, .Deferred, .Soaking { color: #e3b341 } .note { color: #9aa4ae } }
-"""
+#: Rollouts that are shown, newest first.
+SHOWN = 6
 
 
-def overview(control: ControlPlane, now: datetime) -> dict[str, Any]:
-    """Everything that the page shows, in types of JSON."""
-    store = control.store
-    waiting = control.dispatcher.last_plan.waiting
-    queued = store.queued()
-    rollouts = []
-    for row in store.rollouts():
-        placements = store.placements(row.rollout_id)
-        rollouts.append(
-            {
-                "rollout_id": row.rollout_id,
-                "opened_at": format_time(row.opened_at),
-                "halted": row.halted,
-                "states": {hostname: placed.state.value for hostname, placed in sorted(placements.items())},
-                "waiting": {
-                    host: reason for (rollout_id, host), reason in waiting.items() if rollout_id == row.rollout_id
-                },
-            }
-        )
-    hosts = [
-        {
-            "hostname": host.hostname,
-            "current_closure": host.current_closure,
-            "seen_secs_ago": max(0, round((now - host.seen_at).total_seconds())),
-            "agent_version": host.agent_version,
-            "queued": queued.get(host.hostname, []),
-        }
-        for host in store.hosts().values()
-    ]
+@functools.cache
+def frame() -> str:
+    """The page around what changes."""
+    return (resources.files("nixfleet_agent") / "local_cp" / "page.html").read_text(encoding="utf-8")
+
+
+@functools.cache
+def headers() -> Mapping[str, str]:
+    """Only the page's own style and script run, so that no string of an agent's can become one."""
+    style, script = (_digest(tag) for tag in ("style", "script"))
+    policy = f"default-src 'none'; img-src data:; connect-src 'self'; style-src '{style}'; script-src '{script}'"
     return {
-        "at": format_time(now),
-        "hosts": hosts,
-        "rollouts": rollouts,
-        "quarantine": [list(pair) for pair in sorted(store.quarantined())],
-        "revoked": {hostname: format_time(at) for hostname, at in sorted(store.revocations().items())},
-        "bootstrap_reports": store.bootstrap_reports()[-10:],
-        "long_polls": len(control.waiters),
+        "Content-Security-Policy": f"{policy}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cache-Control": "no-store",
     }
 
 
 def render(picture: Mapping[str, Any]) -> str:
-    """The page; every string in it came over the wire at some time and is escaped."""
+    """The page for what ``overview`` gives; every string in it came over the wire at some time and is escaped."""
     rollouts = list(reversed(picture["rollouts"]))
     parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8>",
-        "<meta name=viewport content='width=device-width, initial-scale=1'>",
-        f"<meta http-equiv=refresh content={REFRESH_SECS}><title>NixFleet local control plane</title>",
-        f"<style>{_STYLE}</style><h1>NixFleet local control plane</h1>",
-        "<p class=note>For demos, tests and development. "
-        f"{len(picture['hosts'])} hosts, {picture['long_polls']} long polls open, {_text(picture['at'])}</p>",
         _hosts(picture["hosts"], rollouts[0] if rollouts else None),
-        *(_rollout(rollout) for rollout in rollouts),
+        *(_rollout(rollout) for rollout in rollouts[:SHOWN]),
+        _events(picture["events"]),
         _list("Quarantine", [f"{channel}: {closure}" for channel, closure in picture["quarantine"]]),
         _list("Revoked", [f"{hostname}: certificates before {at}" for hostname, at in picture["revoked"].items()]),
         _list("Bootstrap reports", [_report(report) for report in picture["bootstrap_reports"]]),
     ]
-    return "".join(parts)
+    fleet = "\n".join(filter(None, parts))
+    return Template(frame()).substitute(now=_now(picture, rollouts[0] if rollouts else None), fleet=fleet)
+
+
+def _now(picture: Mapping[str, Any], newest: Mapping[str, Any] | None) -> str:
+    """The whole fleet in a sentence."""
+    count = len(picture["hosts"])
+    hosts = "1 host" if count == 1 else f"{count} hosts"
+    if newest is None:
+        return f"{hosts}, nothing released yet."
+    states = Counter(newest["states"].values())
+    told = [f"<span class={_text(state)}>{number} {_text(state)}</span>" for state, number in sorted(states.items())]
+    waiting = f", {len(newest['waiting'])} waiting" if newest["waiting"] else ""
+    return f"{hosts}; {_text(newest['rollout_id'])}: {', '.join(told) or 'no turn given yet'}{waiting}."
 
 
 def _hosts(hosts: Iterable[Mapping[str, Any]], newest: Mapping[str, Any] | None) -> str:
@@ -91,20 +74,42 @@ def _hosts(hosts: Iterable[Mapping[str, Any]], newest: Mapping[str, Any] | None)
         (
             _text(host["hostname"]),
             _state(states.get(host["hostname"], "")),
-            _text(host["current_closure"] or "switching, or not known"),
+            _closure(host["current_closure"]),
             f"{host['seen_secs_ago']} s ago",
             _text(", ".join(host["queued"])),
         )
         for host in hosts
     ]
-    return "<h2>Hosts</h2>" + _table(("host", "newest rollout", "runs", "seen", "turn waiting"), rows)
+    if not rows:
+        return "<h2>Hosts</h2><p class=note>None has been heard of yet.</p>"
+    return _table("Hosts", ("host", "newest rollout", "runs", "last heard of", "turn waiting"), rows)
 
 
 def _rollout(rollout: Mapping[str, Any]) -> str:
-    rows = [(_text(hostname), _state(state)) for hostname, state in rollout["states"].items()]
-    rows += [(_text(hostname), f"<span class=note>{_text(why)}</span>") for hostname, why in rollout["waiting"].items()]
     halted = f"<p class=halted>{_text(rollout['halted'])}</p>" if rollout["halted"] else ""
-    return f"<h2>{_text(rollout['rollout_id'])}</h2>{halted}" + _table(("host", "state"), rows)
+    waves: Sequence[Sequence[str]] = rollout["waves"] or [list(rollout["states"])]
+    parts = []
+    for number, wave in enumerate(waves, start=1):
+        items = "".join(_member(hostname, rollout) for hostname in wave)
+        title = f"<h3>Wave {number}</h3>" if rollout["waves"] else ""
+        parts.append(f"{title}<ul class=hosts>{items}</ul>")
+    reasons = dict.fromkeys(rollout["waiting"].values())
+    waiting = "".join(f"<p class=note>Others wait: {_text(reason)}.</p>" for reason in reasons)
+    return f"<section><h2>{_text(rollout['rollout_id'])}</h2>{halted}{''.join(parts)}{waiting}</section>"
+
+
+def _member(hostname: str, rollout: Mapping[str, Any]) -> str:
+    state = rollout["states"].get(hostname)
+    said = _state(state) if state else "<span class=note>waits</span>"
+    return f"<li>{_text(hostname)} {said}</li>"
+
+
+def _events(events: Iterable[Mapping[str, Any]]) -> str:
+    rows = [
+        (_text(event["received_at"][11:19]), _text(event["hostname"]), _text(event["kind"]), _text(event["rollout_id"]))
+        for event in events
+    ]
+    return _table("Newest events", ("UTC", "host", "event", "rollout"), rows) if rows else ""
 
 
 def _report(report: Mapping[str, Any]) -> str:
@@ -114,13 +119,30 @@ def _report(report: Mapping[str, Any]) -> str:
 def _list(title: str, lines: list[str]) -> str:
     if not lines:
         return ""
-    return f"<h2>{title}</h2>" + "".join(f"<p>{_text(line)}</p>" for line in lines)
+    return f"<section><h2>{title}</h2>" + "".join(f"<p>{_text(line)}</p>" for line in lines) + "</section>"
 
 
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """Cells are HTML already."""
-    heads = "".join(f"<th>{name}" for name in head)
-    return f"<table><tr>{heads}" + "".join("<tr>" + "".join(f"<td>{cell}" for cell in row) for row in rows) + "</table>"
+def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Cells are HTML already. On a phone each row is a card, and ``data-label`` its column's name."""
+    heads = "".join(f"<th scope=col>{name}</th>" for name in head)
+    body = "".join(
+        f"<tr><th scope=row>{row[0]}</th>"
+        + "".join(f'<td data-label="{name}">{cell}</td>' for name, cell in zip(head[1:], row[1:], strict=True))
+        + "</tr>"
+        for row in rows
+    )
+    name = title.lower().replace(" ", "-")
+    return (
+        f"<section><h2 id={name}>{title}</h2><table aria-labelledby={name}><thead><tr>{heads}</tr></thead>"
+        f"<tbody>{body}</tbody></table></section>"
+    )
+
+
+def _closure(closure: str | None) -> str:
+    """A store path's name is told by people, its hash by programs: the name, and all of it to who asks."""
+    if closure is None:
+        return "<span class=note>switching, or not known</span>"
+    return f'<span title="{_text(closure)}"><span class=note>{_text(closure[:7])}…</span>{_text(closure[32:])}</span>'
 
 
 def _state(state: str) -> str:
@@ -129,3 +151,10 @@ def _state(state: str) -> str:
 
 def _text(value: object) -> str:
     return escape(printable(value))
+
+
+def _digest(tag: str) -> str:
+    inside = re.search(f"<{tag}>(.*?)</{tag}>", frame(), re.DOTALL)
+    if inside is None:
+        raise RuntimeError(f"page.html has no <{tag}>")
+    return "sha256-" + base64.b64encode(hashlib.sha256(inside.group(1).encode()).digest()).decode("ascii")
