@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable
 
 from nixfleet_agent import __version__
 from nixfleet_agent.clock import Clock, SystemClock
@@ -20,6 +17,7 @@ from nixfleet_agent.errors import EXIT_ENROLLMENT_REFUSED, EXIT_INTERNAL, EXIT_O
 from nixfleet_agent.runtime import logs as logging_setup
 from nixfleet_agent.runtime.assembly import Agent, assemble
 from nixfleet_agent.runtime.logs import Logs
+from nixfleet_agent.runtime.main_events import MainEvents, signals
 from nixfleet_agent.runtime.notify import Notifier
 from nixfleet_agent.runtime.own_unit import UnitChanged
 from nixfleet_agent.runtime.state_dir import StateDir
@@ -53,7 +51,7 @@ def run(config: Config, reload_config: Callable[[], Config] | None = None) -> in
     logs = logging_setup.configure(config.logging, clock)
     threading.excepthook = _log_defect
     try:
-        with _signals() as events:
+        with signals(_SIGNALS) as events:
             agent = assemble(config, clock, events, logs)
             code = _Main(agent, events, notifier, logs, clock, reload_config).run()
     finally:
@@ -66,7 +64,7 @@ class _Main:
     def __init__(
         self,
         agent: Agent,
-        events: queue.SimpleQueue[object],
+        events: MainEvents,
         notifier: Notifier,
         logs: Logs,
         clock: Clock,
@@ -97,10 +95,7 @@ class _Main:
         pulse = (self._notifier.watchdog_secs or 2 * LOOK_AROUND) / 2
         due = self._agent.supervisor.restart_due()
         wait = pulse if due is None else min(pulse, max(0.0, due - self._clock.monotonic()))
-        try:
-            return self._events.get(timeout=wait)
-        except queue.Empty:
-            return None
+        return self._events.wait(wait)
 
     def _handle(self, event: object) -> int | None:
         """What an event means; an exit code when it is the end."""
@@ -178,19 +173,3 @@ def dump_stacks() -> None:
     for ident, frame in sys._current_frames().items():
         stack = "".join(traceback.format_stack(frame))
         log.info("stack of %s", names.get(ident, ident), extra={"stack": stack})
-
-
-@contextmanager
-def _signals() -> Iterator[queue.SimpleQueue[object]]:
-    """Signals as queue entries: a handler interrupts any frame, even one with a lock; only SimpleQueue bears that."""
-    events: queue.SimpleQueue[object] = queue.SimpleQueue()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        events.put(signal.Signals(number))
-
-    before = {number: signal.signal(number, note) for number in _SIGNALS}
-    try:
-        yield events
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
