@@ -12,7 +12,7 @@ from nixfleet_agent.activation.context import Context
 from nixfleet_agent.activation.errors import PhaseFailed
 from nixfleet_agent.activation.guard import Guard
 from nixfleet_agent.activation.model import EXIT_THIRD_CLOSURE, Completed, Deferred, Forward
-from nixfleet_agent.activation.records import BOOT, FORWARD, Record, Records
+from nixfleet_agent.activation.records import BOOT, FORWARD, ROLLBACK, Record, Records
 from nixfleet_agent.activation.switches import LOCK_PHASE, Job, Status, Switches
 from nixfleet_agent.errors import ProtoError
 from nixfleet_agent.proto.ids import CLOSURE, ROLLOUT_ID, require
@@ -121,7 +121,7 @@ class ForwardRun:
         if record is None:
             if current == intent.target:
                 return self._noop()
-            self._refuse_third(current, (intent.prior,) if intent.prior else (current,))
+            self._refuse_third(current, (intent.prior, *self._left_by_ours()) if intent.prior else (current,))
             return self.run()
         status = self._parts.switches.status(record)
         if status is not Status.LOST or current == intent.target:
@@ -208,6 +208,11 @@ class ForwardRun:
             elif not record.lock_refused:
                 return record
         return None
+
+    def _left_by_ours(self) -> tuple[str | None, ...]:
+        """What the last switch of ours may have left: one that this rollout superseded ends after its acceptance."""
+        live = [r for r in self._parts.records.all() if r.intent.direction in (FORWARD, ROLLBACK) and r.started]
+        return (live[-1].intent.target, live[-1].intent.running) if live else ()
 
     def _readable_current(self) -> str | None:
         """What runs; a link that is being replaced, or not there yet this early in a boot, is waited for."""

@@ -96,9 +96,10 @@ def why_not_now(host: Host, attempted: frozenset[str]) -> str | None:
 
 
 def handed_back(host: Host, current: str | None) -> Host:
-    """The host after its active rollout ended without ever having fired a switch: what it superseded soaks on.
+    """The host after its active rollout ended without ever having fired a switch: what it superseded goes on.
 
-    Only a rollout that still soaks and whose target is what runs comes back, the newest such.
+    Only a rollout whose target is what runs comes back, the newest such: one that soaked, or one whose switch was
+    under way and has come to its end unheard, for otherwise a release would run here that nobody watches.
     """
     active = host.active
     if active is None or not active.record.terminal or active.record.switch_fired is not False:
@@ -106,7 +107,7 @@ def handed_back(host: Host, current: str | None) -> Host:
     waiting = [
         rollout
         for rollout in host.rollouts.values()
-        if rollout.record.state is State.SOAKING
+        if rollout.record.state in (State.SOAKING, State.ACTIVATING)
         and rollout.record.target_closure == current
         and rollout.accepted.number < active.accepted.number
     ]

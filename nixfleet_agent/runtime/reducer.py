@@ -327,13 +327,16 @@ class Reducer(Worker):
 
     def _after_the_end(self, now: datetime) -> None:
         host = handed_back(self._host, self._read_current())
-        if host.active is not None and host.active_id != self._host.active_id:
+        back = host.active
+        if back is not None and host.active_id != self._host.active_id:
             self.log.info(
-                "%s never fired a switch: %s soaks on",
+                "%s never fired a switch: %s goes on",
                 self._host.active_id,
                 host.active_id,
                 extra={"rollout_id": host.active_id},
             )
+            if back.record.state is State.ACTIVATING and not back.accepted.adopted:
+                self._applier.activation.put(forward_order(back, resume=True))
         self._host = host
         for rollout_id in prunable(host, now, frozenset(self._journal.waiting())):
             try:
