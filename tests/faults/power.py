@@ -28,7 +28,7 @@ class _Change:
 
 
 class Unsynced:
-    """What is not durable at this moment. ``install`` puts it between the product's two writing modules and the system."""
+    """What is not durable now. ``install`` puts it between the product's two writing modules and the system."""
 
     def __init__(self) -> None:
         self._changes: list[_Change] = []

@@ -1,4 +1,4 @@
-"""One run: a control plane over mTLS, one host with a store of its own, and the agent there, started again as it dies."""
+"""One run: a control plane over mTLS, one host with its own store, and the agent there, started again as it dies."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class Rig:
         assert self.process is not None
         return self.process.pid
 
-    def start(self) -> None:
+    def start(self, extra_path: Path | None = None) -> None:
         """Start the agent; the first process of a boot meets the fate that is planned for it."""
         self.starts += 1
         fate = self._plans.pop(self.boot, {})
@@ -142,7 +142,7 @@ class Rig:
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.agent", str(self.folder / "agent.toml")],
-                env=self.host.environment | {VARIABLE: str(plan_file), "PYTHONPATH": str(TOP)},
+                env=self.host.environment | {VARIABLE: str(plan_file), "PYTHONPATH": f"{extra_path or TOP}:{TOP}"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -239,7 +239,8 @@ class Rig:
 
     def until_started(self) -> None:
         """The newest process has come so far that it minds signals."""
-        self.until(lambda: b'"message": "started"' in self.log_file.read_bytes()[self._log_start :], "the agent's start")
+        said = b'"message": "started"'
+        self.until(lambda: said in self.log_file.read_bytes()[self._log_start :], "the agent's start")
 
     def queued(self) -> list[str]:
         """Names of the events that wait for delivery, were refused, or can't be read."""
@@ -293,7 +294,7 @@ class Rig:
     def write_config(self, changes: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         """``agent.toml`` with every interval as short as it may be."""
         folder, changes = self.folder, changes or {}
-        activation = {k: v for k, v in dataclasses.asdict(self.host.activation).items()}
+        activation = dataclasses.asdict(self.host.activation)
         tables: dict[str, dict[str, Any]] = {
             "": {
                 "control_plane_url": self.url,

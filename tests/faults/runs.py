@@ -1,4 +1,4 @@
-"""Many runs of stories, two at a time: an undisturbed one of each first, and every disturbed one measured against it."""
+"""Many runs of stories, two at a time: first an undisturbed one, then every disturbed one measured against it."""
 
 from __future__ import annotations
 

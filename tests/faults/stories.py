@@ -1,4 +1,4 @@
-"""What happens in a run, told without regard to faults: the same words hold for an undisturbed run and a disturbed one."""
+"""What happens in a run, told without regard to faults: the same words for an undisturbed run and a disturbed one."""
 
 from __future__ import annotations
 
@@ -97,6 +97,16 @@ def handed_back(rig: Rig) -> None:
     rig.until_state("good", State.CONVERGED)
 
 
+def handed_back_activating(rig: Rig) -> None:
+    """A newer release can't be had; the older one's switch was under way when it came, and nobody listened."""
+    rig.publish("slow")
+    rig.start()
+    rig.until(lambda: rig.has_event("slow", "ActivationStarted"), "the start of slow's activation")
+    rig.publish("absent")
+    rig.until_state("absent", State.REVERTED)
+    rig.until_state("slow", State.CONVERGED)
+
+
 STORIES: Mapping[str, Story] = {
     "forward": Story(forward),
     "rollback": Story(rollback),
@@ -106,4 +116,5 @@ STORIES: Mapping[str, Story] = {
     "superseded-soaking": Story(superseded_soaking),
     "superseded-activating": Story(superseded_activating, "slow"),
     "handed-back": Story(handed_back),
+    "handed-back-activating": Story(handed_back_activating),
 }
