@@ -1,17 +1,14 @@
 """How fast a backlog of events is drained, against a bare loop of POSTs of the same bytes over one `requests` session.
 
-    python -m tests.bench.drain [--events N] [--rounds N] [--long N] [--json]
-
-The server is real TLS 1.3 with client certificates, in a process of its own. Exits 1 when the outbound worker reaches
-less than 70 % of the bare loop, or when a backlog ten times as long takes more than eleven times as long.
+The server is real TLS 1.3 with client certificates, in a process of its own. Bars: the outbound worker reaches 70 %
+of the bare loop, and a backlog ten times as long takes at most eleven times as long.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import multiprocessing
+import os
 import statistics
 import sys
 import tempfile
@@ -22,7 +19,6 @@ from unittest import mock
 
 import requests
 
-from nixfleet_agent import durable
 from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.identity.credentials import Credentials
 from nixfleet_agent.net.client import ControlPlane
@@ -32,6 +28,8 @@ from nixfleet_agent.runtime.shutdown import ShutdownToken
 from nixfleet_agent.runtime.status import StatusBoard
 from nixfleet_agent.runtime.workers.outbound import EVENTS, Outbound, Sender, signer
 from nixfleet_agent.trust.canonical import canonical
+from tests.bench import figures
+from tests.bench.figures import Figure
 from tests.runtime.harness import HOSTNAME
 from tests.state_machine.machine import T0, event
 from tests.support.https_server import HttpsServer, Reply
@@ -105,7 +103,7 @@ class Bench:
         """Seconds until the worker has sent a backlog of ``count`` events from the disk and filed each of them."""
         self.runs += 1
         journal = Journal(self.folder / f"state-{self.runs}", HOSTNAME)
-        with mock.patch.object(durable.os, "fsync"):
+        with mock.patch.object(os, "fsync", lambda descriptor: None):
             journal.open()
             zero = Entry(
                 seq=0, hostname=HOSTNAME, rollout_id=ROLLOUT, kind="Dispatch", created_at=T0, event={"kind": "Dispatch"}
@@ -131,8 +129,8 @@ class Bench:
         return seconds
 
 
-def measure(events: int, rounds: int, long: int) -> dict[str, float]:
-    """Medians over rounds that take both sides in turn, and one long backlog."""
+def measured(events: int, rounds: int, long: int) -> tuple[float, float, float]:
+    """Seconds to drain, seconds of the bare loop (medians, in turns), and seconds to drain one long backlog."""
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(Path(name))
         try:
@@ -140,39 +138,35 @@ def measure(events: int, rounds: int, long: int) -> dict[str, float]:
             long_seconds = bench.drained(long)
         finally:
             bench.close()
-    drained = statistics.median(ours for _, ours in pairs)
-    return {
-        "events": events,
-        "rounds": rounds,
-        "bare_per_second": events / statistics.median(theirs for theirs, _ in pairs),
-        "drain_per_second": events / drained,
-        "ratio": statistics.median(theirs / ours for theirs, ours in pairs),
-        "bar": BAR,
-        "long_events": long,
-        "long_ratio": long_seconds / drained,
-        "long_bar": LONG_BAR * long / (10 * events),
-    }
+    drained, bare = (statistics.median(side) for side in ((p[1] for p in pairs), (p[0] for p in pairs)))
+    return drained, bare, long_seconds
 
 
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--events", type=int, default=1_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--long", type=int, default=10_000)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args(argv)
+def measure(quick: bool) -> list[Figure]:
     logging.basicConfig(level=logging.ERROR)
-    figures = measure(options.events, options.rounds, options.long)
-    if options.json:
-        print(json.dumps(figures))
-    else:
-        print(f"bare requests loop     {figures['bare_per_second']:8.0f} events/s")
-        print(f"drain of the journal   {figures['drain_per_second']:8.0f} events/s")
-        print(f"ratio                  {figures['ratio']:8.2f}  (bar: at least {BAR})")
-        length, bar = options.long / options.events, figures["long_bar"]
-        print(f"a backlog {length:4.0f} x longer {figures['long_ratio']:8.2f} x as long  (bar: at most {bar:.1f})")
-    return 0 if figures["ratio"] >= BAR and figures["long_ratio"] <= figures["long_bar"] else 1
+    events, rounds, long = (200, 3, 2_000) if quick else (1_000, 5, 10_000)
+    drained, bare, long_seconds = measured(events, rounds, long)
+    return [
+        Figure(
+            what=f"drain of {events:,} events",
+            value=events / drained,
+            unit="/s",
+            baseline=events / bare,
+            against="bare requests POST loop",
+            least=BAR,
+            runs=rounds,
+        ),
+        Figure(
+            what=f"drain of {long:,} events",
+            value=long_seconds,
+            unit="s",
+            baseline=drained,
+            against=f"{events:,} events",
+            most=LONG_BAR,
+            runs=1,
+        ),
+    ]
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(figures.main(measure, __doc__))

@@ -1,15 +1,10 @@
 """How fast an event becomes durable, against a bare loop of write, fsync, rename and fsync of the folder.
 
-    python -m tests.bench.journal_enqueue [--events N] [--rounds N] [--folder DIR] [--json]
-
-Both sides write the same bytes in turn, on the same disk. Exits 1 when the journal reaches less than 80 % of the
-bare loop.
+Both sides write the same bytes in turn, on the same disk (TMPDIR chooses another). Bar: 80 % of the bare loop.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
 import sys
@@ -19,6 +14,8 @@ from pathlib import Path
 
 from nixfleet_agent.runtime.journal import Journal
 from nixfleet_agent.runtime.journal_files import entry_of
+from tests.bench import figures
+from tests.bench.figures import Figure
 from tests.runtime.harness import HOSTNAME
 from tests.state_machine.machine import T0, event
 
@@ -50,9 +47,9 @@ def through_the_journal(journal: Journal, first: int, count: int) -> float:
     return time.perf_counter() - begun
 
 
-def measure(events: int, rounds: int, parent: str | None) -> dict[str, float]:
-    """Medians over rounds that take both sides in turn, so that a disturbance meets both."""
-    with tempfile.TemporaryDirectory(dir=parent) as folder:
+def measured(events: int, rounds: int) -> tuple[float, float]:
+    """Events a second of the journal and of the bare loop; the sides take turns, so that a disturbance meets both."""
+    with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder), HOSTNAME)
         journal.open()
         baseline = Path(folder) / "bare-queue"
@@ -64,33 +61,24 @@ def measure(events: int, rounds: int, parent: str | None) -> dict[str, float]:
             names = [entry_of(event("ProbeResult", first + n), HOSTNAME, ROLLOUT, T0).name for n in range(events)]
             theirs.append(bare(baseline, names, raw))
             ours.append(through_the_journal(journal, first, events))
-    ratio = statistics.median(mine / other for mine, other in zip(theirs, ours, strict=True))
-    return {
-        "events": events,
-        "rounds": rounds,
-        "bare_per_second": events / statistics.median(theirs),
-        "journal_per_second": events / statistics.median(ours),
-        "ratio": ratio,
-        "bar": BAR,
-    }
+    return events / statistics.median(ours), events / statistics.median(theirs)
 
 
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--events", type=int, default=200, help="in each round (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--folder", help="on the disk to measure; default: the system's folder for temporary files")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args(argv)
-    figures = measure(options.events, options.rounds, options.folder)
-    if options.json:
-        print(json.dumps(figures))
-    else:
-        print(f"bare loop        {figures['bare_per_second']:8.0f} events/s")
-        print(f"durable enqueue  {figures['journal_per_second']:8.0f} events/s")
-        print(f"ratio            {figures['ratio']:8.2f}  (bar: at least {BAR})")
-    return 0 if figures["ratio"] >= BAR else 1
+def measure(quick: bool) -> list[Figure]:
+    rounds = 3 if quick else 9
+    ours, theirs = measured(200, rounds)
+    return [
+        Figure(
+            what="durable enqueue",
+            value=ours,
+            unit="/s",
+            baseline=theirs,
+            against="write + fsync + rename + dirsync",
+            least=BAR,
+            runs=rounds,
+        )
+    ]
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(figures.main(measure, __doc__))

@@ -1,20 +1,18 @@
 """A thousand simulated agents on one local control plane: how long heartbeats, turns and a whole release take.
 
-    python -m tests.bench.local_cp [--agents 1000] [--rate 100] [--seconds 10]
-
 The control plane is a process of its own. Every agent holds a long poll on one connection and beats on another, as
 a real one does. Baseline: the same request for a small fixed answer, at the same rate, in the same run.
 """
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import json
 import multiprocessing
 import queue
 import resource
 import ssl
+import sys
 import tempfile
 import threading
 import time
@@ -22,7 +20,6 @@ from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from multiprocessing.connection import Connection
 from pathlib import Path
-from statistics import median
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -33,9 +30,13 @@ from nixfleet_agent.identity.host_key import from_private
 from nixfleet_agent.local_cp.ci import ChannelDescription, ContinuousIntegration, FleetDescription, WaveDescription
 from nixfleet_agent.local_cp.service import LocalControlPlane
 from nixfleet_agent.proto.times import format_time
+from tests.bench import figures
+from tests.bench.figures import Figure, percentile
 from tests.support.signing import closure_name
 
-BAR_SECS = 0.250
+BAR_MS = 250.0
+#: Heartbeats a second, and for how long; a thousand agents beat 17 times a second.
+RATE, SECONDS = 100.0, 10.0
 BEATERS = 16
 
 
@@ -115,35 +116,24 @@ def at_rate(agents: list[Agent], call: Callable[[Agent], None], rate: float, cou
     return sorted(taken.get() for _ in range(count))
 
 
-def line(what: str, times: list[float]) -> float:
-    p99 = times[int(len(times) * 0.99)]
-    print(f"{what:<46} p50 {1000 * median(times):7.1f} ms   p99 {1000 * p99:7.1f} ms   n {len(times)}")
-    return p99
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--agents", type=int, default=1000)
-    parser.add_argument("--rate", type=float, default=100, help="heartbeats a second; 1000 agents beat 17 times")
-    parser.add_argument("--seconds", type=float, default=10)
-    options = parser.parse_args()
+def measure(quick: bool) -> list[Figure]:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     threading.stack_size(256 * 1024)
     with tempfile.TemporaryDirectory(prefix="bench-cp-") as scratch:
-        return measure(options, Path(scratch))
+        return with_agents(100 if quick else 1000, Path(scratch))
 
 
-def measure(options: argparse.Namespace, folder: Path) -> int:
-    names = [f"host-{number:04}" for number in range(options.agents)]
+def with_agents(number: int, folder: Path) -> list[Figure]:
+    names = [f"host-{index:04}" for index in range(number)]
     ours, theirs = multiprocessing.Pipe()
     child = multiprocessing.get_context("spawn").Process(target=serve, args=(folder, names, theirs))
     child.start()
     port = ours.recv()
     agents = [Agent(name, port, folder) for name in names]
-    count = int(options.rate * options.seconds)
+    count = int(RATE * SECONDS)
     at_rate(agents, Agent.beat, 1000, len(agents))  # handshakes, and the control plane has heard of all
-    line("baseline: a 404 at the same rate", at_rate(agents, Agent.nothing, options.rate, count))
+    bare = at_rate(agents, Agent.nothing, RATE, count)
 
     turns: queue.SimpleQueue[float] = queue.SimpleQueue()
 
@@ -155,21 +145,25 @@ def measure(options: argparse.Namespace, folder: Path) -> int:
     polls = [threading.Thread(target=poll, args=(agent,)) for agent in agents]
     for thread in polls:
         thread.start()
-    p99 = line(f"heartbeat, {len(agents)} long polls open", at_rate(agents, Agent.beat, options.rate, count))
+    beats = at_rate(agents, Agent.beat, RATE, count)
     ours.send("aaa1")
     began = time.monotonic()
     for thread in polls:
         thread.join()
     times = sorted(turns.get() - began for _ in agents)
-    line("release published -> turn received, all at once", times)
     ours.recv()
     ours.send(None)
     cpu, rss = ours.recv()
     child.join()
-    print(f"control plane: {cpu:.1f} s of CPU, {rss:.0f} MiB")
-    print(f"bar: heartbeat p99 below {1000 * BAR_SECS:.0f} ms: {'met' if p99 < BAR_SECS else 'MISSED'}")
-    return 0 if p99 < BAR_SECS else 1
+    slow, fast = (1000 * percentile(side, 0.99) for side in (beats, bare))
+    return [
+        Figure(what=f"heartbeat, {number:,} long polls open, p99", value=slow, unit="ms", most=BAR_MS, runs=count),
+        Figure(what="a 404 at the same rate, no long poll, p99", value=fast, unit="ms", runs=count),
+        Figure(what=f"release published -> last of {number:,} turns received", value=1000 * times[-1], unit="ms"),
+        Figure(what="CPU of the local control plane in all", value=cpu, unit="s"),
+        Figure(what="RSS of the local control plane, highest", value=rss, unit="MB"),
+    ]
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(figures.main(measure, __doc__))

@@ -1,29 +1,26 @@
 """What the pipeline adds to Nix and to the switch itself, and how soon it sees that a switch has ended.
 
-    python -m tests.bench.pipeline_overhead [--rounds N] [--json]
-
 Overhead is the time of a whole forward minus the time of the Nix calls that it makes (measured one by one in the
-same run) and minus what its script takes. Exits 1 when a bar is missed: 100 ms of overhead (p50), and
+same run) and minus what its script takes. Bars: 100 ms of overhead (p50), and
 ``poll_interval`` + 50 ms from the end of a switch to its outcome (worst).
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
-import os
 import statistics
 import sys
 import threading
 import time
 from dataclasses import dataclass
 
-from nixfleet_agent.activation import nix, processes
+from nixfleet_agent.activation import processes
 from nixfleet_agent.activation.context import Context
 from nixfleet_agent.activation.model import Completed, Forward
 from nixfleet_agent.activation.pipeline import Pipeline
 from nixfleet_agent.clock import SystemClock
+from tests.bench import figures
+from tests.bench.figures import Figure
 from tests.support.nix import Nixery, NixHost
 
 OVERHEAD_BAR_SECS = 0.100
@@ -78,7 +75,7 @@ def one_round(host: NixHost, number: int, target: str, prior: str) -> Round:
     return Round(end - begin - (ended_wall - stopped), sum(children), stopped - started, ended_wall - stopped)
 
 
-def measure(rounds: int) -> list[Round]:
+def measured(rounds: int) -> list[Round]:
     """Forwards between two closures, there and back, each as its own rollout."""
     script = 'echo "$(date +%s.%N)" >"$TEST_BOOTLOADER"; flip "$self"; echo "$(date +%s.%N)" >>"$TEST_BOOTLOADER"\n'
     with Nixery() as nixery:
@@ -94,29 +91,33 @@ def _wait(seconds: float) -> None:
     threading.Event().wait(seconds)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    found = measure(options.rounds)
-    result = {
-        "whole_p50_ms": statistics.median(r.whole for r in found) * 1000,
-        "nix_p50_ms": statistics.median(r.nix for r in found) * 1000,
-        "overhead_p50_ms": statistics.median(r.overhead for r in found) * 1000,
-        "overhead_bar_ms": OVERHEAD_BAR_SECS * 1000,
-        "seen_worst_ms": max(r.seen for r in found) * 1000,
-        "seen_bar_ms": (POLL_SECS + SEEN_BAR_SECS) * 1000,
-    }
-    met = result["overhead_p50_ms"] <= result["overhead_bar_ms"] and result["seen_worst_ms"] <= result["seen_bar_ms"]
-    if options.json:
-        print(json.dumps(result | {"met": met, "cores": os.cpu_count(), "query_limit_secs": nix.QUERY_SECS}))
-    else:
-        for name, value in result.items():
-            print(f"{name:18} {value:9.1f}")
-        print("bars met" if met else "A BAR IS MISSED")
-    return 0 if met else 1
+def measure(quick: bool) -> list[Figure]:
+    rounds = 4 if quick else 20
+    found = measured(rounds)
+
+    def p50(field: str) -> float:
+        values: list[float] = [getattr(each, field) for each in found]
+        return 1000 * statistics.median(values)
+
+    return [
+        Figure(
+            what="activation beside Nix and the switch, p50",
+            value=p50("overhead"),
+            unit="ms",
+            most=1000 * OVERHEAD_BAR_SECS,
+            runs=rounds,
+        ),
+        Figure(what="the whole forward, p50", value=p50("whole"), unit="ms", runs=rounds),
+        Figure(what="of it Nix, p50", value=p50("nix"), unit="ms", runs=rounds),
+        Figure(
+            what=f"end of a switch -> outcome, worst (a poll is {POLL_SECS:g} s)",
+            value=1000 * max(each.seen for each in found),
+            unit="ms",
+            most=1000 * (POLL_SECS + SEEN_BAR_SECS),
+            runs=rounds,
+        ),
+    ]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(figures.main(measure, __doc__))

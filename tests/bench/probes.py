@@ -1,13 +1,10 @@
 """What 100 probes at 5 s cost beside their own work, how late they start, and whether memory grows.
 
-    python -m tests.bench.probes [--seconds 21] [--probes 100] [--interval 5]
-
-Each line: what was measured, its bar, and the same work done bare (the runner called in a loop) in the same run.
+The same work done bare is the runner called in a loop, in the same run.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -32,6 +29,9 @@ from nixfleet_agent.runtime.workers import probe_runners
 from nixfleet_agent.runtime.workers.probe import ProbeWorker
 from nixfleet_agent.runtime.workers.probe_runners import RunnerContext, RunnerOutcome, passed
 from nixfleet_agent.state_machine.events import LocalProbeTopologyDeclared
+from tests.bench import figures
+from tests.bench.figures import Figure
+from tests.bench.processes import rss
 from tests.probes.support import context
 
 #: In a process of its own, so that what it burns is not counted as the agent's.
@@ -48,6 +48,8 @@ while True:
         pass
     connection.close()
 """
+
+PROBES, INTERVAL = 100, 5.0
 
 Runner = Callable[[ProbeDecl, RunnerContext], RunnerOutcome]
 
@@ -117,77 +119,68 @@ class Bench:
         return sorted(late)
 
 
-def resident_kib() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
-
-
-def cost(folder: Path, kind: str, declaration: dict[str, Any], runner: Runner, options: argparse.Namespace) -> bool:
-    declarations = {f"p{n}": {**declaration, "intervalSeconds": options.interval} for n in range(options.probes)}
-    bench = Bench(folder, declarations, runner, options.interval)
-    burnt, runs = bench.measure(options.seconds)
+def cost(folder: Path, kind: str, declaration: dict[str, Any], runner: Runner, span: float) -> list[Figure]:
+    declarations = {f"p{n}": {**declaration, "intervalSeconds": INTERVAL} for n in range(PROBES)}
+    bench = Bench(folder, declarations, runner, INTERVAL)
+    burnt, runs = bench.measure(span)
     own = bench.bare(runs)
-    late = bench.lateness(options.interval)
-    share = 100 * (burnt - own) / options.seconds
-    good = share <= 5.0 and late[-1] <= 0.1
-    print(
-        f"{kind:9} {options.probes} probes at {options.interval:g} s: {runs} runs, CPU {burnt:.3f} s, bare {own:.3f} s,"
-        f" beside own work {share:.2f} % of a core (bar 5 %);"
-        f" start p50 {1000 * late[len(late) // 2]:.1f} ms, p99 {1000 * late[int(len(late) * 0.99)]:.1f} ms,"
-        f" worst {1000 * late[-1]:.1f} ms late (bar 100 ms) {'ok' if good else 'MISSED'}",
-        flush=True,
-    )
-    return good
+    late = bench.lateness(INTERVAL)
+    what = f"{PROBES} {kind} probes at {INTERVAL:g} s"
+    return [
+        Figure(
+            what=f"{what}: CPU beside their own work",
+            value=100 * (burnt - own) / span,
+            unit="% of a core",
+            most=5.0,
+            runs=runs,
+        ),
+        Figure(what=f"{what}: worst start after it was due", value=1000 * late[-1], unit="ms", most=100.0, runs=runs),
+    ]
 
 
-def growth(folder: Path, declaration: dict[str, Any], runs: int) -> bool:
+def growth(folder: Path, declaration: dict[str, Any], runs: int) -> Figure:
     """Memory over many runs of real probes, after a first tenth that warms everything up."""
     declarations = {f"p{n}": {**declaration, "intervalSeconds": 0.1} for n in range(20)}
     bench = Bench(folder, declarations, probe_runners.run, 0.1)
     thread = threading.Thread(target=bench.worker.run)
     thread.start()
     bench.mailbox.put(ResetProbes("stable@abc"))
-    before = 0
+    before = 0.0
     while len(bench.starts) < runs:
         bench.shutdown.wait(0.1)
         if not before and len(bench.starts) >= runs // 10:
-            before = resident_kib()
-    grown = resident_kib() - before - runs * sys.getsizeof(("", 0.0)) // 1024  # what this bench itself keeps
+            before = rss(os.getpid())
+    own = runs * sys.getsizeof(("", 0.0)) / 2**20  # what this bench itself keeps
+    grown = rss(os.getpid()) - before - own
     bench.shutdown.set()
     thread.join()
-    good = grown < 10 * 1024
-    print(f"memory    {runs} runs: grew by {grown} KiB (bar 10240 KiB) {'ok' if good else 'MISSED'}", flush=True)
-    return good
+    return Figure(what=f"growth over {runs:,} http probe runs", value=max(0.0, grown), unit="MB", most=10.0)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--seconds", type=float, default=21.0)
-    parser.add_argument("--probes", type=int, default=100)
-    parser.add_argument("--interval", type=float, default=5.0)
-    parser.add_argument("--runs", type=int, default=10_000, help="runs of the memory measurement")
-    options = parser.parse_args()
+def measure(quick: bool) -> list[Figure]:
     logging.disable(logging.CRITICAL)
+    span, runs = (6.0, 2_000) if quick else (21.0, 10_000)
     server = subprocess.Popen([sys.executable, "-c", _SERVER], stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     port = int(server.stdout.readline())
     tcp = {"kind": "tcp", "port": port}
     http = {"kind": "http", "url": f"http://127.0.0.1:{port}/"}
+    command = {"kind": "exec", "command": ["/bin/true"]}
     try:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            results = [
-                cost(folder, "no work", tcp, lambda decl, ctx: passed(), options),
-                cost(folder, "tcp", tcp, probe_runners.run, options),
-                cost(folder, "exec", {"kind": "exec", "command": ["/bin/true"]}, probe_runners.run, options),
-                cost(folder, "http", http, probe_runners.run, options),
-                growth(folder, {**http, "bodyContains": "ok"}, options.runs),
+            return [
+                *cost(folder, "empty", tcp, lambda decl, ctx: passed(), span),
+                *cost(folder, "tcp", tcp, probe_runners.run, span),
+                *cost(folder, "exec", command, probe_runners.run, span),
+                *cost(folder, "http", http, probe_runners.run, span),
+                growth(folder, {**http, "bodyContains": "ok"}, runs),
             ]
     finally:
         server.kill()
         server.wait()
         server.stdout.close()
-    return 0 if all(results) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(figures.main(measure, __doc__))

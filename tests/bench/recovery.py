@@ -1,13 +1,10 @@
 """How long the next process takes to know where every rollout stands, against reading and parsing the same files.
 
-    python -m tests.bench.recovery [--files N] [--rounds N] [--json]
-
-Exits 1 when opening and folding the journal takes more than 3 x what listing, reading and parsing its files takes.
+Bar: opening and folding the journal takes at most 3 x what listing, reading and parsing its files takes.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -24,6 +21,8 @@ from nixfleet_agent.runtime.journal import Journal
 from nixfleet_agent.runtime.journal_files import Entry, entry_of
 from nixfleet_agent.runtime.recovery import recover
 from nixfleet_agent.state_machine import Policy, ProbeStatus, State
+from tests.bench import figures
+from tests.bench.figures import Figure
 from tests.runtime.harness import HOSTNAME, PRIOR, TARGET
 from tests.state_machine.machine import T0, at, declared, event
 
@@ -35,7 +34,7 @@ def fill(folder: Path, files: int) -> None:
     """Logs of twenty rollouts as busy hosts have them: mostly probe results, a tenth of them not yet delivered."""
     journal = Journal(folder, HOSTNAME)
     journal.open()
-    with mock.patch.object(os, "fsync"):
+    with mock.patch.object(os, "fsync", lambda descriptor: None):
         for number in range(ROLLOUTS):
             write_rollout(journal, number, files // ROLLOUTS - 1)
 
@@ -114,8 +113,8 @@ def recovered(folder: Path) -> float:
     return seconds
 
 
-def measure(files: int, rounds: int) -> dict[str, float]:
-    """Medians over rounds that take both sides in turn."""
+def measured(files: int, rounds: int) -> tuple[float, float]:
+    """Seconds of recovery and of reading alone: medians over rounds that take both sides in turn."""
     with tempfile.TemporaryDirectory() as name, mock.patch.object(durable, "boundary", lambda step, path: None):
         folder = Path(name)
         fill(folder, files)
@@ -123,33 +122,25 @@ def measure(files: int, rounds: int) -> dict[str, float]:
         for _ in range(rounds):
             theirs.append(read_and_parse(folder))
             ours.append(recovered(folder))
-    ratio = statistics.median(mine / other for mine, other in zip(ours, theirs, strict=True))
-    return {
-        "files": files,
-        "rounds": rounds,
-        "read_and_parse_seconds": statistics.median(theirs),
-        "recovery_seconds": statistics.median(ours),
-        "ratio": ratio,
-        "bar": BAR,
-    }
+    return statistics.median(ours), statistics.median(theirs)
 
 
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--files", type=int, default=10_000)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args(argv)
+def measure(quick: bool) -> list[Figure]:
     logging.basicConfig(level=logging.ERROR)
-    figures = measure(options.files, options.rounds)
-    if options.json:
-        print(json.dumps(figures))
-    else:
-        print(f"read and parse {options.files} files  {figures['read_and_parse_seconds']:7.3f} s")
-        print(f"open and fold the journal  {figures['recovery_seconds']:7.3f} s")
-        print(f"ratio                      {figures['ratio']:7.2f}  (bar: at most {BAR})")
-    return 0 if figures["ratio"] <= BAR else 1
+    files, rounds = (2_000, 3) if quick else (10_000, 7)
+    ours, theirs = measured(files, rounds)
+    return [
+        Figure(
+            what=f"recovery from {files:,} journal files",
+            value=1000 * ours,
+            unit="ms",
+            baseline=1000 * theirs,
+            against="read + json.loads",
+            most=BAR,
+            runs=rounds,
+        )
+    ]
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(figures.main(measure, __doc__))

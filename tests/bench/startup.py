@@ -5,7 +5,6 @@ Bars: `--version` and `--help` at most 3 x `python -c pass`; from exec to the fi
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import statistics
@@ -14,13 +13,17 @@ import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
+from tests.bench import figures
+from tests.bench.figures import Figure, in_turns
 from tests.support.https_server import HttpsServer, Reply, Request
 from tests.support.signing import CiSigner
 from tests.support.tls import Authority, write_host_key
 
 MACHINE = "web-01"
+VERSION_BAR, FIRST_POLL_MS = 3.0, 1000.0
 
 
 def seconds_of(arguments: list[str]) -> float:
@@ -30,17 +33,14 @@ def seconds_of(arguments: list[str]) -> float:
 
 
 def compare(rounds: int) -> dict[str, float]:
-    """Medians in seconds; the three take turns, so that a busy moment falls on all of them."""
+    """Medians in seconds."""
     commands = {
         "python -c pass": ["-c", "pass"],
         "--version": ["-m", "nixfleet_agent", "--version"],
         "--help": ["-m", "nixfleet_agent", "--help"],
     }
-    taken: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(rounds):
-        for name, arguments in commands.items():
-            taken[name].append(seconds_of(arguments))
-    return {name: statistics.median(values) for name, values in taken.items()}
+    sides = [partial(seconds_of, arguments) for arguments in commands.values()]
+    return dict(zip(commands, in_turns(rounds, *sides), strict=True))
 
 
 def first_poll(folder: Path) -> float:
@@ -84,24 +84,29 @@ def first_poll(folder: Path) -> float:
     return at[0] - began
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    rounds = parser.parse_args().rounds
+def measure(quick: bool) -> list[Figure]:
+    rounds = 5 if quick else 15
     medians = compare(rounds)
-    base = medians["python -c pass"]
-    bad = 0
-    for name, median in medians.items():
-        ratio = median / base
-        bad += ratio > 3
-        print(f"{name:<16} {median * 1000:7.1f} ms  {ratio:5.2f} x")
+    base = medians.pop("python -c pass")
+    found = [
+        Figure(
+            what=name,
+            value=1000 * median,
+            unit="ms",
+            baseline=1000 * base,
+            against="python -c pass",
+            most=VERSION_BAR,
+            runs=rounds,
+        )
+        for name, median in medians.items()
+    ]
     polls = []
-    for _ in range(5):
+    for _ in range(rounds // 3):
         with tempfile.TemporaryDirectory() as folder:
             polls.append(first_poll(Path(folder)))
-    print(f"{'first long poll':<16} {statistics.median(polls) * 1000:7.1f} ms  (bar: 1000 ms)")
-    return 1 if bad or statistics.median(polls) > 1 else 0
+    poll = 1000 * statistics.median(polls)
+    return [*found, Figure(what="exec -> first long poll", value=poll, unit="ms", most=FIRST_POLL_MS, runs=len(polls))]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(figures.main(measure, __doc__))

@@ -1,0 +1,168 @@
+"""One real host for benchmarks: its agent a process with the default configuration, its control plane another.
+
+with Rig(soak=10) as rig:
+    rig.start()
+    rollout_id = rig.release(1)          # CI signs, the control plane gives the turn
+    rig.reach(rollout_id, State.SOAKING)
+    rig.times(rollout_id)                # when the turn left, and when each event came in: monotonic seconds
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from nixfleet_agent.clock import SystemClock
+from nixfleet_agent.demo.agents import Host, Surroundings, end_marked, remove_tree
+from nixfleet_agent.demo.cache import Cache
+from nixfleet_agent.demo.closures import Maker
+from nixfleet_agent.local_cp.ci import ChannelDescription, ContinuousIntegration, FleetDescription, WaveDescription
+from nixfleet_agent.local_cp.dispatcher import Options
+from nixfleet_agent.local_cp.server import Request, Response
+from nixfleet_agent.local_cp.service import LocalControlPlane
+from nixfleet_agent.state_machine import State
+
+NAME = "web-01"
+PATIENCE = 90.0
+_SEQ_KIND = re.compile(rb'"kind":\s*"(\w+)"')
+
+
+def serve(folder: Path, names: list[str], soak: float, others: int, pipe: Connection) -> None:
+    """The control plane's process: publishes when told, and notes when turns leave and events arrive."""
+    clock = SystemClock()
+    ci = ContinuousIntegration()
+    maker = Maker(folder / "ci")
+    cache = Cache(maker.cache)
+    noted: dict[str, dict[str, float]] = {}
+
+    def happened(happening: Any) -> None:
+        if happening.state is not None:
+            noted.setdefault(happening.rollout_id, {}).setdefault(f"state {happening.state}", time.monotonic())
+
+    options = Options(extra_soak=timedelta(seconds=soak))
+    plane = LocalControlPlane(folder / "cp", clock, ci.org_root_public, options=options, watcher=happened)
+    inner = plane.server.answer
+
+    def answer(request: Request) -> Response:
+        if request.path.endswith("/events"):
+            at, match = time.monotonic(), _SEQ_KIND.search(request.body)
+            rollout = re.search(rb'"rolloutId":\s*"([^"]+)"', request.body)
+            if match and rollout:
+                noted.setdefault(rollout[1].decode(), {}).setdefault(match[1].decode(), at)
+        response = inner(request)
+        if request.path.endswith("/dispatch") and response.status == 200:
+            rollout = re.search(rb'"rolloutId":\s*"([^"]+)"|"rollout_id":\s*"([^"]+)"', response.body)
+            if rollout:
+                noted.setdefault((rollout[1] or rollout[2]).decode(), {}).setdefault("turn", time.monotonic())
+        return response
+
+    plane.server.answer = answer
+    plane.start()
+    releases = maker.releases({"v0": True, "v1": True, "v2": True}, cache.url)
+    closures = [releases[version].closure for version in ("v0", "v1", "v2")]
+    trust = ci.trust_file(issuance_ca_pems=[plane.authority.pem], cache_keys=[maker.public_key])
+    pipe.send((plane.url, str(plane.ca_file), trust, cache.url, maker.public_key, closures))
+    fleet = FleetDescription(channels={"stable": ChannelDescription(waves=(WaveDescription(tuple(names)),))})
+    crowd = [f"other-{number:05}" for number in range(others)]
+    if crowd:
+        fleet = FleetDescription(
+            channels={
+                "stable": ChannelDescription(waves=(WaveDescription(tuple(names)), WaveDescription(tuple(crowd))))
+            }
+        )
+    while (order := pipe.recv()) is not None:
+        match order:
+            case ("token", name, fingerprint):
+                pipe.send(ci.token(name, fingerprint, clock.now(), timedelta(hours=1)))
+            case ("publish", commit, closure):
+                wanted = dict.fromkeys([*names, *crowd], closure)
+                plane.control.publish(ci.release(fleet, commit, wanted, clock.now()))
+                pipe.send(None)
+            case ("noted", rollout_id):
+                pipe.send(dict(noted.get(rollout_id, {})))
+    plane.stop()
+    cache.close()
+
+
+class Rig:
+    """See the module. ``tuning`` replaces the agent's default intervals; ``others`` are hosts that only CI knows."""
+
+    def __init__(self, soak: float = 5.0, tuning: Mapping[str, float] | None = None, others: int = 0) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="bench-"))
+        self._tuning = dict(tuning or {})
+        self._pipe, theirs = multiprocessing.Pipe()
+        spawn = multiprocessing.get_context("spawn")
+        self._child = spawn.Process(target=serve, args=(self.folder, [NAME], soak, others, theirs))
+        self._child.start()
+        self.url, ca_file, trust, cache_url, cache_key, self.closures = self._pipe.recv()
+        around = Surroundings(self.url, Path(ca_file), trust, cache_url, cache_key, str(self.folder), 1.0)
+        self.host = Host(NAME, self.folder / "hosts" / NAME, around)
+        key = self.host.install(self.closures[0])
+        self.host.give_token(self._ask("token", NAME, key.fingerprint))
+        text = self.host.config_file.read_text(encoding="utf-8").partition("[tuning]")[0]
+        lines = [f"{name} = {value}" for name, value in self._tuning.items()]
+        self.host.config_file.write_text("\n".join([text, "[tuning]", *lines, ""]), encoding="utf-8")
+
+    def start(self) -> int:
+        """Start the agent; its process id."""
+        # Stale byte code would be compiled again at each start where the environment forbids to write it.
+        subprocess.run([sys.executable, "-m", "compileall", "-q", "nixfleet_agent"], check=True, env=_writing())
+        self.host.start()
+        pid = self.host.pid
+        if pid is None:
+            raise SystemExit(f"the agent ended at once; its log: {self.host.log_file.read_text()}")
+        return pid
+
+    def release(self, number: int, closure: int = 1) -> str:
+        """Publish the ``number``-th release with one of the three ``closures``; its rollout id."""
+        commit = hashlib.sha256(f"{number}".encode()).hexdigest()[:12]
+        self._ask("publish", commit, self.closures[closure])
+        return f"stable@{commit}"
+
+    def times(self, rollout_id: str) -> dict[str, float]:
+        """``turn``, ``state <State>`` and the kinds of events: when the first of each left or came in."""
+        noted: dict[str, float] = self._ask("noted", rollout_id)
+        return noted
+
+    def reach(self, rollout_id: str, state: State) -> None:
+        """Wait until the control plane knows the host to be in ``state``."""
+        self.until(rollout_id, f"state {state}")
+
+    def until(self, rollout_id: str, what: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while what not in self.times(rollout_id):
+            if time.monotonic() > deadline:
+                log = self.host.log_file.read_text(encoding="utf-8").splitlines()[-3:]
+                raise SystemExit(f"no {what} of {rollout_id} within {PATIENCE} s; the agent said last: {log}")
+            threading.Event().wait(0.1)
+
+    def _ask(self, *order: object) -> Any:
+        self._pipe.send(order)
+        return self._pipe.recv()
+
+    def __enter__(self) -> Rig:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.host.ask_to_stop()
+        self.host.wait_stopped()
+        self._pipe.send(None)
+        self._child.join()
+        end_marked(str(self.folder))
+        remove_tree(self.folder)
+
+
+def _writing() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
