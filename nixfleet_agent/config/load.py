@@ -25,6 +25,10 @@ from nixfleet_agent.proto.ids import HOSTNAME
 #: What the guard must leave for a slow disk, a busy lock and the agent's own restart, beyond both budgets (seconds).
 GUARD_MARGIN_SECS = 300
 DEFAULT_ORIGIN = "default"
+#: A path that begins with the first is one of systemd's credentials (systemd.exec(5), LoadCredential). Only the unit's
+#: own processes have the variable; to a command that an operator runs beside them, the second is the same folder.
+CREDENTIALS_VARIABLE = "CREDENTIALS_DIRECTORY"
+CREDENTIALS_OF_THE_UNIT = "/run/credentials/nixfleet-agent.service"
 
 _TABLES = {
     "activation": ActivationConfig,
@@ -66,6 +70,7 @@ def load(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, str]
     problems = problems or _missing(settings, chosen)
     if problems:
         raise ConfigProblemsError(problems)
+    settings = {name: _located(setting, schema.keys[name].kind, environ) for name, setting in settings.items()}
     config = _build(settings)
     if problems := _senseless(config, settings, schema):
         raise ConfigProblemsError(problems)
@@ -78,6 +83,15 @@ def _choose_file(file: Path | None, environ: Mapping[str, str]) -> Path | None:
     if named := environ.get(CONFIG_VARIABLE):
         return Path(named)
     return DEFAULT_FILE if os.path.lexists(DEFAULT_FILE) else None
+
+
+def _located(setting: Setting, kind: str, environ: Mapping[str, str]) -> Setting:
+    """The setting with a leading ``$CREDENTIALS_DIRECTORY`` of a path replaced by that folder."""
+    variable, slash, rest = setting.value.partition("/") if kind == "path" else ("", "", "")
+    if variable not in (f"${CREDENTIALS_VARIABLE}", f"${{{CREDENTIALS_VARIABLE}}}"):
+        return setting
+    folder = environ.get(CREDENTIALS_VARIABLE) or CREDENTIALS_OF_THE_UNIT
+    return dataclasses.replace(setting, value=f"{folder}{slash}{rest}")
 
 
 def _missing(settings: Mapping[str, Setting], file: Path | None) -> list[str]:

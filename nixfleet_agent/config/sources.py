@@ -98,7 +98,9 @@ def from_flags(flags: Mapping[str, str], schema: Schema) -> dict[str, Setting]:
     problems: list[str] = []
     for name, text in flags.items():
         key = schema.keys[name]
-        value = str(Path(text).absolute()) if key.kind == "path" and text else text
+        # A variable of systemd's is not a name in this folder: see ``load``.
+        relative = key.kind == "path" and text and not text.startswith("$")
+        value = str(Path(text).absolute()) if relative else text
         _take(key, Setting(value, key.flag, key.flag), schema, settings, problems)
     if problems:
         raise ConfigProblemsError(problems)

@@ -96,7 +96,10 @@ in
       type = types.nullOr types.str;
       default = null;
       example = "/run/secrets/bootstrap-token";
-      description = "The one-time token of a host that has no certificate yet.";
+      description = ''
+        The one-time token of a host that has no certificate yet. With
+        `systemd.services.nixfleet-agent.serviceConfig.LoadCredential`, a path below `$CREDENTIALS_DIRECTORY`.
+      '';
     };
 
     stateDir = mkOption {
@@ -183,9 +186,11 @@ in
         RestrictRealtime = true;
         LockPersonality = true;
         SystemCallArchitectures = "native";
-        SystemCallFilter = "~@clock @cpu-emulation @module @obsolete @raw-io @reboot @swap";
+        SystemCallFilter = "~@clock @cpu-emulation @debug @module @obsolete @raw-io @reboot @swap";
+        SystemCallErrorNumber = "EPERM";
         RestrictSUIDSGID = true;
         RestrictAddressFamilies = "AF_UNIX AF_INET AF_INET6 AF_NETLINK";
+        CapabilityBoundingSet = "~CAP_SYS_MODULE CAP_SYS_TIME CAP_SYS_BOOT CAP_SYSLOG CAP_MAC_ADMIN CAP_MAC_OVERRIDE CAP_WAKE_ALARM CAP_BLOCK_SUSPEND CAP_AUDIT_CONTROL CAP_BPF CAP_PERFMON CAP_LEASE CAP_SYS_PACCT CAP_CHECKPOINT_RESTORE CAP_IPC_LOCK CAP_LINUX_IMMUTABLE CAP_MKNOD CAP_SYS_TTY_CONFIG";
       };
     };
   };

@@ -136,6 +136,22 @@ class Sources(Case):
     def test_a_relative_path_in_a_flag_is_taken_from_the_current_folder(self) -> None:
         self.assertEqual(load(self.file, {}, {"state_dir": "s"}).config.state_dir, Path.cwd() / "s")
 
+    def test_a_credential_of_systemd_lies_where_systemd_says_or_where_it_puts_those_of_the_unit(self) -> None:
+        self.write(GOOD + 'bootstrap_token_file = "$CREDENTIALS_DIRECTORY/token"\n')
+        inside = load(self.file, {"CREDENTIALS_DIRECTORY": "/run/c"}, {"client_key": "${CREDENTIALS_DIRECTORY}/key"})
+        self.assertEqual(
+            (inside.config.bootstrap_token_file, inside.config.client_key), (Path("/run/c/token"), Path("/run/c/key"))
+        )
+        self.assertEqual(inside.provenance["client_key"], (Path("/run/c/key"), "--client-key"))
+        beside = load(self.file, {}, {})
+        self.assertEqual(
+            beside.config.bootstrap_token_file, Path("/run/credentials/nixfleet-agent.service/token")
+        )
+        for text in ("$CREDENTIALS_DIRECTORYX/token", "$HOME/token"):
+            with self.subTest(text):
+                self.write(GOOD + f'bootstrap_token_file = "{text}"\n')
+                self.assertIn("must be an absolute path", str(self.refused()))
+
     def test_no_guard_is_allowed(self) -> None:
         self.write(GOOD + "[activation]\nguard_secs = 0\npoll_budget_secs = 4000\n")
         self.assertEqual(load(self.file, {}, {}).config.activation.guard_secs, 0)
