@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any
@@ -184,7 +184,9 @@ class ControlPlaneProcess:
             self._reader.join()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
-                pipe.close()
+                # An order that a process did not live to read is still in the buffer, and nobody's any more.
+                with suppress(BrokenPipeError):
+                    pipe.close()
 
     def _last_words(self) -> str:
         said = self.log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]

@@ -129,7 +129,9 @@ def _problems(tree: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong, in plain words: first against the schema, then what no schema can say."""
     resource = resources.files("nixfleet_agent") / "conf" / "schemas" / "scenario.schema.json"
     validator = jsonschema.Draft202012Validator(json.loads(resource.read_text(encoding="utf-8")))
-    yield from map(_phrase, validator.iter_errors(tree))
+    # A misspelt key is named before the missing one that it was meant to be.
+    errors = sorted(validator.iter_errors(tree), key=lambda error: error.validator != "additionalProperties")
+    yield from map(_phrase, errors)
     released = {INSTALLER}
     down = False
     for number, step in enumerate(tree["steps"], start=1):
@@ -146,6 +148,8 @@ def _problems(tree: Mapping[str, Any]) -> Iterator[str]:
             down = not down
         elif down and step["do"] in ("partition", "slow", "tamper", "misname"):
             yield f"{where}.do: a control plane that is down can't be told to {step['do']}"
+    if down:
+        yield "steps: the control plane is still down after the last one: start-cp is missing"
     for number, end in enumerate(tree["end"], start=1):
         for key, version in (("runs", end["runs"]), *((f"rollouts.{v}", v) for v in end["rollouts"])):
             if version not in released:
@@ -179,8 +183,12 @@ def _phrase(error: jsonschema.ValidationError) -> str:
             return f"{where} must be {wanted}, is {_shown(value)}"
         case "minItems" | "minLength":
             return f"{where} is empty"
-        case validator:
-            return f"{where} breaks {validator} {limit}, is {_shown(value)}"
+        case "maxLength":
+            return f"{where} is longer than {limit} characters"
+        case "minimum":
+            return f"{where} must be at least {limit}, is {_shown(value)}"
+        case _:
+            return f"{where} must be at most {limit}, is {_shown(value)}"
 
 
 def _dotted(path: Sequence[str | int]) -> str:

@@ -364,7 +364,9 @@ class Doors(ControlPlaneCase):
         page = stranger.call("GET", "/")
         self.assertEqual(page.status, 200)
         self.assertIn("text/html", page.headers["content-type"])
-        self.assertNotIn(b"<script>", page.body)
+        self.assertNotIn(b"<script>alert", page.body)
+        self.assertIn(b"&lt;script&gt;alert", page.body)
+        self.assertIn("script-src 'sha256-", page.headers["content-security-policy"])
         self.assertNotIn(b"\x1b", page.body)
         self.assertIn(b"stable@aaa1", stranger.call("GET", "/status.json").body)
 

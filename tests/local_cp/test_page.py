@@ -1,0 +1,123 @@
+"""The status page: well-formed, complete, said in words and not in colours alone, and closed to foreign script."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.client
+import re
+import unittest
+from html.parser import HTMLParser
+
+from nixfleet_agent.local_cp import status_page
+from nixfleet_agent.local_cp.api import PAGES
+from nixfleet_agent.local_cp.page_server import PageServer
+from tests.local_cp.scripted import ControlPlaneCase, to_reverted
+
+VOID = {"meta", "link", "br"}
+PRIOR = "0" * 32 + "-before"
+
+
+class Outline(HTMLParser):
+    """What a page is made of; an element that is not closed, or closed twice, is an error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.errors: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.errors.append(tag)
+
+
+class Page(ControlPlaneCase):
+    def setUp(self) -> None:
+        super().setUp()
+        pages = {path: lambda request, page=page: page(self.cp.api, request) for path, page in PAGES.items()}
+        self.server = PageServer(("127.0.0.1", 0), pages)
+        self.server.start()
+        self.addCleanup(self.server.stop)
+
+    def get(self, path: str = "/", host: str | None = None) -> tuple[int, dict[str, str], str]:
+        port = self.server.server_address[1]
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("GET", path, headers={} if host is None else {"Host": host})
+        answer = connection.getresponse()
+        body = answer.read().decode()
+        connection.close()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, body
+
+    def outline(self, body: str) -> Outline:
+        outline = Outline()
+        outline.feed(body)
+        outline.close()
+        self.assertEqual((outline.open, outline.errors), ([], []))
+        return outline
+
+    def test_an_empty_fleet_has_a_page(self) -> None:
+        status, _, body = self.get()
+        self.assertEqual(status, 200)
+        self.outline(body)
+        self.assertIn("nothing released yet", body)
+
+    def test_a_halted_canary_is_told_in_words(self) -> None:
+        rollout_id = self.publish("aaa1", ("web-01",), ("web-02",))
+        agents = [self.agent("web-01"), self.agent("web-02")]
+        for agent in agents:
+            agent.beat()
+        self.assertIsNotNone(agents[0].poll(wait=10))
+        self.play(agents[0], rollout_id, to_reverted(self.target(rollout_id, "web-01"), PRIOR))
+        self.cp.control.dispatcher.plan_once()
+        _, _, body = self.get()
+        outline = self.outline(body)
+        for said in ("1 Reverted", "Wave 1", "Wave 2", "halted: failed on web-01", "RollbackComplete", "Quarantine"):
+            self.assertIn(said, body)
+        self.assertRegex(body, r"<li>web-02 <span class=note>waits</span>")
+        # What a reader with a screen reader, a phone or a zoom needs.
+        self.assertIn(("html", {"lang": "en"}), outline.tags)
+        names = [tag for tag, _ in outline.tags]
+        self.assertEqual((names.count("h1"), names.count("main"), names.count("title")), (1, 1, 1))
+        for tag, attributes in outline.tags:
+            if tag == "th":
+                self.assertIn(attributes.get("scope"), ("col", "row"))
+            if tag == "td":
+                self.assertTrue(attributes.get("data-label"))
+            if tag == "table":
+                self.assertIn(f"<h2 id={attributes['aria-labelledby']}>", body)
+        viewport = next(
+            attributes["content"] for tag, attributes in outline.tags if attributes.get("name") == "viewport"
+        )
+        self.assertEqual(viewport, "width=device-width, initial-scale=1")
+
+    def test_only_its_own_style_and_script_may_run(self) -> None:
+        _, headers, body = self.get()
+        policy = headers["content-security-policy"]
+        for tag in ("style", "script"):
+            (inside,) = re.findall(f"<{tag}>(.*?)</{tag}>", body, re.DOTALL)
+            digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
+            self.assertIn(f"{tag}-src 'sha256-{digest}'", policy)
+        self.assertIn("default-src 'none'", policy)
+        self.assertNotRegex(body, r' on\w+="| style="|javascript:')
+
+    def test_a_page_elsewhere_can_not_read_it_under_another_name(self) -> None:
+        status, _, body = self.get(host="evil.example:80")
+        self.assertEqual(status, 421)
+        self.assertNotIn("NixFleet", body)
+
+    def test_nothing_but_pages_is_served(self) -> None:
+        self.assertEqual(self.get("/v1/fleet.resolved")[0], 404)
+        self.assertEqual(self.get("/status.json")[0], 200)
+
+    def test_without_script_it_comes_up_to_date_too(self) -> None:
+        self.assertIn('<noscript><meta http-equiv="refresh"', status_page.frame())
+
+
+if __name__ == "__main__":
+    unittest.main()
