@@ -44,7 +44,8 @@ def retry_after(answer: Answer, now: datetime) -> float | None:
         return LONGEST_RETRY_AFTER if len(value) > 6 else min(float(value), LONGEST_RETRY_AFTER)
     try:
         at = parsedate_to_datetime(value[:64])
-    except ValueError:
+    except (ValueError, OverflowError):
+        # The standard library lets a year or an offset of twenty digits overflow.
         return None
     if at.tzinfo is None:
         at = at.replace(tzinfo=timezone.utc)
