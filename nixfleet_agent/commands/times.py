@@ -7,7 +7,11 @@ from datetime import datetime, timedelta, timezone
 
 def local_time(at: datetime | None) -> str:
     """``2026-05-16 03:30:00 CEST``, in this machine's zone; empty for None."""
-    return at.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z") if at else ""
+    try:
+        return at.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z") if at else ""
+    except OverflowError:
+        # A control plane may name the last second of the year 9999, which local time does not have everywhere.
+        return utc_time(at) if at else ""
 
 
 def utc_time(at: datetime) -> str:
