@@ -29,6 +29,8 @@ HANDSHAKE_DEADLINE = 30.0
 ANSWER_LIMIT = 1 << 20
 #: Snapshots of one answer that are looked at: each may cost fetches, and a host has few rollouts that are not over.
 SNAPSHOT_LIMIT = 16
+#: Longest without a sign of life: a beat, or all that one snapshot rests on fetched by drops (450 s), with room.
+LONGEST_TURN = 500.0
 
 
 class HeartbeatWorker(Worker):
@@ -54,7 +56,7 @@ class HeartbeatWorker(Worker):
         backoff: Backoff,
     ) -> None:
         super().__init__(shutdown, clock)
-        self.limit = 120.0 + 3 * interval
+        self.limit = LONGEST_TURN + 3 * interval
         self._inputs = inputs
         self._journal = journal
         self._control_plane = control_plane
@@ -139,7 +141,8 @@ class HeartbeatWorker(Worker):
             self._inputs.put(BootstrapHost(snapshot, self._verified(snapshot)))
 
     def _verified(self, snapshot: Snapshot) -> Acceptance | None:
-        if self._journal.knows(snapshot.rollout_id):
+        # Only what runs here can be adopted: for anything else a hint must not cost requests.
+        if self._journal.knows(snapshot.rollout_id) or snapshot.target_closure != self._read_current():
             return None
         try:
             return self._vouch(snapshot)

@@ -37,8 +37,9 @@ GRACE = 5.0
 LEAST_INTERVAL = 1.0
 #: The longest long poll that the protocol knows, in seconds.
 LONGEST_POLL = 60.0
-#: Longest that one try may be without a sign of life: four requests, some of them twice, and the reducer's answer.
-LONGEST_TRY = 400.0
+#: Longest that one try may be without a sign of life: three artifacts at two requests each, all of them twice, each to
+#: its deadline (450 s), and the reducer's answer. A server that drips must not have the watchdog restart the agent.
+LONGEST_TRY = 500.0
 
 
 @dataclass(frozen=True, slots=True)

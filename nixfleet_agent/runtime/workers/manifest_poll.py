@@ -16,8 +16,9 @@ from nixfleet_agent.text import printable
 from nixfleet_agent.trust.errors import Refusal
 from nixfleet_agent.trust.verify import VerifiedFleet
 
-#: Longest that one turn may be without a sign of life: the four requests of one artifact, each to its deadline.
-LONGEST_FETCH = 200.0
+#: Longest that one turn may be without a sign of life: an artifact that is fetched once more for its pin, its requests
+#: twice for its signature, each to its deadline (300 s), with room.
+LONGEST_FETCH = 350.0
 
 
 class ManifestPollWorker(Worker):
