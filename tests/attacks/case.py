@@ -18,9 +18,11 @@ from unittest import mock
 from nixfleet_agent.runtime.workers import longpoll
 from tests.attacks.host import MACHINE, Host, Life, until
 from tests.attacks.liar import Liar, LyingServer, rollout_path
-from tests.support.signing import CiSigner, Release
+from tests.support.signing import CiSigner, Release, closure_name
 from tests.support.tls import Authority, now
 
+#: The control plane knows no such rollout, and never will.
+WITHDRAWN = "stable@f00"
 HOSTS = {MACHINE: "stable", "web-02": "stable", "db-01": "edge"}
 # What the agent logs on purpose in these tests is no news for whoever runs them.
 logging.getLogger("nixfleet_agent").addHandler(logging.NullHandler())
@@ -80,6 +82,8 @@ class AttackCase(unittest.TestCase):
 
     def start(self, **changes: Any) -> Life:
         """The next process of the agent."""
+        if self.host.life is not None:
+            self.assert_alive()
         self.host.stop()
         self.liar.hang_up()
         self.life = self.host.start(**changes)
@@ -93,7 +97,14 @@ class AttackCase(unittest.TestCase):
         type(self).tries[self.id()] = type(self).tries.get(self.id(), 0) + 1
         with self.subTest(attempt=str(name)):
             yield
+            self.withdraw()
         self.liar.lies.clear()
+
+    def withdraw(self) -> None:
+        """Put an order in the place of a kept one, which would rightly be taken once the lies about it are over."""
+        if self.host.life is not None and self.host.pending() is not None:
+            self.liar.dispatch(WITHDRAWN, closure_name("withdrawn"))
+            self.until(lambda: self.kept.get("rollout_id") == WITHDRAWN, "it is withdrawn")
 
     def until(self, condition: Any, what: str) -> Any:
         return until(condition, what, self.situation)
@@ -114,11 +125,24 @@ class AttackCase(unittest.TestCase):
 
     def assert_kept(self, label: str, send: Any) -> None:
         """``send`` an order; it must be kept for another try, with this reason, and not be acted upon."""
-        send()
-        self.until(lambda: (self.life.status().get("dispatch") or {}).get("label") == label, f"kept as {label}")
+        self.assertEqual(self.keep(send), label)
         self._assert_told(label, "kept")
         kept = self.host.pending()
         assert kept is not None, "what is kept is on disk"
+
+    def keep(self, send: Any) -> str:
+        """``send`` an order that will be kept; the label of the reason of its first try."""
+        if self.host.pending() is not None:
+            self.until(lambda: self.kept, "what the last process kept is known")
+        before = self.kept.get("received_at")
+        send()
+        self.until(lambda: self.kept.get("received_at", before) != before and self.kept.get("label"), "it is kept")
+        return str(self.kept["label"])
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What status says of the order that is kept."""
+        return self.life.status().get("dispatch") or {}
 
     def _assert_told(self, label: str, outcome: str) -> None:
         self.until(
