@@ -16,9 +16,6 @@ from nixfleet_agent.state_machine import Policy, RolloutRecord, State
 
 #: The kind of seq 0; it is never posted.
 DISPATCH_KIND = "Dispatch"
-#: The highest seq that an unsigned snapshot may begin an adopted log with: beyond any real log, and far from the
-#: largest number that JSON keeps exact, past which no event could be written.
-ADOPTED_SEQ_LIMIT = 10**9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,4 +141,4 @@ def adopted(acceptance: Acceptance, state: State, last_event_seq: int) -> Accept
     """Seq 0 of a rollout that already runs here but has no log: no way back is known, and none is invented."""
     started = state if state in (State.PENDING, State.SOAKING) else State.ACTIVATING
     entry = accepted(acceptance, 0, None)
-    return replace(entry, adopted_state=started, adopted_seq=min(last_event_seq, ADOPTED_SEQ_LIMIT))
+    return replace(entry, adopted_state=started, adopted_seq=last_event_seq)
