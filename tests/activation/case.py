@@ -110,6 +110,12 @@ class PipelineCase(unittest.TestCase):
         self.phases.append((name, seconds))
         self.after_phase.pop(name, lambda: None)()
 
+    def ring(self) -> None:
+        """The guard's time is over, now: end the `sleep` that it waits in."""
+        asleep = [pid for pid, line in processes_of(self.host.root).items() if line.startswith("sleep 600")]
+        self.assertEqual(len(asleep), 1, "one guard waits")
+        os.kill(asleep[0], signal.SIGTERM)
+
     def interrupt(self, reason: str) -> None:
         """Tell the pipeline to leave what it does."""
         self.reason = reason

@@ -14,9 +14,9 @@ from tests.support.nix import FAIL, SLOW
 
 
 class GuardTest(PipelineCase):
-    def leave_armed(self, seconds: float, script: str = 'flip "$self"; exit 1\n') -> str:
+    def leave_armed(self, script: str = 'flip "$self"; exit 1\n') -> str:
         """A release after which the agent is gone, its guard armed; its closure."""
-        self.host.configure(guard_secs=seconds, failed_units="fail")
+        self.host.configure(failed_units="fail")
         bad = self.nixery.system("guarded-" + str(abs(hash(script))), script)
         self.assertIsInstance(self.forward(bad), Failed)
         return bad
@@ -25,8 +25,9 @@ class GuardTest(PipelineCase):
         return self.records("guard")[0]
 
     def test_a_release_that_nobody_answers_for_is_taken_back_and_the_mark_is_recognised(self) -> None:
-        bad = self.leave_armed(0.5)
+        bad = self.leave_armed()
         self.assertEqual(self.host.running(), bad)
+        self.ring()
         until(lambda: self.host.running() == self.v1, "the guard to act")
         outcome = self.resume(bad)
         assert isinstance(outcome, Failed)
@@ -37,15 +38,16 @@ class GuardTest(PipelineCase):
         self.assertEqual(self.host.profile_closure(), self.v1, "the guard leaves the profile to the rollback")
 
     def test_the_guard_ends_a_switch_that_still_hangs(self) -> None:
-        self.host.configure(poll_budget_secs=0.2)
-        bad = self.leave_armed(0.6, 'flip "$self"; sleep 600\n')
+        self.host.configure(settle_budget_secs=0.2)
+        bad = self.leave_armed('flip "$self"; sleep 60\n')
+        self.ring()
         until(lambda: self.host.running() == self.v1, "the guard to act")
         until(lambda: not processes_of(self.host.root), "the end of the hung switch and of the guard")
         self.assertIn("ending it", self.guard_record().output(4096))
         self.assertEqual(self.host.switches(), [f"switch {bad}", f"switch {self.v1}"])
 
     def test_the_guard_needs_no_file_of_the_package(self) -> None:
-        self.leave_armed(600.0)
+        self.leave_armed()
         lines = processes_of(self.host.root).values()
         self.assertTrue(lines)
         self.assertFalse([line for line in lines if "nixfleet_agent" in line or "python" in line], lines)
@@ -54,9 +56,9 @@ class GuardTest(PipelineCase):
     def test_a_running_guard_is_awaited_by_the_rollback(self) -> None:
         prior = self.nixery.system("slow-prior", SLOW)
         self.host.boot(prior)
-        self.host.configure(guard_secs=0.3)
         bad = self.nixery.system("bad", FAIL)
         self.pipeline().forward(self.intent(bad, prior), self.methods.append)
+        self.ring()
         until(lambda: f"switch {prior}" in self.host.switches(), "the guard to act")
         intent = type(self.back(bad))(ROLLOUT, prior, bad, True, None)
         with self.assertLogs(self.log, "WARNING") as logs:
@@ -65,31 +67,39 @@ class GuardTest(PipelineCase):
         self.assertEqual(self.host.switches(), [f"switch {bad}", *[f"switch {prior}"] * 2], "one after the other")
 
     def test_a_guard_that_acts_during_the_poll_ends_it(self) -> None:
-        self.host.configure(guard_secs=0.4, poll_budget_secs=600.0)
-        outcome = self.forward(self.nixery.system("hang", "sleep 600\n"))
+        self.host.configure(poll_budget_secs=600.0)
+        hung = self.nixery.system("hang", "sleep 60\n")
+        result = self.in_thread(lambda: self.forward(hung))
+        until(self.host.switches, "the switch")
+        self.ring()
+        outcome = result()
         assert isinstance(outcome, Failed)
         self.assertEqual((outcome.phase, outcome.switch_fired), ("guard", True))
 
     def test_a_guard_that_acts_just_before_it_is_disarmed_makes_the_success_a_failure(self) -> None:
-        self.host.configure(guard_secs=0.6)
-        self.after_phase["verify"] = lambda: until(lambda: self.host.running() == self.v1, "the guard to act")
+        def act() -> None:
+            self.ring()
+            until(lambda: self.host.running() == self.v1, "the guard to act")
+
+        self.after_phase["verify"] = act
         outcome = self.forward(self.v2)
         assert isinstance(outcome, Failed)
         self.assertEqual((outcome.phase, outcome.observed), ("guard", self.v1))
 
     def test_zero_turns_it_off(self) -> None:
-        self.leave_armed(0)
+        self.host.configure(guard_secs=0.0)
+        self.leave_armed()
         self.assertEqual(self.records("guard"), [])
 
     def test_a_newer_rollout_disarms_the_guard_of_an_older_one_before_its_own_switch(self) -> None:
-        bad = self.leave_armed(600.0)
+        bad = self.leave_armed()
         self.host.configure(failed_units="report")
         newer = Forward("stable@abc2", self.v2, bad, "halt")
         self.assertEqual(self.pipeline().forward(newer, self.methods.append), Completed(self.v2, 0, ()))
         self.assertEqual(self.records("guard"), [])
 
     def test_a_guard_of_an_earlier_boot_neither_acts_nor_counts_as_a_mark(self) -> None:
-        bad = self.leave_armed(600.0)
+        bad = self.leave_armed()
         self.kill_waiting()
         intent = self.guard_record().path / "intent.json"
         intent.write_text(intent.read_text().replace(self.guard_record().intent.boot, "0-another-boot"))
@@ -100,17 +110,19 @@ class GuardTest(PipelineCase):
         self.assertEqual(self.pipeline().rollback(self.back(bad)), RolledBack(self.v1, 0))
 
     def test_a_guard_whose_disarming_came_first_never_acts(self) -> None:
-        self.leave_armed(0.6)
+        self.leave_armed()
         record = self.guard_record()
         self.assertTrue(record.withdraw())
+        self.ring()
         until(lambda: not processes_of(self.host.root), "the guard to wake and leave")
         self.assertFalse(record.withdraw() and record.started, "withdrawn for good")
         self.assertEqual(len(self.host.switches()), 1)
         self.pipeline().release(ROLLOUT)
 
     def test_a_guard_whose_record_is_gone_never_acts(self) -> None:
-        self.leave_armed(0.6)
+        self.leave_armed()
         shutil.rmtree(self.guard_record().path)
+        self.ring()
         until(lambda: not processes_of(self.host.root), "the guard to wake and leave")
         self.assertEqual(len(self.host.switches()), 1)
 

@@ -71,11 +71,11 @@ class RealiseTest(PipelineCase):
         self.assertIn("no new byte and no new path for 0.5 s", outcome.stderr_tail)
 
     def test_a_slow_drip_is_no_stall_but_has_a_deadline(self) -> None:
-        self.host.configure(realise_stall_secs=0.7, realise_timeout_secs=1.2)
+        self.host.configure(realise_stall_secs=1.2, realise_timeout_secs=2.0)
         target = self.big("dripped")
         self.nixery.server.drip = (4096, 0.1)
         outcome = self.assert_untouched(self.forward(target))
-        self.assertIn("did not end within 1.2 s", outcome.stderr_tail)
+        self.assertIn("did not end within 2 s", outcome.stderr_tail)
 
     def interrupt_fetch(self, reason: str) -> None:
         target = self.big(f"interrupted-{reason}")
