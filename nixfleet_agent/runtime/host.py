@@ -76,15 +76,21 @@ def prior_of_next(host: Host, current: str | None) -> tuple[str | None, bool]:
     """The way back of a Dispatch accepted now: what an unfinished rollback owes (True: inherited), else what runs.
 
     The heir of that rollback may be superseded in its turn before it has switched: as long as what runs is a closure
-    that failed here and was never taken back, it is no place to go back to.
+    that failed here and was never taken back, it is no place to go back to. One that came to run again by a later
+    rollout is: that debt is history.
     """
     active = host.active
     if active is not None and active.record.rollback_owed:
         return active.record.prior_closure, True
-    unfinished = [r for r in host.rollouts.values() if r.record.rollback_owed and r.record.target_closure == current]
-    if unfinished:
-        return max(unfinished, key=_age).record.prior_closure, True
+    brought = [r for r in host.rollouts.values() if r.record.target_closure == current and _ran(r.record)]
+    latest = max(brought, key=_age, default=None)
+    if latest is not None and latest.record.rollback_owed:
+        return latest.record.prior_closure, True
     return current, False
+
+
+def _ran(record: RolloutRecord) -> bool:
+    return record.rollback_owed or record.activation_completed_at is not None
 
 
 def why_not_now(host: Host, attempted: frozenset[str]) -> str | None:
@@ -110,6 +116,7 @@ def handed_back(host: Host, current: str | None) -> Host:
         if rollout.record.state in (State.SOAKING, State.ACTIVATING)
         and rollout.record.target_closure == current
         and rollout.accepted.number < active.accepted.number
+        and not _switched_between(host, rollout, active)
     ]
     if not waiting:
         return host
@@ -118,6 +125,15 @@ def handed_back(host: Host, current: str | None) -> Host:
     timers = replace(back.timers, probes=MappingProxyType({}))
     host = host.with_rollout(replace(back, timers=timers, last_results=MappingProxyType({}), probes_started=False))
     return replace(host, active_id=back.rollout_id)
+
+
+def _switched_between(host: Host, earlier: Rollout, later: Rollout) -> bool:
+    """Whether a rollout between the two began to switch: then the earlier one's closure did not run all the time."""
+    return any(
+        earlier.accepted.number < rollout.accepted.number < later.accepted.number
+        and rollout.record.activation_started_at is not None
+        for rollout in host.rollouts.values()
+    )
 
 
 def prunable(host: Host, now: datetime, undelivered: frozenset[str]) -> tuple[str, ...]:
