@@ -7,12 +7,18 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.faults import crash, disk_errors, power_cuts, signals
+from tests.faults import cp_faults, crash, disk_errors, power_cuts, signals
 from tests.faults.rig import Problem
 from tests.faults.runs import Outcome, Runs
 from tests.faults.world import World
 
-ITEMS: dict[str, Callable[[Runs], Outcome]] = {**crash.ITEMS, **power_cuts.ITEMS, **disk_errors.ITEMS, **signals.ITEMS}
+ITEMS: dict[str, Callable[[Runs], Outcome]] = {
+    **crash.ITEMS,
+    **power_cuts.ITEMS,
+    **disk_errors.ITEMS,
+    **signals.ITEMS,
+    **cp_faults.ITEMS,
+}
 
 
 def main(argv: list[str]) -> int:

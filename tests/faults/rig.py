@@ -84,10 +84,11 @@ class Rig:
         self._reboots = 0
         self._log_start = 0
         self._reboot_id: str | None = None
-        self._clock = SystemClock()
+        self.closers: list[Callable[[], object]] = []
+        self.clock = SystemClock()
         options = Options(extra_soak=SOAK, redeliver_after=timedelta(seconds=1))
         self.control_plane = LocalControlPlane(
-            self.folder / "cp", self._clock, world.ci.org_root_public, options=options
+            self.folder / "cp", self.clock, world.ci.org_root_public, options=options
         )
         self.url = self.control_plane.url
         self.wire = Wire(self.control_plane.server)
@@ -103,7 +104,7 @@ class Rig:
         channel = ChannelDescription(waves=(WaveDescription((HOSTNAME,), soak_minutes),), policy=policy)
         closures = {HOSTNAME: self.world.closures[closure or name]}
         fleet = FleetDescription(channels={CHANNEL: channel})
-        publication = self.world.ci.release(fleet, commit_of(name), closures, self._clock.now())
+        publication = self.world.ci.release(fleet, commit_of(name), closures, self.clock.now())
         self.control_plane.control.publish(publication)
         return rollout_id(name)
 
@@ -273,14 +274,23 @@ class Rig:
         """End everything; the folder goes unless it is kept to be looked at."""
         self.kill()
         end_all(self.folder)
-        self.control_plane.stop()
+        for close in self.closers:
+            close()
+        self._stop_control_plane()
         if not keep:
             remove_tree(self.folder)
+
+    def _stop_control_plane(self) -> None:
+        plane = self.control_plane
+        if plane.server.stopping.is_set():
+            plane.control.store.close()
+        else:
+            plane.stop()
 
     # -- installation -------------------------------------------------------------------------
 
     def _install(self, config: Mapping[str, Mapping[str, Any]]) -> None:
-        folder, clock = self.folder, self._clock
+        folder, clock = self.folder, self.clock
         key = from_private(Ed25519PrivateKey.generate())
         secret = key.private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
         (folder / "host_key").write_bytes(secret)

@@ -26,7 +26,7 @@ class Wire:
     """Stands between the server and its endpoints. ``misbehave`` may answer in their place (None: it does not)."""
 
     def __init__(self, server: HttpsServer) -> None:
-        self._answer = server.answer
+        self.answer = server.answer
         self._lock = threading.Lock()
         self._posts: list[Post] = []
         self.requests = 0
@@ -53,7 +53,7 @@ class Wire:
             self._note(request.body)
         with self._lock:
             self.requests += 1
-        return self.misbehave(request) or self._answer(request)
+        return self.misbehave(request) or self.answer(request)
 
     def _note(self, raw: bytes) -> None:
         body = json.loads(raw)
