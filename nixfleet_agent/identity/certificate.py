@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
 from nixfleet_agent.errors import IdentityError
-from nixfleet_agent.identity.chain import verify_chain
+from nixfleet_agent.identity.chain import UNREADABLE, verify_chain
 from nixfleet_agent.proto.times import format_time
 
 #: Largest certificate file or answer that is read; a leaf with its chain takes a few kilobytes.
@@ -97,8 +97,8 @@ def parse_certificates(pem: bytes, what: str) -> AgentCertificate:
         for certificate in certificates:
             # Read now what the properties read later: a field that can't be decoded is refused here, once.
             _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-            _ = certificate.subject, certificate.issuer
-    except (ValueError, UnsupportedAlgorithm) as error:
+            _ = certificate.subject, certificate.issuer, certificate.extensions
+    except (*UNREADABLE, UnsupportedAlgorithm) as error:
         raise CertificateError(f"{what} is not a PEM certificate: {str(error)[:200]}") from error
     if not 1 <= len(certificates) <= _MOST_CERTIFICATES:
         raise CertificateError(f"{what} has {len(certificates)} certificates, not 1 to {_MOST_CERTIFICATES}")

@@ -15,6 +15,9 @@ from nixfleet_agent.errors import IdentityError
 
 #: Issuers between a leaf and its anchor; a longer path is a loop or an attack on our time.
 _DEEPEST = 6
+#: What `cryptography` raises for extensions that are malformed, stand twice, or hold a kind of name that it knows of
+#: and does not read; the last two are no ValueErrors.
+UNREADABLE = (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 
 
 class ChainError(IdentityError):
@@ -86,7 +89,7 @@ def _issuer_refusal(issuer: x509.Certificate, below: int, now: datetime) -> str 
         return f"allows {constraints.path_length} CA certificates below it, and the path has {below}"
     try:
         usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
-    except (x509.ExtensionNotFound, ValueError):
+    except (x509.ExtensionNotFound, *UNREADABLE):
         return None
     return None if usage.key_cert_sign else "may not sign certificates"
 
@@ -98,5 +101,5 @@ def _within(certificate: x509.Certificate, now: datetime) -> bool:
 def _basic_constraints(certificate: x509.Certificate) -> x509.BasicConstraints | None:
     try:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+    except (x509.ExtensionNotFound, *UNREADABLE):
         return None

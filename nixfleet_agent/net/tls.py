@@ -18,6 +18,7 @@ from urllib3.util.ssl_match_hostname import CertificateError as NameMismatch
 from urllib3.util.ssl_match_hostname import match_hostname
 
 from nixfleet_agent.errors import TransportError
+from nixfleet_agent.identity.chain import UNREADABLE
 from nixfleet_agent.identity.credentials import Identity
 from nixfleet_agent.net.budget import CallBudget
 from nixfleet_agent.net.failures import ClientCertificateRefusedError
@@ -273,7 +274,7 @@ def _check_name(connection: SSL.Connection, name: str) -> None:
     if peer is not None:
         try:
             extension = peer.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        except (x509.ExtensionNotFound, ValueError):
+        except (x509.ExtensionNotFound, *UNREADABLE):
             names = []
         else:
             names = [("DNS", entry) for entry in extension.get_values_for_type(x509.DNSName)]
