@@ -47,13 +47,14 @@ class HostView:
 
 @dataclass(slots=True)
 class Applier:
-    """The doors out of the reducer; none of them blocks."""
+    """The doors out of the reducer; none of them waits for a worker. ``quarantine`` takes rollout, closure, reason."""
 
     activation: Mailbox[ActivationOrder]
     probes: Mailbox[ProbeOrder]
     board: StatusBoard
     kick_outbound: Callable[[], None]
     on_transition: Callable[[RecordTransition], None]
+    quarantine: Callable[[str, str, str], None]
 
     def carry_out(self, effects: tuple[Effect, ...], rollout: Rollout) -> None:
         """Every effect but EmitEvent, which was durable before this was called.
@@ -80,6 +81,9 @@ class Applier:
             extra={"rollout_id": effect.rollout_id, "seq": record.last_event_seq, "closure": record.target_closure},
         )
         self.on_transition(effect)
+        if effect.after is State.FAILED and effect.before is not State.ACTIVATING:
+            # What failed while activating, the activation worker has told already, with a better reason.
+            self.quarantine(effect.rollout_id, record.target_closure, f"failed while {effect.before}")
         if effect.before is State.SOAKING:
             self.probes.put(StopProbes())
         if record.terminal:
@@ -121,16 +125,13 @@ def forward_order(rollout: Rollout, *, resume: bool = False) -> ActivateForward:
 
 
 def rollback_order(rollout: Rollout, closure: str) -> RollBack:
-    """The order to get back to ``closure``.
-
-    Of a rollout that inherited its way back, another one's switch is what has to be undone, whether or not its own
-    was ever fired.
-    """
+    """The order to get back to ``closure``."""
     record = rollout.record
     return RollBack(
         rollout_id=record.rollout_id,
         target=closure,
         failed=record.target_closure,
-        forward_fired=True if rollout.accepted.inherited else record.switch_fired,
+        forward_fired=record.switch_fired,
         observed_at_failure=record.observed_at_failure,
+        inherited=rollout.accepted.inherited,
     )

@@ -149,7 +149,9 @@ def _reducer(ground: Ground, stores: Stores, host: Host, kick: Callable[[], None
 
     tuning = ground.config.tuning
     rules = Rules(ground.config.health_failure_threshold_secs, tuning.probe_repeat_interval, read_boot_id())
-    applier = Applier(ground.activation, ground.probes, ground.board, kick, on_transition)
+    applier = Applier(
+        ground.activation, ground.probes, ground.board, kick, on_transition, partial(_quarantine, ground, stores)
+    )
     return Reducer(ground.shutdown, ground.clock, stores.journal, writer, applier, rules, host, ground.current)
 
 
@@ -182,11 +184,6 @@ def _workers(ground: Ground, stores: Stores, links: Links, events: queue.SimpleQ
     config, tuning, clock, shutdown = ground.config, ground.config.tuning, ground.clock, ground.shutdown
     common = (config, links.control_plane, links.credentials, clock, partial(anchors, config, stores.trust))
 
-    def on_quarantine(rollout_id: str, closure: str, reason: str) -> None:
-        if config.quarantine_hours > 0:
-            entry = quarantine.Entry(channel_of(rollout_id), closure, rollout_id, clock.now(), reason)
-            _quarantine(stores.quarantine, entry)
-
     def open_rollouts() -> Container[str]:
         """The active rollout, and those it superseded that it could still hand back to: they soak what runs."""
         view, records, current = ground.board.get("host"), ground.board.get("rollouts"), ground.current()
@@ -211,7 +208,7 @@ def _workers(ground: Ground, stores: Stores, links: Links, events: queue.SimpleQ
             config.state_dir,
             ground.backoff(),
             stores.rollback,
-            on_quarantine,
+            partial(_quarantine, ground, stores),
             open_rollouts,
         ),
         AdvanceTicker(shutdown, clock, ground.inputs, ground.current, tuning.advance_interval),
@@ -328,8 +325,11 @@ def _vouch(ground: Ground, cache: ManifestCache, snapshot: Snapshot) -> Acceptan
     )
 
 
-def _quarantine(store: quarantine.QuarantineStore, entry: quarantine.Entry) -> None:
+def _quarantine(ground: Ground, stores: Stores, rollout_id: str, closure: str, reason: str) -> None:
+    if ground.config.quarantine_hours == 0:
+        return
+    entry = quarantine.Entry(channel_of(rollout_id), closure, rollout_id, ground.clock.now(), reason)
     try:
-        store.add(entry)
+        stores.quarantine.add(entry)
     except StorageError as error:
-        log.warning("a failed closure is not in quarantine: %s", error, extra={"closure": entry.closure})
+        log.warning("a failed closure is not in quarantine: %s", error, extra={"closure": closure})

@@ -33,6 +33,11 @@ class Rollout:
     def rollout_id(self) -> str:
         return self.record.rollout_id
 
+    def unprobed(self) -> Rollout:
+        """As it is after a time in which no probe looked at it: what they said before proves nothing about now."""
+        timers = replace(self.timers, probes=MappingProxyType({}))
+        return replace(self, timers=timers, last_results=MappingProxyType({}), probes_started=False)
+
 
 @dataclass(frozen=True, slots=True)
 class Host:
@@ -93,10 +98,10 @@ def _ran(record: RolloutRecord) -> bool:
     return record.rollback_owed or record.activation_completed_at is not None
 
 
-def why_not_now(host: Host, attempted: frozenset[str]) -> str | None:
-    """The reason why a new Dispatch must wait; ``attempted`` are rollouts whose rollback was tried and failed."""
+def why_not_now(host: Host, attempted: str | None) -> str | None:
+    """The reason why a new Dispatch must wait; ``attempted`` is the rollout whose rollback was tried and failed."""
     active = host.active
-    if active is None or not active.record.rollback_owed or active.rollout_id in attempted:
+    if active is None or not active.record.rollback_owed or active.rollout_id == attempted:
         return None
     return f"the rollback of {active.rollout_id} comes first"
 
@@ -121,10 +126,7 @@ def handed_back(host: Host, current: str | None) -> Host:
     if not waiting:
         return host
     back = max(waiting, key=_age)
-    # Its probes stood still meanwhile: what they said before proves nothing about the gap.
-    timers = replace(back.timers, probes=MappingProxyType({}))
-    host = host.with_rollout(replace(back, timers=timers, last_results=MappingProxyType({}), probes_started=False))
-    return replace(host, active_id=back.rollout_id)
+    return replace(host.with_rollout(back.unprobed()), active_id=back.rollout_id)
 
 
 def _switched_between(host: Host, earlier: Rollout, later: Rollout) -> bool:

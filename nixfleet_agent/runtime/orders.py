@@ -19,13 +19,17 @@ class ActivateForward:
 
 @dataclass(frozen=True, slots=True)
 class RollBack:
-    """Go back to ``target``, away from ``failed``; ``forward_fired`` None when only the switch records can tell."""
+    """Go back to ``target``, away from ``failed``; ``forward_fired`` None when only the switch records can tell.
+
+    ``inherited``: another rollout's switch is to be undone too, whether or not this one's own was ever fired.
+    """
 
     rollout_id: str
     target: str
     failed: str
     forward_fired: bool | None
     observed_at_failure: str | None
+    inherited: bool = False
 
 
 @dataclass(frozen=True, slots=True)

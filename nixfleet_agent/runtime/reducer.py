@@ -38,7 +38,7 @@ from nixfleet_agent.runtime.orders import Release
 from nixfleet_agent.runtime.shutdown import ShutdownToken
 from nixfleet_agent.runtime.steady_writer import SteadyWriter
 from nixfleet_agent.runtime.thinning import Journaled, worth_an_event
-from nixfleet_agent.runtime.tick import Moment, event_of_tick, expected_closure, needs_probes
+from nixfleet_agent.runtime.tick import Moment, event_of_tick, expected_closure, needs_probes, probes_mislead
 from nixfleet_agent.runtime.worker import Worker
 from nixfleet_agent.state_machine import EmitEvent, Event, State, TransitionError, step, timing
 from nixfleet_agent.state_machine.events import LocalActivate, ProbeResult, ProbeTopologyDeclared
@@ -84,7 +84,7 @@ class Reducer(Worker):
         self._rules = rules
         self._host = host
         self._read_current = read_current
-        self._attempted: frozenset[str] = frozenset()
+        self._attempted: str | None = None
         self._replayed: dict[str, float] = {}
         self._drift: str | None = None
         self._handlers: dict[type, Callable[..., None]] = {
@@ -146,6 +146,8 @@ class Reducer(Worker):
         event, rollout = item.event, self._host.active
         if not isinstance(event, ProbeResult) or rollout is None or rollout.record.state is not State.SOAKING:
             return False
+        if not rollout.probes_started:
+            return True  # its probes were stopped meanwhile: what it looked at was another closure
         self._applier.board.count("probe_results", probe=event.probe_name, status=str(event.status))
         monotonic = self.clock.monotonic()
         timers = timing.observed(rollout.timers, event.probe_name, event.status, monotonic)
@@ -160,6 +162,8 @@ class Reducer(Worker):
         return not worth
 
     def _on_tick(self, tick: AdvanceTick) -> None:
+        self._hand_back(tick.current_closure)
+        self._look_for_drift(tick.current_closure)
         active = self._host.active
         if active is None:
             return
@@ -168,10 +172,13 @@ class Reducer(Worker):
             self._host = self._host.with_rollout(replace(active, probes_started=True))
             self._applier.start_probes(active.rollout_id)
             return
+        if probes_mislead(active, moment.current):
+            self._host = self._host.with_rollout(active.unprobed())
+            self._applier.stop_probes()
+            return
         event = event_of_tick(active, moment, self._rules.threshold)
         if event is not None:
             self._apply(active.rollout_id, event)
-        self._look_for_drift(moment.current)
 
     def _on_activate(self, item: Activate) -> None:
         acceptance = item.acceptance
@@ -213,7 +220,8 @@ class Reducer(Worker):
         )
 
     def _on_attempt_failed(self, item: RollbackAttemptFailed) -> None:
-        self._attempted |= {item.rollout_id}
+        if item.rollout_id == self._host.active_id:
+            self._attempted = item.rollout_id
 
     def _on_replay(self, item: ReplayRequested) -> None:
         monotonic = self.clock.monotonic()
@@ -325,20 +333,21 @@ class Reducer(Worker):
 
     # -- after a change -----------------------------------------------------------------------
 
+    def _hand_back(self, current: str | None) -> None:
+        """Also at a later tick: at the end itself it may have been unreadable what runs, or an operator's own."""
+        ended, self._host = self._host.active_id, handed_back(self._host, current)
+        back = self._host.active
+        if back is None or back.rollout_id == ended:
+            return
+        fields = {"rollout_id": back.rollout_id}
+        self.log.info("%s never fired a switch: %s goes on", ended, back.rollout_id, extra=fields)
+        if back.record.state is State.ACTIVATING and not back.accepted.adopted:
+            self._applier.activation.put(forward_order(back, resume=True))
+        self._publish()
+
     def _after_the_end(self, now: datetime) -> None:
-        host = handed_back(self._host, self._read_current())
-        back = host.active
-        if back is not None and host.active_id != self._host.active_id:
-            self.log.info(
-                "%s never fired a switch: %s goes on",
-                self._host.active_id,
-                host.active_id,
-                extra={"rollout_id": host.active_id},
-            )
-            if back.record.state is State.ACTIVATING and not back.accepted.adopted:
-                self._applier.activation.put(forward_order(back, resume=True))
-        self._host = host
-        for rollout_id in prunable(host, now, frozenset(self._journal.waiting())):
+        self._hand_back(self._read_current())
+        for rollout_id in prunable(self._host, now, frozenset(self._journal.waiting())):
             try:
                 self._journal.prune(rollout_id, now)
                 self._host = self._host.without(rollout_id)

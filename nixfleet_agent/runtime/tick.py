@@ -77,3 +77,14 @@ def needs_probes(rollout: Rollout, current: str | None) -> bool:
     """Whether the probes of a soaking rollout have yet to be started by this process, and can tell something."""
     record = rollout.record
     return record.state is State.SOAKING and not rollout.probes_started and current == record.target_closure
+
+
+def probes_mislead(rollout: Rollout, current: str | None) -> bool:
+    """Whether the probes of a soaking rollout look at a closure that is not its own.
+
+    What they find would count as soon as the operator goes back: a pass that the target never gave, or a rollback of
+    a target that nobody saw failing.
+    """
+    record = rollout.record
+    elsewhere = current is not None and current != record.target_closure
+    return record.state is State.SOAKING and rollout.probes_started and elsewhere

@@ -74,6 +74,7 @@ class TestHost:
         self.boot_id = "boot-1"
         self.transitions: list[RecordTransition] = []
         self.kicks = 0
+        self.quarantined: list[tuple[str, str]] = []
         self.died: list[BaseException] = []
         self.running = False
         test.addCleanup(self.stop)
@@ -91,7 +92,9 @@ class TestHost:
         self.probes: Mailbox[ProbeOrder] = Mailbox(self.clock, self.shutdown)
         self.reserve = Reserve(self.state_dir)
         self.reserve.ensure()
-        applier = Applier(self.activation, self.probes, self.board, self._kicked, self.transitions.append)
+        applier = Applier(
+            self.activation, self.probes, self.board, self._kicked, self.transitions.append, self._quarantined
+        )
         self.reducer = Reducer(
             self.shutdown,
             self.clock,
@@ -144,6 +147,9 @@ class TestHost:
 
     def _kicked(self) -> None:
         self.kicks += 1
+
+    def _quarantined(self, rollout_id: str, closure: str, reason: str) -> None:
+        self.quarantined.append((rollout_id, closure))
 
     # -- inputs -------------------------------------------------------------------------------
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import unittest
 
 from nixfleet_agent.runtime.inputs import RollbackAttemptFailed
-from nixfleet_agent.runtime.orders import ActivateForward
+from nixfleet_agent.runtime.orders import ActivateForward, ResetProbes, StopProbes
 from nixfleet_agent.state_machine import ProbeStatus, State
-from tests.runtime.harness import HALT, NEWER, TARGET, THIRD, TestHost
+from tests.runtime.harness import HALT, NEWER, PRIOR, TARGET, THIRD, TestHost
 
 R, S, T, U = "stable@aa", "stable@bb", "stable@cc", "stable@dd"
 
@@ -56,6 +56,66 @@ class HandBack(Case):
         self.host.dispatch(T, THIRD, policy=HALT)
         self.host.tell(T, "ActivationFailed", switch_fired=False, observed_at_failure=TARGET)
         self.assertEqual(self.host.view.active_id, T)
+
+    def test_later_where_it_could_not_be_read_what_runs(self) -> None:
+        self.host.soaking(R)
+        self.host.dispatch(S, NEWER, policy=HALT)
+        self.host.current = None
+        self.host.tell(S, "ActivationFailed", switch_fired=False, observed_at_failure=None)
+        self.host.tick(None)
+        self.assertEqual(self.host.view.active_id, S)
+        self.host.tick(TARGET)
+        self.assertEqual(self.host.view.active_id, R)
+        self.assertEqual(self.host.probe_order(), ResetProbes(R))
+
+
+class AnOperatorsOwnSwitch(Case):
+    """While something else runs, probes would look at that: nothing of it may count for the rollout."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.host.soaking(R, soak_floor=1)
+        self.host.order()
+        self.host.probe_order()
+
+    def test_probes_stop_and_start_anew_when_the_target_is_back(self) -> None:
+        self.host.tick(THIRD)
+        self.assertEqual(self.host.probe_order(), StopProbes())
+        self.host.tick()
+        self.assertIsNone(self.host.probe_order())
+        self.host.tick(TARGET)
+        self.assertEqual(self.host.probe_order(), ResetProbes(R))
+
+    def test_failures_of_another_closure_take_nothing_back(self) -> None:
+        self.host.tell(R, "ProbeResult", status=ProbeStatus.FAIL)
+        self.host.tick(THIRD)
+        for _ in range(5):
+            self.host.tell(R, "ProbeResult", status=ProbeStatus.FAIL)
+            self.host.clock.advance(60)
+        self.host.tick(TARGET)
+        self.host.declare(R, "web")
+        self.host.tell(R, "ProbeResult", status=ProbeStatus.FAIL)
+        self.host.tick()
+        self.assertIs(self.host.record().state, State.SOAKING)
+        self.assertIsNone(self.host.order())
+
+    def test_a_link_that_can_not_be_read_for_a_moment_stops_no_probe(self) -> None:
+        self.host.tick(None)
+        self.assertIsNone(self.host.probe_order())
+
+
+class Quarantine(Case):
+    def test_a_release_that_failed_its_probes_goes_there_under_the_policy_halt_too(self) -> None:
+        self.host.soaking(R, policy=HALT)
+        self.fails(R)
+        self.assertEqual(self.host.quarantined, [(R, TARGET)])
+
+    def test_a_deferred_release_that_did_not_come_up_goes_there(self) -> None:
+        self.host.dispatch(R, TARGET)
+        self.host.tell(R, "ActivationDeferred", boot_id="boot-1")
+        self.host.boot_id = "boot-2"
+        self.host.restart(PRIOR)
+        self.assertEqual(self.host.quarantined, [(R, TARGET)])
 
 
 if __name__ == "__main__":

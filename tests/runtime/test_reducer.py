@@ -358,14 +358,14 @@ class WhileARollbackIsOwed(Case):
         self.assertEqual(self.host.journal.read(S)[0].event["priorClosure"], PRIOR)
         self.host.tell(S, "ActivationFailed", switch_fired=False, observed_at_failure=TARGET)
         order = self.host.order()
-        self.assertEqual(order, RollBack(S, PRIOR, NEWER, True, TARGET))
+        self.assertEqual(order, RollBack(S, PRIOR, NEWER, False, TARGET, inherited=True))
 
     def test_an_inherited_way_back_is_still_known_after_a_restart(self) -> None:
         self.host.put(RollbackAttemptFailed(R, "fire"))
         self.host.dispatch(S, NEWER)
         self.host.tell(S, "ActivationFailed", switch_fired=False, observed_at_failure=TARGET)
         self.host.restart(TARGET)
-        self.assertEqual(self.host.order(), RollBack(S, PRIOR, NEWER, True, TARGET))
+        self.assertEqual(self.host.order(), RollBack(S, PRIOR, NEWER, False, TARGET, inherited=True))
 
     def test_the_heir_of_an_heir_that_never_switched_inherits_too(self) -> None:
         self.host.put(RollbackAttemptFailed(R, "fire"))
@@ -720,6 +720,10 @@ class Ticks(Case):
         self.assertIsNone(self.host.activation.peek())
         self.host.tick(TARGET)
         self.assertIsNone(self.host.board.get("drift"))
+        self.assertIs(self.host.record().state, State.SOAKING, "what probes saw of another closure does not count")
+        self.host.declare(R, "web")
+        self.probe(PASS)
+        self.host.tick()
         self.assertIs(self.host.record().state, State.CONVERGED)
 
     def test_a_closure_that_cant_be_read_is_no_drift_and_decides_nothing(self) -> None:

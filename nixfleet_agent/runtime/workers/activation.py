@@ -180,7 +180,8 @@ class ActivationWorker(Worker):
         fired = self._pipeline.forward_fired(order.rollout_id) if known is None else known
         if fired:
             self._on_quarantine(order.rollout_id, order.failed, "rolled back")
-        intent = Rollback(order.rollout_id, order.target, order.failed, fired, order.observed_at_failure)
+        undo = fired or order.inherited
+        intent = Rollback(order.rollout_id, order.target, order.failed, undo, order.observed_at_failure)
         self._backoff.reset()
         self._switching(True)
         try:
