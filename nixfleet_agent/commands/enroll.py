@@ -5,8 +5,9 @@ from __future__ import annotations
 from nixfleet_agent.commands.identity import host_of
 from nixfleet_agent.commands.invocation import Invocation, Parser
 from nixfleet_agent.commands.times import local_time
-from nixfleet_agent.errors import EXIT_OK
+from nixfleet_agent.errors import EXIT_OK, ConfigError
 from nixfleet_agent.identity.certificate import AgentCertificate, load_certificate
+from nixfleet_agent.proto.times import format_time
 
 
 def configure(parser: Parser) -> None:
@@ -15,6 +16,8 @@ def configure(parser: Parser) -> None:
 
 def run(call: Invocation) -> int:
     config = call.config
+    if config.bootstrap_token_file is None and not config.client_cert.exists():
+        raise ConfigError("no bootstrap token: set bootstrap_token_file to enroll this host")
     with host_of(config) as host:
         if config.client_cert.exists() and not call.options.force:
             certificate = load_certificate(config.client_cert)
@@ -28,7 +31,8 @@ def run(call: Invocation) -> int:
 def _report(call: Invocation, certificate: AgentCertificate, *, enrolled: bool) -> None:
     until = local_time(certificate.not_after)
     if call.json:
-        call.print_json({"enrolled": enrolled, "certificate": str(call.config.client_cert), "not_after": until})
+        stamp = format_time(certificate.not_after)
+        call.print_json({"enrolled": enrolled, "certificate": str(call.config.client_cert), "not_after": stamp})
     elif enrolled:
         call.print(f"enrolled: {call.config.client_cert} is valid until {until}.")
     else:

@@ -12,6 +12,7 @@ from nixfleet_agent.commands.invocation import Invocation, Parser
 from nixfleet_agent.commands.journal_view import Found
 from nixfleet_agent.commands.times import ago
 from nixfleet_agent.errors import EXIT_OK, EXIT_USAGE, AgentError, ProtoError
+from nixfleet_agent.proto.times import format_time
 from nixfleet_agent.runtime.journal import DROPPED, QUEUE
 from nixfleet_agent.runtime.status_socket import AgentNotRunningError, ask
 
@@ -151,7 +152,7 @@ def _row(item: Found) -> dict[str, object]:
         "rollout_id": entry.rollout_id,
         "seq": entry.seq,
         "kind": entry.kind,
-        "created_at": entry.created_at.isoformat(),
+        "created_at": format_time(entry.created_at),
         "event": dict(entry.event),
         "refusal": dict(entry.refusal) if entry.refusal else None,
     }

@@ -6,6 +6,7 @@ from nixfleet_agent.commands.identity import host_of
 from nixfleet_agent.commands.invocation import Invocation, Parser
 from nixfleet_agent.commands.times import local_time
 from nixfleet_agent.errors import EXIT_OK
+from nixfleet_agent.proto.times import format_time
 
 _PROOF = {True: "the control plane takes it", False: "it could not be tried yet", None: ""}
 
@@ -20,7 +21,8 @@ def run(call: Invocation) -> int:
         renewed = host.renewal.renew_once(force=call.options.force)
     until, left = local_time(renewed.certificate.not_after), f"{renewed.remaining_fraction:.0%}"
     if call.json:
-        call.print_json({"renewed": renewed.renewed, "not_after": until, "proven": renewed.proven})
+        stamp = format_time(renewed.certificate.not_after)
+        call.print_json({"renewed": renewed.renewed, "not_after": stamp, "proven": renewed.proven})
     elif renewed.renewed:
         call.print(f"renewed: valid until {until}; {_PROOF[renewed.proven]}. A running agent uses it within a minute.")
     else:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nixfleet_agent import durable
 from nixfleet_agent.clock import Clock
-from nixfleet_agent.errors import AgentError, ProtoError
+from nixfleet_agent.errors import EXIT_USAGE, AgentError, ProtoError
 from nixfleet_agent.proto.times import format_time, parse_time
 from nixfleet_agent.text import clip
 
@@ -23,6 +23,12 @@ REASON_LIMIT = 500
 
 _LENGTH = re.compile(r"\+?(\d{1,6})([smhdw])", re.ASCII)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+class HoldError(AgentError):
+    """A hold without a reason, or with an end that makes no sense."""
+
+    exit_code = EXIT_USAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +72,18 @@ class HoldStore:
         """Begin a hold, or replace the one in force; without ``until`` it lasts a day.
 
         Raises:
-            AgentError: no reason, or an end that is past or more than a year away.
+            HoldError: no reason, or an end that is past or more than a year away.
             StorageError: the file can't be written.
         """
         now = self._clock.now()
         reason = clip(" ".join(reason.split()), REASON_LIMIT)
         if not reason:
-            raise AgentError("a hold needs a reason: the next operator will ask for it")
+            raise HoldError("a hold needs a reason: the next operator will ask for it")
         until = until or now + DEFAULT_LENGTH
         if until <= now:
-            raise AgentError(f"a hold until {format_time(until)} would be over already: give a later time")
+            raise HoldError(f"a hold until {format_time(until)} would be over already: give a later time")
         if until - now > LONGEST:
-            raise AgentError(f"a hold until {format_time(until)} is more than a year: give an earlier time")
+            raise HoldError(f"a hold until {format_time(until)} is more than a year: give an earlier time")
         hold = Hold(reason, now, until)
         durable.write(self.path, json.dumps(hold.to_json()).encode() + b"\n")
         return hold
@@ -93,7 +99,7 @@ def parse_until(text: str, now: datetime) -> datetime:
     """A length from now (``90m``, ``4h``, ``2d``) or an RFC 3339 time.
 
     Raises:
-        AgentError: it is neither.
+        HoldError: it is neither.
     """
     match = _LENGTH.fullmatch(text.strip())
     try:
@@ -101,7 +107,7 @@ def parse_until(text: str, now: datetime) -> datetime:
             return now + timedelta(**{_UNITS[match[2]]: int(match[1])})
         return parse_time(text.strip())
     except (ProtoError, OverflowError) as error:
-        raise AgentError(
+        raise HoldError(
             f"{text!r} is no time: give a length such as 90m, 4h or 2d, or a time such as {format_time(now)[:19]}Z"
         ) from error
 

@@ -9,7 +9,7 @@ import unittest
 from datetime import timedelta
 
 from nixfleet_agent.activation.quarantine import Entry, QuarantineStore
-from nixfleet_agent.proto.times import format_time
+from nixfleet_agent.proto.times import format_time, parse_time
 from nixfleet_agent.runtime.rollback_control import RollbackControl
 from nixfleet_agent.runtime.state_dir import StateDir
 from nixfleet_agent.state_machine.events import LocalProbeTopologyDeclared, LocalSustainedFailureCrossed
@@ -142,6 +142,7 @@ class Identity(HostCase):
         self.assertEqual(self.certificate.read_bytes(), before)
         ran = self.call("renew", "--force", "--json")
         self.assertEqual((ran.code, ran.json["renewed"], ran.json["proven"]), (0, True, True))
+        self.assertGreater(parse_time(ran.json["not_after"]), self.now, "scripts get times that they can read")
         self.assertNotEqual(self.certificate.read_bytes(), before)
 
 
