@@ -1,0 +1,195 @@
+"""Around the story: interrupted, kept, twice at once, as a normal user, on a full disk."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import unittest
+import urllib.request
+from pathlib import Path
+
+from nixfleet_agent.errors import EXIT_CHECK_FAILED
+from tests.demo_slow.case import COMMAND, PATIENCE, DemoCase, marked
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+ONE = ("--scenario", "canary", "--agents", "1")
+
+
+class Interrupted(DemoCase):
+    def interrupt(self, words: str, *signals: signal.Signals) -> None:
+        """Signals at the moment when these words are said: nothing is left."""
+        process = self.start("--agents", "2")
+        self.until(process, words)
+        for number in signals:
+            process.send_signal(number)
+        output, _ = process.communicate(timeout=PATIENCE)
+        self.assertEqual(process.returncode, 130, output)
+        self.assertIn("interrupted: every process is ended, and every file removed", output)
+        self.assertNotIn("Traceback", output)
+        self.assertEqual(marked(self.folder), [])
+        self.assertFalse(self.folder.exists())
+
+    def test_while_keys_and_closures_are_made(self) -> None:
+        self.interrupt("making keys", signal.SIGINT)
+
+    def test_while_hosts_are_installed(self) -> None:
+        self.interrupt("control plane is at", signal.SIGTERM)
+
+    def test_in_the_middle_of_a_switch_by_an_impatient_user(self) -> None:
+        self.interrupt("Activating", signal.SIGINT, signal.SIGINT, signal.SIGHUP)
+
+    def test_a_demo_that_is_killed_leaves_no_control_plane(self) -> None:
+        process = self.start(*ONE)
+        self.until(process, "control plane is at")
+        process.kill()
+        process.wait()
+        for pid in marked(self.folder):
+            if b"nixfleet_agent.local_cp" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                descriptor = os.pidfd_open(pid)
+                self.addCleanup(os.close, descriptor)
+                self.assertTrue(_ended(descriptor), "the control plane has outlived its demo")
+        for pid in marked(self.folder):
+            os.kill(pid, signal.SIGKILL)
+
+
+class Kept(DemoCase):
+    def test_every_line_that_it_prints_works_when_it_is_pasted(self) -> None:
+        process = self.start("--agents", "2", "--keep")
+        output = self.until(process, "The status page:")
+        pasted = [line for line in output.partition("another terminal:")[2].splitlines() if line and line[0] != "#"]
+        *commands, page = pasted
+        answers = {}
+        for command in commands:
+            done = subprocess.run(
+                ["sh", "-c", command],
+                cwd="/",
+                env={"PATH": os.defpath},
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+            self.assertEqual((done.returncode, done.stderr), (0, ""), command)
+            answers[command.split("/")[-1]] = done.stdout
+        for said in (
+            ("nixfleet-agent status", "running, version"),
+            ("nixfleet-agent why", "failed and was rolled back"),
+            ("nixfleet-agent history", "RollbackComplete"),
+            ("nixfleet-agent quarantine list", "-nixos-system-demo-v3"),
+            ("status.json", '"hostname": "web-02"'),
+            ("fleet.resolved", '"closureHash"'),
+        ):
+            self.assertIn(said[1], answers[said[0]], said[0])
+        # The probes find the host's own system and the demo's cache, as they do for the agent.
+        self.assertRegex(answers["nixfleet-agent probe"], r"(?m)^app +exec +enforce +pass")
+        self.assertRegex(answers["nixfleet-agent probe"], r"(?m)^cache-reachable +http +observe +pass")
+        with urllib.request.urlopen(page.partition(": ")[2], timeout=30) as answer:
+            self.assertIn(b"2 Reverted", answer.read())
+
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(process.wait(PATIENCE), 0)
+        self.assertEqual(marked(self.folder), [])
+        self.assertFalse(self.folder.exists())
+
+
+class TwoAtOnce(DemoCase):
+    def test_each_has_its_own_ports_files_and_processes(self) -> None:
+        environment = {**os.environ, "TMPDIR": str(self.outer)}
+        both = [
+            subprocess.Popen([*COMMAND, *ONE], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            for _ in range(2)
+        ]
+        folders = set()
+        for process in both:
+            self.addCleanup(process.wait)
+            self.addCleanup(process.kill)
+        for process in both:
+            output, _ = process.communicate(timeout=PATIENCE)
+            self.assertEqual(process.returncode, 0, output.decode())
+            folders |= {line for line in output.decode().splitlines() if line.startswith("Files: ")}
+        self.assertEqual(len(folders), 2)
+
+    def test_one_folder_is_for_one_demo(self) -> None:
+        first = self.start(*ONE)
+        self.until(first, "making keys")
+        second = subprocess.run(
+            [*COMMAND, *ONE, "--dir", str(self.folder)], capture_output=True, text=True, timeout=60, check=False
+        )
+        self.assertEqual((second.returncode, second.stderr.count("\n")), (EXIT_CHECK_FAILED, 1), second.stderr)
+        self.assertRegex(second.stderr, "is not empty|is in use by another demo")
+        output, _ = first.communicate(timeout=PATIENCE)
+        self.assertEqual(first.returncode, 0, output)
+
+
+class Elsewhere(DemoCase):
+    def contained(self, *wrapper: str, script: str) -> subprocess.CompletedProcess[str]:
+        """Run a demo's shell line inside ``unshare``; skips where the kernel does not let us."""
+        if (
+            shutil.which("unshare") is None
+            or subprocess.run([*wrapper, "true"], capture_output=True, check=False).returncode
+        ):
+            self.skipTest(f"this machine does not allow {' '.join(wrapper)}")
+        return subprocess.run(
+            [*wrapper, "sh", "-c", script],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+            env={**os.environ, "TMPDIR": str(self.outer)},
+        )
+
+    def test_a_normal_user_can_run_it(self) -> None:
+        """Nix and the switch see no root; only the files are still ours."""
+        command = f"{sys.executable} -m nixfleet_agent demo {' '.join(ONE)}"
+        if os.geteuid() == 0:
+            wrapper = ("unshare", "--user", "--map-user=1000", "--map-group=1000")
+            done = self.contained(*wrapper, script=f'test "$(id -u)" = 1000 && {command}')
+        else:
+            done = self.contained("env", script=command)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        self.assertIn("every host ended where it should", done.stdout)
+
+    def test_a_full_disk_is_one_line_before_anything_is_made(self) -> None:
+        place = self.outer / "small"
+        place.mkdir()
+        script = (
+            f"mount -t tmpfs -o size=1m none {place} || exit 99; "
+            f"{sys.executable} -m nixfleet_agent demo --dir {place}/demo; code=$?; ls -A {place}; exit $code"
+        )
+        done = self.contained("unshare", "--user", "--map-root-user", "--mount", script=script)
+        if done.returncode == 99:
+            self.skipTest(f"no folder can be mounted here: {done.stderr.strip()}")
+        self.assertEqual((done.returncode, done.stdout), (EXIT_CHECK_FAILED, ""), done.stderr)
+        self.assertRegex(done.stderr, r"^nixfleet-agent: \S+ has 1 MiB free, \d+ are needed: choose another --dir\n$")
+
+    def test_a_disk_that_becomes_full_on_the_way_ends_it_with_one_line_and_no_files(self) -> None:
+        place = self.outer / "filling"
+        place.mkdir()
+        script = (
+            f"mount -t tmpfs -o size=70m none {place} || exit 99; mkdir {place}/demo; "
+            f"( while [ ! -e {place}/demo/demo.lock ]; do :; done; head -c 70m /dev/zero >{place}/rest ) 2>/dev/null & "
+            f"{sys.executable} -m nixfleet_agent demo --agents 1 --dir {place}/demo >/dev/null; code=$?; "
+            f"ls -A {place}/demo; exit $code"
+        )
+        done = self.contained("unshare", "--user", "--map-root-user", "--mount", script=script)
+        if done.returncode == 99:
+            self.skipTest(f"no folder can be mounted here: {done.stderr.strip()}")
+        self.assertNotEqual(done.returncode, 0)
+        self.assertEqual(done.stdout, "")
+        self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
+        self.assertNotIn("Traceback", done.stderr)
+        self.assertEqual(marked(place / "demo"), [])
+
+
+def _ended(pidfd: int) -> bool:
+    """Whether a process that is not ours to wait for ends in good time."""
+    return bool(select.select([pidfd], [], [], 30)[0])
+
+
+if __name__ == "__main__":
+    unittest.main()
