@@ -111,7 +111,7 @@ class AttackCase(unittest.TestCase):
 
     def situation(self) -> str:
         status = self.life.status()
-        lines = [f"{line['level']}: {line['message'][:300]}" for line in self.life.log()[-8:]]
+        lines = [f"{line.get('level')}: {line['message'][:300]}" for line in self.life.log()[-8:]]
         return f"dispatch {status.get('dispatch')}, refusals {status.get('refusals')}, log {lines}"
 
     def assert_refused(self, label: str, send: Any) -> None:

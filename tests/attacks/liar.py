@@ -65,6 +65,8 @@ class Liar:
         self.server = server
         self.hostname = hostname
         self.lies: dict[tuple[str, str], Lie] = {}
+        #: Lies that outlast an attempt.
+        self.standing: dict[tuple[str, str], Behaviour] = {}
         self.artifacts: dict[str, Signed] = {}
         self.snapshots: list[Any] = []
         self.replay_from: str | None = None
@@ -128,6 +130,8 @@ class Liar:
     def _answer(self, request: Request) -> Behaviour:
         lie = self.lies.get((request.method, request.path))
         told = lie(request) if callable(lie) else lie
+        if told is None:
+            told = self.standing.get((request.method, request.path))
         return told if told is not None else self._truth(request)
 
     def _truth(self, request: Request) -> Behaviour:
