@@ -12,7 +12,7 @@ from nixfleet_agent.activation.context import Context
 from nixfleet_agent.activation.errors import PhaseFailed
 from nixfleet_agent.activation.guard import Guard
 from nixfleet_agent.activation.model import EXIT_THIRD_CLOSURE, Completed, Deferred, Forward
-from nixfleet_agent.activation.records import BOOT, FORWARD, ROLLBACK, Record, Records
+from nixfleet_agent.activation.records import BOOT, FORWARD, GUARD, ROLLBACK, Record, Records
 from nixfleet_agent.activation.switches import LOCK_PHASE, Job, Status, Switches
 from nixfleet_agent.errors import ProtoError
 from nixfleet_agent.proto.ids import CLOSURE, ROLLOUT_ID, require
@@ -116,8 +116,10 @@ class ForwardRun:
         context, intent = self._context, self._intent
         require_names(intent.rollout_id, intent.target, intent.prior)
         self._parts.guard.raise_if_acted(intent.rollout_id)
-        current = self._readable_current()
         record = self._last_attempt()
+        if record is None:
+            self._await_older()
+        current = self._readable_current()
         if record is None:
             if current == intent.target:
                 return self._noop()
@@ -150,6 +152,7 @@ class ForwardRun:
             moved = profile.point_at(self._context, intent.target)
         if moved or self._other_boots_next():
             update_bootloader(self._parts, intent.rollout_id, intent.target)
+        self._stand_down()
         return Completed(intent.target, 0, ())
 
     def _other_boots_next(self) -> bool:
@@ -195,10 +198,23 @@ class ForwardRun:
             if config.failed_units == "fail" and self._same_boot(record):
                 raise PhaseFailed("switch", record.output(verify_poll.TAIL_BYTES), ended.exit_code, ended.observed)
         profile.correct(self._context, intent.target)
-        # The report of success follows: from there on nobody may take the host back but the agent itself.
-        self._parts.guard.disarm()
-        self._parts.guard.raise_if_acted(intent.rollout_id)
+        self._stand_down()
         return Completed(ended.observed, ended.exit_code, ended.failed_units)
+
+    def _stand_down(self) -> None:
+        """The report of success follows: from there on nobody may take the host back but the agent itself."""
+        self._parts.guard.disarm()
+        self._parts.guard.raise_if_acted(self._intent.rollout_id)
+
+    def _await_older(self) -> None:
+        """A switch that a superseded rollout fired goes on without us: awaited up to its budget, never raced."""
+        context, switches = self._context, self._parts.switches
+        while (older := switches.running()) is not None and older.intent.direction != GUARD:
+            flipped = host.read_current(context.config) == older.intent.target
+            budget = context.config.poll_budget_secs + (context.config.settle_budget_secs if flipped else 0)
+            if context.clock.monotonic() - older.intent.fired_at >= budget:
+                return  # it hangs: whatever fires next ends it first
+            context.pause(context.config.poll_interval_secs, fired=True)
 
     def _last_attempt(self) -> Record | None:
         """The last forward switch that has started; one that has not is taken back, so that it never will."""

@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import unittest
+from unittest import mock
 
+from nixfleet_agent.activation.backends.setsid import SetsidBackend
 from nixfleet_agent.activation.host import read_boot_id
-from nixfleet_agent.activation.model import Completed, Failed, RolledBack
+from nixfleet_agent.activation.model import Completed, Failed, Forward, RolledBack
 from nixfleet_agent.activation.records import FORWARD, Intent, Record, Records
 from nixfleet_agent.activation.scripts import WRAPPER, install
 from tests.activation import agent_process
@@ -23,6 +25,15 @@ def another_boot(record: Record) -> None:
         path = record.path / name
         if path.exists():
             path.write_bytes(path.read_bytes().replace(record.intent.boot.encode(), b"0-boot-before-this-one"))
+
+
+_launch = SetsidBackend.launch
+
+
+def _only_delayed(backend: SetsidBackend, record: Record, command: list[str], delay: float = 0) -> None:
+    if not delay:
+        raise KeyboardInterrupt("the agent dies here")
+    _launch(backend, record, command, delay)
 
 
 class ResumeTest(PipelineCase):
@@ -87,6 +98,40 @@ class ResumeTest(PipelineCase):
         assert isinstance(outcome, Failed)
         self.assertEqual((outcome.exit_code, outcome.switch_fired, outcome.observed), (-3, False, other))
         self.assertEqual(self.host.switches(), [])
+
+    def leave_running(self, script: str) -> str:
+        """An older rollout's switch runs, and the agent that fired it is gone; its target."""
+        older = self.nixery.system("older-" + str(abs(hash(script))), script)
+        intent = Forward("stable@abc0", older, self.v1, "halt")
+        result = self.in_thread(lambda: self.pipeline().forward(intent, [].append))
+        until(lambda: self.host.switches(), "the older switch")
+        self.interrupt("shutdown")
+        result()
+        self.reason = None
+        self.wake.clear()
+        return older
+
+    def test_never_fired_awaits_the_switch_of_the_rollout_that_it_superseded(self) -> None:
+        older = self.leave_running('sleep 2; flip "$self"; echo "slow one done"\n')
+        self.assertEqual(self.resume(self.v2, started=False), Completed(self.v2, 0, ()))
+        self.assertEqual(self.host.switches(), [f"switch {older}", f"switch {self.v2}"])
+        record = Records(self.host.state_dir, read_boot_id()).of("stable@abc0", FORWARD)[-1]
+        self.assertEqual((record.exit_code, "slow one done" in record.output(4096)), (0, True), "never raced")
+
+    def test_a_superseded_switch_that_hangs_is_ended_after_its_budget(self) -> None:
+        self.host.configure(poll_budget_secs=0.5)
+        self.leave_running(HANG)
+        self.assertEqual(self.resume(self.v2, started=False), Completed(self.v2, 0, ()))
+
+    def test_never_fired_but_its_guard_armed_and_the_target_runs_leaves_no_guard(self) -> None:
+        # The guard is armed just before the switch is launched: the agent dies between the two.
+        dying = mock.patch.object(SetsidBackend, "launch", autospec=True, side_effect=_only_delayed)
+        with dying, self.assertRaises(KeyboardInterrupt):
+            self.forward(self.v2)
+        self.assertEqual(len(self.records("guard")), 1)
+        self.host.boot(self.v2)
+        self.assertEqual(self.resume(self.v2), Completed(self.v2, 0, ()))
+        self.assertEqual(self.records("guard"), [])
 
     def test_prepared_but_not_launched_is_never_fired_and_a_late_wrapper_runs_nothing(self) -> None:
         record = self.prepared()
