@@ -43,6 +43,21 @@ def compare(rounds: int) -> dict[str, float]:
     return dict(zip(commands, in_turns(rounds, *sides), strict=True))
 
 
+def settings_of(folder: Path, url: str, ca: Path) -> str:
+    """A configuration of nothing but the addresses and paths that have no default."""
+    settings = {
+        "control_plane_url": url,
+        "machine_id": MACHINE,
+        "trust_file": folder / "trust.json",
+        "ca_cert": ca,
+        "client_cert": folder / "cert.pem",
+        "client_key": folder / "key",
+        "ssh_host_key_file": folder / "key",
+        "state_dir": folder / "state",
+    }
+    return "".join(f"{name} = {json.dumps(str(value))}\n" for name, value in settings.items())
+
+
 def first_poll(folder: Path) -> float:
     """Seconds from exec of the daemon to its first long poll on the wire."""
     authority, arrived = Authority(), threading.Event()
@@ -61,18 +76,8 @@ def first_poll(folder: Path) -> float:
 
     with contextlib.closing(HttpsServer(certificate, server_key, client_ca=ca)) as server:
         server.route("GET", "/v1/agent/dispatch", poll)
-        settings = {
-            "control_plane_url": server.url,
-            "machine_id": MACHINE,
-            "trust_file": folder / "trust.json",
-            "ca_cert": ca,
-            "client_cert": folder / "cert.pem",
-            "client_key": folder / "key",
-            "ssh_host_key_file": folder / "key",
-            "state_dir": folder / "state",
-        }
         config = folder / "agent.toml"
-        config.write_text("".join(f"{name} = {json.dumps(str(value))}\n" for name, value in settings.items()))
+        config.write_text(settings_of(folder, server.url, ca))
         began = time.perf_counter()
         command = [sys.executable, "-m", "nixfleet_agent", "run", "--config", str(config)]
         with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as agent:

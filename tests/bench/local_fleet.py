@@ -1,0 +1,93 @@
+"""A whole fleet on this machine, of 10, 30 and 100 agents: does everything end where it should, and what does it cost.
+
+Each is the demo as a user runs it: two releases that converge and one that every agent rolls back by itself, with one
+process and one Nix store for each agent. Takes ten minutes; runs only when asked for by name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from nixfleet_agent.demo.agents import remove_tree
+from tests.bench import figures
+from tests.bench.figures import Figure
+from tests.bench.processes import rss
+
+SIZES = (10, 30, 100)
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Seconds of the story; CPU seconds and MB of the process with control plane, CI and cache; hosts gone wrong."""
+
+    seconds: float
+    cpu: float
+    rss: float
+    problems: int
+
+
+def cpu_of(pid: int) -> float:
+    """Seconds of CPU of a process, its ended threads included, its children not."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def tell(agents: int) -> Told:
+    """One demo with ``agents`` hosts."""
+    folder = Path(tempfile.mkdtemp(prefix="fleet-"))
+    command = [sys.executable, "-m", "nixfleet_agent", "demo", "--json", "--agents", str(agents), "--dir", str(folder)]
+    burnt = highest = 0.0
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as demo:
+        while demo.poll() is None:
+            try:
+                burnt, highest = cpu_of(demo.pid), max(highest, rss(demo.pid))
+            except (OSError, SystemExit):
+                break  # it has just ended
+            threading.Event().wait(0.2)
+        told = json.loads(demo.stdout.read() if demo.stdout else "{}")
+    if folder.exists():
+        remove_tree(folder)
+    return Told(told["seconds"], burnt, highest, len(told["problems"]))
+
+
+def measure(quick: bool) -> list[Figure]:
+    if shutil.which("nix-store") is None:
+        raise SystemExit("Nix is missing: packaging/dev setup installs it")
+    shown = []
+    first: tuple[int, Told] | None = None
+    for agents in SIZES[:1] if quick else SIZES:
+        told = tell(agents)
+        shown += [
+            Figure(what=f"{agents} agents: hosts that ended wrong", value=told.problems, unit="", most=0),
+            Figure(what=f"{agents} agents: three releases", value=told.seconds, unit="s"),
+            Figure(what=f"{agents} agents: RSS of the control plane's side", value=told.rss, unit="MB"),
+        ]
+        if first is None:
+            first = agents, told
+            shown.append(Figure(what=f"{agents} agents: CPU of the control plane's side", value=told.cpu, unit="s"))
+        else:
+            fewer, base = first
+            shown.append(
+                Figure(
+                    what=f"{agents} agents: CPU of the control plane's side",
+                    value=told.cpu,
+                    unit="s",
+                    baseline=base.cpu,
+                    against=f"({fewer} agents)",
+                    most=agents / fewer,
+                )
+            )
+    return shown
+
+
+if __name__ == "__main__":
+    sys.exit(figures.main(measure, __doc__))
