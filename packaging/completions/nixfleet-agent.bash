@@ -36,7 +36,7 @@ _nixfleet_agent() {
         enroll|renew) words="--force $common" ;;
         verify) words="--fleet --manifest --sig --host --rollout --trust-file $common" ;;
         support) words="--output $common" ;;
-        demo) words="--agents --keep --fault --folder $common" ;;
+        demo) words="--agents --keep --scenario --list-scenarios --fault --dir --port $common" ;;
         *) words=$common ;;
     esac
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")

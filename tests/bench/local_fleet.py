@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """Seconds of the story; CPU seconds and MB of the process with control plane, CI and cache; hosts gone wrong."""
+    """Seconds of the story; CPU seconds and MB of control plane, CI and cache (two processes); hosts gone wrong."""
 
     seconds: float
     cpu: float
@@ -41,19 +42,27 @@ def cpu_of(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
+def control_planes(pid: int) -> list[int]:
+    """The child of a demo that is its control plane, once it is there."""
+    threads = (task / "children" for task in Path(f"/proc/{pid}/task").iterdir())
+    children = [child for file in threads for child in file.read_text().split()]
+    return [int(c) for c in children if b"nixfleet_agent.local_cp" in Path(f"/proc/{c}/cmdline").read_bytes()]
+
+
 def tell(agents: int) -> Told:
     """One demo with ``agents`` hosts."""
     folder = Path(tempfile.mkdtemp(prefix="fleet-"))
     command = [sys.executable, "-m", "nixfleet_agent", "demo", "--json", "--agents", str(agents), "--dir", str(folder)]
     burnt = highest = 0.0
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as demo:
+    # Its document is larger than a pipe: into a file.
+    with tempfile.TemporaryFile("w+") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.DEVNULL) as demo:
         while demo.poll() is None:
-            try:
-                burnt, highest = cpu_of(demo.pid), max(highest, rss(demo.pid))
-            except (OSError, SystemExit):
-                break  # it has just ended
+            with suppress(OSError, SystemExit):  # one of the two has just ended
+                side = [demo.pid, *control_planes(demo.pid)]
+                burnt, highest = max(burnt, sum(map(cpu_of, side))), max(highest, sum(map(rss, side)))
             threading.Event().wait(0.2)
-        told = json.loads(demo.stdout.read() if demo.stdout else "{}")
+        out.seek(0)
+        told = json.load(out)
     if folder.exists():
         remove_tree(folder)
     return Told(told["seconds"], burnt, highest, len(told["problems"]))
