@@ -19,6 +19,7 @@ from nixfleet_agent.runtime.shutdown import ShutdownToken
 from nixfleet_agent.runtime.status import StatusBoard
 from nixfleet_agent.state_machine import Event, ProbeStatus
 from nixfleet_agent.state_machine.events import (
+    ActivationCompleted,
     ActivationFailed,
     Failed,
     ProbeFailureFirst,
@@ -120,7 +121,10 @@ class SteadyWriter:
 
 
 def is_urgent(event: Event) -> bool:
-    """Events of a failure and of its rollback."""
+    """Events of a failure and of its rollback, and the one that they wait for.
+
+    A release that fills the disk with its switch is found out by probes, which begin with ActivationCompleted.
+    """
     if isinstance(event, ProbeResult):
         return event.status is ProbeStatus.FAIL
-    return isinstance(event, (ActivationFailed, ProbeFailureFirst, Failed, RollbackComplete))
+    return isinstance(event, (ActivationCompleted, ActivationFailed, ProbeFailureFirst, Failed, RollbackComplete))
