@@ -7,18 +7,13 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.faults import cp_faults, crash, disk_errors, power_cuts, signals
+from tests.faults import cp_faults, crash, damage, disk_errors, full_disk, outage, power_cuts, signals
 from tests.faults.rig import Problem
 from tests.faults.runs import Outcome, Runs
 from tests.faults.world import World
 
-ITEMS: dict[str, Callable[[Runs], Outcome]] = {
-    **crash.ITEMS,
-    **power_cuts.ITEMS,
-    **disk_errors.ITEMS,
-    **signals.ITEMS,
-    **cp_faults.ITEMS,
-}
+MODULES = (crash, power_cuts, disk_errors, full_disk, signals, cp_faults, damage, outage)
+ITEMS: dict[str, Callable[[Runs], Outcome]] = {name: item for module in MODULES for name, item in module.ITEMS.items()}
 
 
 def main(argv: list[str]) -> int:

@@ -37,7 +37,7 @@ class Fate:
         plan = self._plan
         name = self._name(step, path)
         with self._lock:
-            os.write(self._trace, f"{name}\n".encode())
+            os.write(self._trace, f"{name}\n".encode("utf-8", "backslashreplace"))
             self._number += 1
             if name == plan.at:
                 self._seen += 1

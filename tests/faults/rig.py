@@ -274,7 +274,7 @@ class Rig:
         """End everything; the folder goes unless it is kept to be looked at."""
         self.kill()
         end_all(self.folder)
-        for close in self.closers:
+        for close in reversed(self.closers):
             close()
         self._stop_control_plane()
         if not keep:

@@ -31,6 +31,11 @@ FORWARD_NEEDS = "ActivationStarted"
 _FLIP = 'flip "$self"'
 _SLOW = f"sleep 0.6; {_FLIP}; sleep 0.3"
 _HANG = f'{_FLIP}; echo "settling"; sleep 3; echo "settled"'
+#: Fills the file system that the state directory is on.
+_FILL = f"""
+dd if=/dev/zero of="$TEST_STATE/filler" bs=64k 2>/dev/null
+dd if=/dev/zero bs=512 2>/dev/null >>"$TEST_STATE/filler"
+{_FLIP}"""
 _FAIL = 'echo "starting units"; echo "could not start it" >&2; exit 11'
 
 #: What a host declares; the probe looks at the closure that runs, as a real one looks at a service.
@@ -68,6 +73,7 @@ class World:
             "slow": self._system("slow", _SLOW, well),
             "settling": self._system("settling", _HANG, well),
             "sick": self._system("sick", _FLIP, {}),
+            "filler": self._system("filler", _FILL, {}),
             "broken": self._system("broken", _FAIL, well),
             "kernel": self._system("kernel", _FLIP, well, kernel=other),
         }

@@ -1,0 +1,132 @@
+"""Foreign, truncated and corrupt files in every folder of the state directory: the next release still goes through."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from nixfleet_agent.state_machine import State
+from tests.faults.ending import flaws
+from tests.faults.rig import Problem, Rig, rollout_id
+from tests.faults.runs import KEPT, Outcome, Runs
+
+GARBAGE = b"\x00\xff{not json"
+
+
+def _file(path: Path, content: bytes) -> None:
+    if path.is_dir() and not path.is_symlink():
+        path = path / "x"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
+
+
+def foreign_files(state: Path) -> None:
+    """Something that is not ours in every folder: a file, a folder, a broken link, a pipe, an odd name."""
+    folders = [state, *(path for path in state.rglob("*") if path.is_dir() and not path.is_symlink())]
+    for folder in folders:
+        _file(folder / "lost+found.txt", GARBAGE)
+        _file(folder / ("n" * 200), b"")
+        (folder / "a folder" / "inside").mkdir(parents=True)
+        (folder / "broken").symlink_to("/nowhere")
+        os.mkfifo(folder / "a pipe")
+        _file(Path(os.fsdecode(os.fsencode(folder) + b"/\xff\xfe\n")), b"?")
+        _file(folder / "00000000000000000099-web-01-stable@ab-ProbeResult.json", GARBAGE)
+
+
+def garbage_in(pattern: str, state: Path) -> None:
+    """Every file of a kind is garbage."""
+    for path in state.glob(pattern):
+        if path.is_file() and not path.is_symlink():
+            _file(path, GARBAGE)
+
+
+def truncated(pattern: str, state: Path) -> None:
+    """Every file of a kind is cut in half."""
+    for path in state.glob(pattern):
+        if path.is_file() and not path.is_symlink():
+            _file(path, path.read_bytes()[: path.stat().st_size // 2])
+
+
+def emptied(pattern: str, state: Path) -> None:
+    for path in state.glob(pattern):
+        if path.is_file() and not path.is_symlink():
+            _file(path, b"")
+
+
+def removed(pattern: str, state: Path) -> None:
+    for path in state.glob(pattern):
+        if path.is_file():
+            path.unlink()
+
+
+PATTERNS = (
+    "trust-marks.json",
+    "pending-dispatch.json",
+    "quarantine.json",
+    "fleet/*",
+    "rollouts/*",
+    "switch/*",
+    "switch/*/*",
+    "outbound-sent/*/*",
+    "reserve",
+    "lock",
+    "agent.sock",
+)
+
+
+def _damages() -> Iterator[tuple[str, Callable[[Path], None]]]:
+    yield "foreign files", foreign_files
+    for pattern in PATTERNS:
+        for name, act in (("garbage", garbage_in), ("truncated", truncated), ("empty", emptied), ("removed", removed)):
+            yield f"{pattern} {name}", partial(act, pattern)
+
+
+def all_of_it(runs: Runs) -> Outcome:
+    """Each damage to a host that has converged; in quick mode every fourth."""
+    work = list(_damages())
+    return runs.each(partial(_damaged, runs, *chosen) for chosen in (work[::4] if runs.quick else work))
+
+
+def _damaged(runs: Runs, name: str, act: Callable[[Path], None]) -> Outcome:
+    outcome, rig = Outcome(tries=1), runs.rig("damaged")
+
+    def tell(rig: Rig) -> None:
+        rig.publish("good")
+        rig.start()
+        rig.until_state("good", State.CONVERGED)
+        rig.until_delivered()
+        rig.stop()
+        act(rig.host.state_dir)
+        rig.start()
+        rig.publish("next")
+        rig.until_state("next", State.CONVERGED)
+        rig.until(lambda: not _undelivered(rig), "delivery")
+        outcome.problems.extend(f"{name}: {line}" for line in _next_is_whole(rig))
+
+    try:
+        tell(rig)
+        rig.stop()
+    except Problem as problem:
+        outcome.problems.append(f"{name}: {problem} [{KEPT / rig.folder.name}]")
+    finally:
+        rig.close()
+    return outcome
+
+
+def _undelivered(rig: Rig) -> list[str]:
+    queue = rig.host.state_dir / "outbound-queue"
+    return [entry for entry in os.listdir(queue) if rollout_id("next") in entry]
+
+
+def _next_is_whole(rig: Rig) -> Iterator[str]:
+    """What can be said of a host whose old files are damaged: the new rollout is without a flaw, and runs."""
+    if rig.world.name_of(rig.host.running()) != "next":
+        yield f"runs {rig.world.name_of(rig.host.running())}"
+    key = rollout_id("next")
+    yield from (line for line in flaws(rig) if key in line and "left running" not in line)
+
+
+ITEMS: dict[str, Callable[[Runs], Outcome]] = {"damaged-files": all_of_it}
