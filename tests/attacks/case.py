@@ -102,7 +102,8 @@ class AttackCase(unittest.TestCase):
 
     def withdraw(self) -> None:
         """Put an order in the place of a kept one, which would rightly be taken once the lies about it are over."""
-        if self.host.life is not None and self.host.pending() is not None:
+        pending = self.host.pending() if self.host.life is not None else None
+        if pending is not None and pending["dispatch"]["rollout_id"] != WITHDRAWN:
             self.liar.dispatch(WITHDRAWN, closure_name("withdrawn"))
             self.until(lambda: self.kept.get("rollout_id") == WITHDRAWN, "it is withdrawn")
 

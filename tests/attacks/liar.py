@@ -9,6 +9,8 @@
 from __future__ import annotations
 
 import json
+import select
+import socket
 import threading
 import time
 from collections import deque
@@ -54,7 +56,7 @@ class _LongPoll:
     wait: float
 
     def play(self, handler: Any) -> None:
-        offer = self.liar.next_offer(self.wait)
+        offer = self.liar.next_offer(self.wait, handler.connection)
         (offer if offer is not None else Reply(204)).play(handler)
 
 
@@ -74,7 +76,7 @@ class Liar:
         self.heartbeats: list[dict[str, Any]] = []
         self._authority = authority
         self._offers: deque[Behaviour] = deque()
-        self._caller = 0
+        self._era = 0
         self._changed = threading.Condition()
         server.answer = self._answer
 
@@ -101,20 +103,24 @@ class Liar:
             self._offers.append(Reply(200, body) if isinstance(body, bytes) else body)
             self._changed.notify_all()
 
-    def next_offer(self, wait: float) -> Behaviour | None:
+    def next_offer(self, wait: float, caller: socket.socket | None = None) -> Behaviour | None:
+        """What is queued, or comes within ``wait`` seconds; nothing where the caller has gone meanwhile."""
         until = time.monotonic() + wait
         with self._changed:
-            caller = self._caller
+            era = self._era
             while not self._offers and (left := until - time.monotonic()) > 0 and not self.server.stopping.is_set():
                 self._changed.wait(min(left, 0.1))
-                if caller != self._caller:
+                if era != self._era:
                     return None
+            # Who waits for an answer says nothing: what can be read is the end of the connection.
+            if caller is not None and select.select([caller], [], [], 0)[0]:
+                return None
             return self._offers.popleft() if self._offers else None
 
     def hang_up(self) -> None:
         """Who polls now is gone: what comes next is for the next process."""
         with self._changed:
-            self._caller += 1
+            self._era += 1
             self._changed.notify_all()
 
     def asked(self, path: str) -> list[Request]:

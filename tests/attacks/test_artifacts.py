@@ -272,9 +272,10 @@ class Artifacts(AttackCase):
             self.release = release
             self.assert_kept("fleet_pin", self.order)
         with self.attempt("a fleet signed later that has this host on another channel"):
-            self.publish(signed_at=ago(0.5))
-            moved = self.new_release(hosts={MACHINE: "edge", "web-02": "stable"}, policy="halt")
-            self.liar.artifacts[FLEET] = moved.fleet
+            self.publish()
+            self.liar.artifacts[FLEET] = self.new_release(
+                hosts={MACHINE: "edge", "web-02": "stable"}, signed_at=now() + timedelta(seconds=10)
+            ).fleet
             self.assert_kept("fleet_pin", self.order)
         with self.attempt("a fleet signed later that does not have this host"):
             self.publish()

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from nixfleet_agent.clock import Clock
-from nixfleet_agent.errors import AgentError, ProtoError, StorageError, TransportError
+from nixfleet_agent.errors import AgentError, ProtoError, StorageError, TransportError, TrustError
 from nixfleet_agent.net.answers import Answer, retry_after
 from nixfleet_agent.net.client import ControlPlane
 from nixfleet_agent.runtime.backoff import Backoff
@@ -24,6 +24,8 @@ from nixfleet_agent.runtime.worker import Worker
 
 #: Seconds that one POST may take, all of it.
 POST_DEADLINE = 10.0
+#: Longest without a sign of life while one event is read, sent and moved on a slow disk, in seconds.
+LONGEST_POST = 60.0
 #: Largest answer that is read, in bytes.
 ANSWER_LIMIT = 1 << 20
 #: How long nothing is sent after a 426, in seconds: the other side speaks another protocol until somebody acts.
@@ -95,6 +97,7 @@ class Outbound(Worker):
         backoff_max: float,
     ) -> None:
         super().__init__(shutdown, clock)
+        self.limit = max(self.limit, LONGEST_POST + 3 * interval)
         self._journal = journal
         self._control_plane = control_plane
         self._sender = sender
@@ -152,20 +155,20 @@ class Outbound(Worker):
     def _send(self, rollout_id: str, lane: Lane, path: Path) -> None:
         try:
             entry = decode(read_raw(path))
+            body = self._sender.body(entry)
         except OSError as error:
             # Out of file descriptors or of memory says nothing about the file.
             if error.errno not in DAMAGED:
                 raise
             self._journal.set_aside(path, str(error))
             return
-        except ProtoError as error:
+        except (ProtoError, TrustError) as error:
+            # Damaged, or it holds what has no canonical form and can't be signed: nothing that is written here.
             self._journal.set_aside(path, str(error))
             return
         now = self.clock.now()
         try:
-            answer = self._control_plane.post_bytes(
-                EVENTS, self._sender.body(entry), deadline=POST_DEADLINE, limit=ANSWER_LIMIT
-            )
+            answer = self._control_plane.post_bytes(EVENTS, body, deadline=POST_DEADLINE, limit=ANSWER_LIMIT)
         except TransportError as error:
             if not self.shutdown.is_set:
                 self._later(rollout_id, lane, str(error), lane.backoff.next(), label=error.kind)
