@@ -96,7 +96,7 @@ class DispatchCheck:
         )
         ack = Ack(self._shutdown.wakeup())
         try:
-            self._inputs.put(Activate(wanted, ack))
+            self._inputs.put(Activate(wanted, ack), self._alive)
             while not self._clock.wait(ack.event, _NAP):
                 self._alive()
         finally:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Callable
 
-from nixfleet_agent.runtime.inputs import AdvanceTick, ManifestSetUpdated, ReducerInput
+from nixfleet_agent.runtime.inputs import AdvanceTick, HealthChecksReload, ManifestSetUpdated, ReducerInput
 from nixfleet_agent.runtime.shutdown import ShutdownToken
 
 #: Enough for a burst of every probe of a large host; a full queue slows workers down and loses nothing.
@@ -13,7 +14,11 @@ CAPACITY = 64
 #: How long a worker blocks on a full queue before it looks at shutdown again, in seconds.
 SLICE = 0.25
 
-_Periodic = AdvanceTick | ManifestSetUpdated
+_Periodic = AdvanceTick | ManifestSetUpdated | HealthChecksReload
+
+
+def _nobody_asks() -> None:
+    """The caller is watched by nobody."""
 
 
 class InputQueue:
@@ -25,9 +30,13 @@ class InputQueue:
         self._lock = threading.Lock()
         self._latest: dict[type[_Periodic], _Periodic] = {}
 
-    def put(self, item: ReducerInput) -> bool:
-        """Queue ``item``, waiting for room; False only when shutdown began first."""
+    def put(self, item: ReducerInput, alive: Callable[[], None] = _nobody_asks) -> bool:
+        """Queue ``item``, waiting for room; False only when shutdown began first.
+
+        ``alive`` is called while it waits: on a disk that refuses every event for hours that is no hang.
+        """
         while not self._shutdown.is_set:
+            alive()
             try:
                 self._queue.put(item, timeout=SLICE)
                 return True
@@ -35,10 +44,11 @@ class InputQueue:
                 continue
         return False
 
-    def put_latest(self, item: AdvanceTick | ManifestSetUpdated) -> bool:
-        """Queue a periodic input, or replace the one of its kind that still waits; False when there is no room.
+    def put_latest(self, item: _Periodic) -> bool:
+        """Queue an input of which only the latest counts, or replace the one of its kind that still waits.
 
-        Never blocks: a tick that comes late says nothing that the next one does not.
+        False when there is no room. Never blocks: a tick that comes late says nothing that the next one does not, and
+        the main thread, which asks for a reload, has signals to answer.
         """
         kind = type(item)
         with self._lock:

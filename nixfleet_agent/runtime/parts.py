@@ -174,6 +174,7 @@ def reload_parts(ground: Ground, stores: Stores, links: Links) -> None:
     Raises:
         IdentityError, TrustFileError: the old certificate stays in use; an invalid trust file fails closed.
     """
-    ground.inputs.put(HealthChecksReload())
+    if not ground.inputs.put_latest(HealthChecksReload()):
+        log.warning("the agent has no room for another input: health checks are not read again; ask once more later")
     stores.trust.trust()
     links.credentials.reload()

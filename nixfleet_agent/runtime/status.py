@@ -12,6 +12,9 @@ from typing import Any
 
 from nixfleet_agent.proto.times import format_time
 
+#: Label sets of one counter that are counted apart; releases name their probes as they like, and memory is finite.
+MOST_LABEL_SETS = 1000
+
 
 class StatusBoard:
     """Sections published by their owners; readers get a copy that is plain JSON."""
@@ -21,6 +24,7 @@ class StatusBoard:
         self._sections: dict[str, object] = {}
         self._providers: dict[str, Callable[[], object]] = {}
         self._counters: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
+        self._label_sets: dict[str, int] = {}
 
     def provide(self, section: str, read: Callable[[], object]) -> None:
         """A section that is read anew for each snapshot, such as a file that a command may change; must not raise."""
@@ -28,9 +32,13 @@ class StatusBoard:
             self._providers[section] = read
 
     def count(self, counter: str, by: int = 1, **labels: str) -> None:
-        """Add to a counter, which lives as long as the process; label values must come from a bounded set."""
+        """Add to a counter, which lives as long as the process; beyond ``MOST_LABEL_SETS`` all labels are `other`."""
         key = (counter, tuple(sorted(labels.items())))
         with self._lock:
+            if key not in self._counters and self._label_sets.get(counter, 0) >= MOST_LABEL_SETS:
+                key = (counter, tuple((label, "other") for label in sorted(labels)))
+            if key not in self._counters:
+                self._label_sets[counter] = self._label_sets.get(counter, 0) + 1
             self._counters[key] = self._counters.get(key, 0) + by
 
     def counters(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], int]:

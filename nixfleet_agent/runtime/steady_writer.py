@@ -29,6 +29,8 @@ from nixfleet_agent.state_machine.events import (
 
 log = logging.getLogger("nixfleet_agent.reducer")
 
+#: Longest without a sign of life, whatever the waits between two tries are set to, in seconds.
+NAP = 30.0
 #: Inputs taken off the queue while the disk refuses an event; more than this stay in the queue and slow workers down.
 STASH = 256
 
@@ -56,7 +58,7 @@ class SteadyWriter:
         self._backoff = backoff
         self._alive = alive
         self._stash: deque[ReducerInput] = deque()
-        self._reserve_is_whole = True
+        self._reserve_is_whole = False  # the disk may have been full when the agent started
 
     def next_input(self, timeout: float) -> ReducerInput | None:
         """The next input in the order of arrival; None when ``timeout`` seconds are over or at shutdown."""
@@ -106,9 +108,9 @@ class SteadyWriter:
             if left <= 0:
                 return True
             if len(self._stash) >= STASH:
-                self._shutdown.wait(left)
+                self._shutdown.wait(min(left, NAP))
                 continue
-            item = self._inputs.get(left)
+            item = self._inputs.get(min(left, NAP))
             if item is None or isinstance(item, (AdvanceTick, ManifestSetUpdated)):
                 continue
             self._stash.append(item)

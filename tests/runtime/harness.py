@@ -74,6 +74,7 @@ class TestHost:
         self.boot_id = "boot-1"
         self.transitions: list[RecordTransition] = []
         self.kicks = 0
+        self.retry_secs = 0.001
         self.quarantined: list[tuple[str, str]] = []
         self.died: list[BaseException] = []
         self.running = False
@@ -141,7 +142,7 @@ class TestHost:
             self.board,
             self.shutdown,
             self.clock,
-            lambda: Backoff(0.001, 0.001),
+            lambda: Backoff(self.retry_secs, self.retry_secs),
             alive,
         )
 

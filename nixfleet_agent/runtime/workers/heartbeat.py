@@ -120,7 +120,7 @@ class HeartbeatWorker(Worker):
         seq = replay_from(answer)
         if seq is not None:
             named = (request.rollout_id,) if request.rollout_id else tuple(request.last_event_seq_by_rollout)
-            self._inputs.put(ReplayRequested(named, seq))
+            self._inputs.put(ReplayRequested(named, seq), self.alive)
 
     def _forward_snapshots(self, answer: Answer) -> None:
         try:
@@ -138,7 +138,7 @@ class HeartbeatWorker(Worker):
             if snapshot.hostname != self._journal.hostname:
                 self.log.warning("a snapshot of another host was ignored: %s", printable(snapshot.hostname))
                 continue
-            self._inputs.put(BootstrapHost(snapshot, self._verified(snapshot)))
+            self._inputs.put(BootstrapHost(snapshot, self._verified(snapshot)), self.alive)
 
     def _verified(self, snapshot: Snapshot) -> Acceptance | None:
         # Only what runs here can be adopted: for anything else a hint must not cost requests.
