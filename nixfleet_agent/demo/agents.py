@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shlex
@@ -111,7 +112,7 @@ class Host:
             if self._stopped:
                 return
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "nixfleet_agent", "run", "--config", str(self.config_file)],
+                [*mortal(), sys.executable, "-m", "nixfleet_agent", "run", "--config", str(self.config_file)],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -260,6 +261,16 @@ class Host:
             },
         }
         return "\n".join(line for name, table in tables.items() for line in _table(name, table))
+
+
+@functools.cache
+def mortal() -> tuple[str, ...]:
+    """What a command begins with so that it dies with a demo that is killed; nothing where that can't be had."""
+    words = ("setpriv", "--pdeathsig", "KILL")
+    if shutil.which(words[0]) is None:
+        return ()
+    # Not every setpriv knows how: busybox's does not.
+    return words if subprocess.run([*words, "true"], capture_output=True, check=False).returncode == 0 else ()
 
 
 def inherited() -> dict[str, str]:

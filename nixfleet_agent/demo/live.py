@@ -24,6 +24,8 @@ from nixfleet_agent.text import printable
 #: More hosts than this, or than half the terminal's lines, are shown as counts.
 ROWS = 20
 REFRESH_PER_SECOND = 4
+#: The queues of many hosts are counted this seldom, in seconds: it takes a look into three folders for each.
+COUNT_EVERY = 2.0
 #: Releases in the table, and refusals below it.
 COLUMNS = 5
 REFUSALS = 3
@@ -46,6 +48,7 @@ class Live:
         self._title = ""
         self._timeline: Timeline | None = None
         self._fleet: DemoFleet | None = None
+        self._waiting = (-COUNT_EVERY, 0)
         self._live = RichLive(console=self._console, get_renderable=self._render, refresh_per_second=REFRESH_PER_SECOND)
 
     def __enter__(self) -> Live:
@@ -77,6 +80,8 @@ class Live:
             in_rows = len(fleet.names) <= min(ROWS, height // 2)
             table = _hosts(fleet, timeline) if in_rows else _counts(fleet, timeline)
             below = [*_waves(timeline), *_refusals(timeline)]
+            if not in_rows:
+                below.append(Text(f"{len(fleet.names)} hosts; {self._undelivered(fleet, timeline)} events to deliver"))
             used = table.row_count + 1 + len(below)
             rest = [Text(""), table, Text(""), *below]
         else:
@@ -86,6 +91,13 @@ class Live:
         for text in (*head, *(part for part in rest if isinstance(part, Text)), *lines):
             text.no_wrap, text.overflow = True, "ellipsis"
         return Group(*head, *rest, Text(""), *lines)
+
+    def _undelivered(self, fleet: DemoFleet, timeline: Timeline) -> int:
+        """Events in the queues of all hosts, as they were counted last."""
+        counted, _ = self._waiting
+        if timeline.seconds - counted >= COUNT_EVERY:
+            self._waiting = (timeline.seconds, sum(len(host.undelivered()) for host in fleet.hosts.values()))
+        return self._waiting[1]
 
 
 def _hosts(fleet: DemoFleet, timeline: Timeline) -> Table:

@@ -69,14 +69,13 @@ def run(options: DemoOptions, out: TextIO = sys.stdout, err: TextIO = sys.stderr
             demo.report(outcome, out)
             if options.keep:
                 demo.keep(out)
-        except BaseException as error:
-            with _uninterrupted():
-                demo.close()
-                _remove(folder, keep_empty=was_there)
-            if not isinstance(error, KeyboardInterrupt):
-                raise
+        except KeyboardInterrupt:
+            demo.discard(keep_empty=was_there)
             print("interrupted: every process is ended, and every file removed", file=err)
             return INTERRUPTED if demo.outcome is None else _exit_code(demo.outcome)
+        except BaseException:
+            demo.discard(keep_empty=was_there)
+            raise
         with _uninterrupted():
             demo.close()
     return _exit_code(outcome)
@@ -166,6 +165,14 @@ class _Demo:
             print(f"\nThe status page: {fleet.plane.page_url}", file=out, flush=True)
         threading.Event().wait()
 
+    def discard(self, *, keep_empty: bool) -> None:
+        """End what runs and remove what it made; a folder that was there before stays, empty."""
+        with _uninterrupted():
+            self.close()
+            remove_tree(self._folder)
+            if keep_empty:
+                durable.make_directory(self._folder)
+
     def close(self) -> None:
         """End what runs; safe to call twice."""
         fleet, self._fleet = self._fleet, None
@@ -204,13 +211,6 @@ def _folder(options: DemoOptions) -> Path:
     except OSError as error:
         raise DemoError(f"can't write in {folder}: {error.strerror or error}: choose another --dir") from error
     return folder.resolve()
-
-
-def _remove(folder: Path, *, keep_empty: bool) -> None:
-    """All that the demo made; a folder that was there before stays, empty."""
-    remove_tree(folder)
-    if keep_empty:
-        durable.make_directory(folder)
 
 
 def _exit_code(outcome: Outcome) -> int:

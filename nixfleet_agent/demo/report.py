@@ -14,7 +14,7 @@ from nixfleet_agent.demo.timeline import Timeline
 from nixfleet_agent.text import printable
 
 #: More hosts than this are not listed one by one.
-LISTED = 20
+LISTED = 10
 
 
 @dataclass(frozen=True, slots=True)
