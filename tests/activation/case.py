@@ -20,7 +20,7 @@ from nixfleet_agent.clock import SystemClock
 from tests.support.nix import Nixery, NixHost
 
 ROLLOUT = "stable@abc1"
-PATIENCE_SECS = 15.0
+PATIENCE_SECS = 60.0
 
 
 def until(condition: Callable[[], Any], what: str) -> Any:

@@ -227,7 +227,7 @@ class KilledTest(PipelineCase):
     def run_until_killed(self, script: str) -> str:
         target = self.nixery.system("killer-" + str(abs(hash(script))), script)
         process = agent_process.start(self.host, self.intent(target))
-        self.assertEqual(process.communicate(timeout=20)[0], "")
+        self.assertEqual(process.communicate(timeout=60)[0], "")
         self.assertEqual(process.returncode, -signal.SIGKILL)
         return target
 
@@ -250,7 +250,7 @@ class KilledTest(PipelineCase):
         process = agent_process.start(self.host, self.intent(target))
         until(lambda: self.host.switches(), "the switch")
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)
         self.assertEqual(self.resume(target), Completed(target, 0, ()))
         self.assertEqual(self.host.switches(), [f"switch {target}"])
 
@@ -260,7 +260,7 @@ class KilledTest(PipelineCase):
         self.pipeline().forward(self.intent(self.v2, prior), self.methods.append)
         intent = type(self.back(self.v2))(ROLLOUT, prior, self.v2, True, None)
         process = agent_process.start(self.host, intent)
-        self.assertEqual(process.communicate(timeout=20)[0], "")
+        self.assertEqual(process.communicate(timeout=60)[0], "")
         self.assertEqual(self.pipeline().rollback(intent), RolledBack(prior, 0))
         self.assertEqual(self.host.switches(), [f"switch {self.v2}", f"switch {prior}"])
 

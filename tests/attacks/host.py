@@ -30,7 +30,7 @@ from tests.support.tls import DAY, HOUR, Authority, now, write_host_key
 
 MACHINE = "web-01"
 RUNNING = closure_name("nixos-system-running")
-PATIENCE = 15.0
+PATIENCE = 60.0
 #: Intervals short enough for a test, with every throttle and backoff still in force.
 TUNING = TuningConfig(
     dispatch_wait=5,

@@ -31,11 +31,11 @@ class Case(HostCase):
         thread = threading.Thread(target=worker.run)
         thread.start()
         try:
-            self.assertTrue(worker.listening.wait(5))
+            self.assertTrue(worker.listening.wait(30))
             yield
         finally:
             shutdown.set()
-            thread.join(5)
+            thread.join(30)
 
     def names(self, folder: str) -> list[str]:
         path = self.state / folder

@@ -95,7 +95,7 @@ class Closures(unittest.TestCase):
             self.addCleanup(process.wait)
             self.addCleanup(process.kill)
         self.assertEqual(end_marked("/mark/a"), [ours.pid])
-        self.assertEqual(ours.wait(10), -9)
+        self.assertEqual(ours.wait(60), -9)
         self.assertIsNone(other.poll())
 
 

@@ -26,7 +26,7 @@ from nixfleet_agent.proto.times import format_time
 from nixfleet_agent.trust.canonical import canonical
 from tests.support.signing import closure_name
 
-PROMPT = 10.0  # seconds that an answer may take before a test is a failure
+PROMPT = 60.0  # seconds that an answer may take before a test is a failure
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class NetTestCase(unittest.TestCase):
 
     def refused(self, control_plane: ControlPlane, path: str, **options: Any) -> TransportError:
         """The TransportError that a GET ends with."""
-        options.setdefault("deadline", 5.0)
+        options.setdefault("deadline", 30.0)
         with self.assertRaises(TransportError) as caught:
             control_plane.get(path, **options)
         self.assertNotIn("\n", str(caught.exception))

@@ -16,7 +16,7 @@ from tests.commands.host_case import HostCase
 from tests.support.https_server import Reply, Request
 
 SCRIPT = Path(__file__).resolve().parents[2] / "packaging" / "nixfleet-agent.init"
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class Init(HostCase):

@@ -67,7 +67,7 @@ class Stopping(unittest.TestCase):
 
         def callback() -> None:
             entered.set()
-            leave.wait(5)
+            leave.wait(30)
             order.append("callback")
 
         registered = threading.Event()
@@ -75,20 +75,20 @@ class Stopping(unittest.TestCase):
         def block() -> None:
             with cancel.calling(callback):
                 registered.set()
-                entered.wait(5)
+                entered.wait(30)
             order.append("left")
 
         blocker = threading.Thread(target=block)
         blocker.start()
-        registered.wait(5)
+        registered.wait(30)
         setter = threading.Thread(target=cancel.set)
         setter.start()
-        entered.wait(5)
+        entered.wait(30)
         blocker.join(0.05)
         self.assertEqual(order, [])
         leave.set()
         for thread in (blocker, setter):
-            thread.join(5)
+            thread.join(30)
         self.assertEqual(order, ["callback", "left"])
 
 

@@ -124,7 +124,7 @@ class Names(ProbeCase):
             released.set()
         for thread in threading.enumerate():
             if thread.name == "probe-lookup":
-                thread.join(5)
+                thread.join(30)
                 self.assertTrue(thread.daemon)
 
 

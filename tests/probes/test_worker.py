@@ -109,7 +109,7 @@ class WorkerCase(unittest.TestCase):
         finally:
             self.told.room.set()
             self.shutdown.set()
-            thread.join(10)
+            thread.join(30)
         self.assertFalse(thread.is_alive(), "the worker did not stop")
 
     def reset(self, rollout_id: str = ROLLOUT) -> None:
@@ -253,12 +253,12 @@ class Stopping(WorkerCase):
         def runner(decl: ProbeDecl, ctx: RunnerContext) -> RunnerOutcome:
             if not entered.is_set():
                 entered.set()
-                leave.wait(5)
+                leave.wait(30)
             return failed("late")
 
         with self.working(runner):
             self.reset()
-            entered.wait(5)
+            entered.wait(30)
             self.reset(NEXT)
             threading.Timer(0.1, leave.set).start()
             self.told.wait(lambda: bool(self.told.results("p")), "a result")
@@ -323,7 +323,7 @@ class Stopping(WorkerCase):
         self.enterContext(mock.patch("nixfleet_agent.runtime.probe_set.JOIN_SECS", 0.1))
         with self.working(runner), self.assertLogs("nixfleet_agent.probe", "WARNING") as logs:
             self.reset()
-            hanging.wait(5)
+            hanging.wait(30)
             self.mailbox.put(StopProbes())
             deadline = time.monotonic() + 5
             while not logs.records and time.monotonic() < deadline:
@@ -344,7 +344,7 @@ class Stopping(WorkerCase):
         thread.start()
         self.told.wait(lambda: len(self.told.topologies()) == 2, "the topology again")
         self.shutdown.set()
-        thread.join(5)
+        thread.join(30)
         self.assertEqual({rollout for rollout, _ in self.told.events}, {ROLLOUT})
 
 

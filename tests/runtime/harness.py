@@ -1,5 +1,7 @@
 """One host without workers: the real journal, the real reducer in its thread, and the mailboxes laid open.
 
+As a test uses it:
+
     host = TestHost(self)                          # state directory, clock; nothing runs yet
     host.start(current=PRIOR)                      # opens, recovers, starts the reducer, waits until it is idle
     host.dispatch("stable@aa", TARGET)             # -> (Answer, reason)

@@ -29,9 +29,9 @@ class AFullQueue(unittest.TestCase):
         waiting = threading.Thread(target=self.inputs.put, args=(ReplayRequested((), 2), signs.release))
         waiting.start()
         for _ in range(3):
-            self.assertTrue(signs.acquire(timeout=5))
+            self.assertTrue(signs.acquire(timeout=30))
         self.shutdown.set()
-        waiting.join(5)
+        waiting.join(30)
         self.assertFalse(waiting.is_alive())
 
     def test_a_reload_never_blocks_the_main_thread_which_has_signals_to_answer(self) -> None:

@@ -159,11 +159,11 @@ class Http(Case):
         thread = threading.Thread(target=worker.run)
         thread.start()
         try:
-            self.assertTrue(worker.listening.wait(5))
+            self.assertTrue(worker.listening.wait(30))
             yield worker.port
         finally:
             shutdown.set()
-            thread.join(5)
+            thread.join(30)
             self.assertFalse(thread.is_alive())
 
     def get(self, port: int, path: str, method: str = "GET") -> tuple[int, str, str]:

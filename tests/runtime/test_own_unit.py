@@ -46,7 +46,7 @@ class OwnUnit(unittest.TestCase):
 
         def stop() -> None:
             self.shutdown.set()
-            thread.join(10)
+            thread.join(30)
 
         self.addCleanup(stop)
         self.clock.until_waiting()

@@ -384,14 +384,14 @@ class Kicked(WorkerTestCase):
         thread = threading.Thread(target=worker.run)
         thread.start()
         try:
-            self.assertTrue(looks.acquire(timeout=5))
+            self.assertTrue(looks.acquire(timeout=30))
             self.fleet.write_client(self.cert_path, self.key, "web-01", not_after=now() + 50 * DAY)
             worker.kick()
-            self.assertTrue(looks.acquire(timeout=5))
+            self.assertTrue(looks.acquire(timeout=30))
             self.assertEqual(2, self.mine.generation)
         finally:
             shutdown.set()
-            thread.join(5)
+            thread.join(30)
         self.assertFalse(thread.is_alive())
 
 

@@ -297,7 +297,7 @@ class TheLoops(Case):
         until(lambda: len(self.server.requests) == 1, "the request")
         self.shutdown.set()
         self.control_plane.abort()
-        thread.join(2)
+        thread.join(30)
         self.assertFalse(thread.is_alive())
 
     def test_the_ticker_tells_what_runs_each_second(self) -> None:

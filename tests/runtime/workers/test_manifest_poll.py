@@ -94,7 +94,7 @@ class ManifestPoll(ReleaseTestCase):
                 self.clock.advance(30)
             self.clock.until_waiting()
             self.shutdown.set()
-            thread.join(5)
+            thread.join(30)
         self.assertFalse(thread.is_alive())
 
     def test_a_fleet_that_can_not_be_had_is_tried_again_before_the_interval_is_over(self) -> None:
@@ -105,7 +105,7 @@ class ManifestPoll(ReleaseTestCase):
             self.clock.advance(1)
             self.clock.until_waiting()
             self.shutdown.set()
-            thread.join(5)
+            thread.join(30)
         self.assertEqual(len(self.asked(FLEET_PATH)), 2)
         self.assertEqual(len(logs.output), 1)
 

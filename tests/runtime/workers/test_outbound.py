@@ -416,7 +416,7 @@ class TheLoop(Case):
                 until(lambda: len(self.server.requests) == 1, "the request")
                 self.shutdown.set()
                 self.control_plane.abort()
-                thread.join(2)
+                thread.join(30)
                 self.assertFalse(thread.is_alive())
                 self.assertEqual(self.seqs(), [1])
                 self.fresh()
