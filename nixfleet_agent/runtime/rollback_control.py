@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 from nixfleet_agent import durable
+from nixfleet_agent.errors import StorageError
+
+log = logging.getLogger("nixfleet_agent.activation")
 
 
 class RollbackControl:
@@ -29,10 +33,17 @@ class RollbackControl:
         return _names(self._given_up) == rollout_id
 
     def take_retry(self, rollout_id: str) -> bool:
-        """Whether an operator asked for a try since the last call. Raises StorageError."""
+        """Whether an operator asked for a try since the last call.
+
+        A wish that can't be taken off a read-only disk counts as none: it would be granted again and again.
+        """
         if _names(self._retry) != rollout_id:
             return False
-        durable.remove(self._retry)
+        try:
+            durable.remove(self._retry)
+        except StorageError as error:
+            log.debug("%s", error)
+            return False
         return True
 
 

@@ -25,7 +25,7 @@ from nixfleet_agent.config.model import ActivationConfig
 from nixfleet_agent.errors import StorageError
 from nixfleet_agent.runtime.backoff import Backoff
 from nixfleet_agent.runtime.input_queue import InputQueue
-from nixfleet_agent.runtime.inputs import Ack, Answer, HostEvent, RollbackAttemptFailed
+from nixfleet_agent.runtime.inputs import Ack, Answer, HostEvent, ReducerInput, RollbackAttemptFailed
 from nixfleet_agent.runtime.mailbox import Mailbox
 from nixfleet_agent.runtime.orders import ActivateForward, ActivationOrder, Release, RollBack
 from nixfleet_agent.runtime.rollback_control import RollbackControl
@@ -46,6 +46,10 @@ from nixfleet_agent.state_machine.events import (
 IDLE = 60.0
 #: Seconds between two looks at a rollback that was given up: an operator may want it after all.
 GIVEN_UP_RECHECK = 5.0
+#: Seconds between two looks whether an operator's own switch, which no rollback undoes, still stands.
+DRIFT_RECHECK = 60.0
+#: Longest without a sign of life besides the poll's own interval, in seconds: the launch of a switch is not cut short.
+LONGEST_STEP = 120.0
 
 
 class ActivationWorker(Worker):
@@ -71,6 +75,7 @@ class ActivationWorker(Worker):
         open_rollouts: Callable[[], Container[str]],
     ) -> None:
         super().__init__(shutdown, clock)
+        self.limit = max(self.limit, LONGEST_STEP + config.poll_interval_secs)
         self._mailbox = mailbox
         self._inputs = inputs
         self._board = board
@@ -79,6 +84,7 @@ class ActivationWorker(Worker):
         self._on_quarantine = on_quarantine
         self._open_rollouts = open_rollouts
         self._order: ActivationOrder | None = None
+        self._drift: str | None = None
         self._phases: list[Phase] = []
         self._pipeline = Pipeline(
             config, state_dir, clock, self._interrupted, self._wait, self.log, on_phase=self._note_phase
@@ -92,7 +98,7 @@ class ActivationWorker(Worker):
         """
         while not self.shutdown.is_set:
             self.alive()
-            if self._order is None or self._mailbox.peek() is not None:
+            if self._order is None or self._interrupted() == SUPERSEDED:
                 self._order = self._mailbox.take(IDLE)
             elif isinstance(self._order, ActivateForward):
                 self._order = replace(self._order, resume=True)
@@ -120,7 +126,7 @@ class ActivationWorker(Worker):
             if isinstance(outcome, Failed) and outcome.switch_fired:
                 self._on_quarantine(order.rollout_id, order.target, outcome.phase)
             if event is not None:
-                self._inputs.put(HostEvent(order.rollout_id, event))
+                self._tell(HostEvent(order.rollout_id, event))
         finally:
             self._switching(False)
 
@@ -132,7 +138,7 @@ class ActivationWorker(Worker):
         answered = self.shutdown.wakeup()
         ack = Ack(answered)
         event = LocalActivationStarted(started_at=self.clock.now(), switch_method=SwitchMethod(method))
-        self._inputs.put(HostEvent(order.rollout_id, event, ack))
+        self._tell(HostEvent(order.rollout_id, event, ack))
         try:
             while ack.value is None and not self.shutdown.is_set:
                 self.alive()
@@ -175,7 +181,7 @@ class ActivationWorker(Worker):
     # -- back ---------------------------------------------------------------------------------
 
     def _roll_back(self, order: RollBack) -> None:
-        """Until it succeeds, a newer rollout inherits it, an operator acted, or an operator gives it up."""
+        """Until it succeeds or a newer rollout inherits it; an operator's switch or giving up only suspends it."""
         known = order.forward_fired
         fired = self._pipeline.forward_fired(order.rollout_id) if known is None else known
         if fired:
@@ -183,34 +189,33 @@ class ActivationWorker(Worker):
         undo = fired or order.inherited
         intent = Rollback(order.rollout_id, order.target, order.failed, undo, order.observed_at_failure)
         self._backoff.reset()
-        self._switching(True)
-        try:
-            while not self.shutdown.is_set:
-                over = (
-                    self._stand_by(order) if self._control.given_up(order.rollout_id) else self._attempt(order, intent)
-                )
-                if over:
-                    return
-        finally:
-            self._switching(False)
+        self._drift = None
+        over = False
+        while not over and not self.shutdown.is_set:
+            given_up = self._control.given_up(order.rollout_id)
+            over = self._stand_by(order) if given_up else self._attempt(order, intent)
 
     def _stand_by(self, order: RollBack) -> bool:
         """An operator gave the rollback up: do nothing until one asks for it again; True when a newer order waits."""
         self.log.warning("the rollback was given up by an operator", extra={"rollout_id": order.rollout_id})
         self._board.publish("rollback", {"rollout_id": order.rollout_id, "given_up": True})
-        self._inputs.put(RollbackAttemptFailed(order.rollout_id, "given up"))
-        self._switching(False)
+        self._tell(RollbackAttemptFailed(order.rollout_id, "given up"))
         while self._control.given_up(order.rollout_id):
             if self._interrupted() is not None:
                 return True
             self._wait(GIVEN_UP_RECHECK)
-        self._switching(True)
         return False
 
     def _attempt(self, order: RollBack, intent: Rollback) -> bool:
         """One try; True when there is nothing left to try."""
         self._phases = []
-        match self._pipeline.rollback(intent):
+        self._control.take_retry(order.rollout_id)
+        self._switching(True)
+        try:
+            outcome = self._pipeline.rollback(intent)
+        finally:
+            self._switching(False)
+        match outcome:
             case RolledBack(observed, exit_code):
                 event = LocalRollbackCompleted(
                     reverted_to_closure=observed,
@@ -219,7 +224,7 @@ class ActivationWorker(Worker):
                     phases=tuple(self._phases),
                 )
                 self._board.publish("rollback", None)
-                self._inputs.put(HostEvent(order.rollout_id, event))
+                self._tell(HostEvent(order.rollout_id, event))
                 return True
             case RollbackFailed() as failed:
                 seconds = self._backoff.next()
@@ -236,30 +241,30 @@ class ActivationWorker(Worker):
                     {"rollout_id": order.rollout_id, "failures": self._backoff.failures, "reason": failed.stderr_tail},
                 )
                 self._board.count("rollback_failures")
-                self._inputs.put(RollbackAttemptFailed(order.rollout_id, failed.phase))
+                self._tell(RollbackAttemptFailed(order.rollout_id, failed.phase))
                 return self._pause(order, seconds)
             case RollbackDrift(observed):
-                self.log.error(
-                    "no rollback: an operator has switched this host to %s",
-                    observed,
-                    extra={"rollout_id": order.rollout_id, "closure": observed},
-                )
-                self._board.publish("rollback", {"rollout_id": order.rollout_id, "drift": observed})
-                self._inputs.put(RollbackAttemptFailed(order.rollout_id, "an operator switched"))
-                return True
+                self._drifted(order, observed)
+                return self._pause(order, DRIFT_RECHECK)
         return True
+
+    def _drifted(self, order: RollBack, observed: str) -> None:
+        fields = {"rollout_id": order.rollout_id, "closure": observed}
+        if observed != self._drift:
+            self.log.error("no rollback: an operator has switched this host to %s", observed, extra=fields)
+            self._board.publish("rollback", {"rollout_id": order.rollout_id, "drift": observed})
+            self._tell(RollbackAttemptFailed(order.rollout_id, "an operator switched"))
+        self._drift = observed
 
     def _pause(self, order: RollBack, seconds: float) -> bool:
         """Wait before the next try, less when an operator asks for it; True when a newer order waits."""
-        self._switching(False)
         until = self.clock.monotonic() + seconds
         while (left := until - self.clock.monotonic()) > 0:
             self._wait(min(left, 1.0))
             if self._interrupted() is not None:
                 return True
             if self._control.take_retry(order.rollout_id) or self._control.given_up(order.rollout_id):
-                break
-        self._switching(True)
+                return False
         return False
 
     def _release(self, rollout_id: str) -> None:
@@ -293,6 +298,9 @@ class ActivationWorker(Worker):
     def _note_phase(self, name: str, seconds: float) -> None:
         self._phases.append(Phase(name=name, seconds=round(seconds, 3)))
         self._board.publish("activation", {"phase": name, "seconds": round(seconds, 3)})
+
+    def _tell(self, item: ReducerInput) -> None:
+        self._inputs.put(item, self.alive)
 
     def _switching(self, now: bool) -> None:
         self._board.publish("switching", now)

@@ -1,0 +1,546 @@
+"""The activation worker over a scripted pipeline: outcomes, interruptions, rollbacks that fail or wait, a crash."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import unittest
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from nixfleet_agent.activation.context import SHUTDOWN, SUPERSEDED
+from nixfleet_agent.activation.errors import PhaseInterrupted
+from nixfleet_agent.activation.model import (
+    Completed,
+    Deferred,
+    Failed,
+    Forward,
+    ForwardOutcome,
+    Interrupted,
+    Rollback,
+    RollbackDrift,
+    RollbackFailed,
+    RollbackOutcome,
+    RolledBack,
+)
+from nixfleet_agent.config.model import ActivationConfig
+from nixfleet_agent.errors import StorageError
+from nixfleet_agent.runtime.backoff import Backoff
+from nixfleet_agent.runtime.input_queue import InputQueue
+from nixfleet_agent.runtime.inputs import Answer, HostEvent, ReducerInput, RollbackAttemptFailed
+from nixfleet_agent.runtime.mailbox import Mailbox
+from nixfleet_agent.runtime.orders import ActivateForward, ActivationOrder, Release, RollBack, outranks
+from nixfleet_agent.runtime.rollback_control import RollbackControl
+from nixfleet_agent.runtime.shutdown import ShutdownToken
+from nixfleet_agent.runtime.status import StatusBoard
+from nixfleet_agent.runtime.workers import activation
+from nixfleet_agent.runtime.workers.activation import GIVEN_UP_RECHECK, ActivationWorker
+from nixfleet_agent.state_machine.events import (
+    LocalActivationCompleted,
+    LocalActivationDeferred,
+    LocalActivationFailed,
+    LocalActivationStarted,
+    LocalRollbackCompleted,
+    Phase,
+)
+from tests.runtime.harness import NEWER, PRIOR, TARGET, THIRD, temporary, until
+from tests.support.clock import PATIENCE, FakeClock
+
+R, S = "stable@aa", "stable@bb"
+FORWARD = ActivateForward(R, TARGET, PRIOR, "rollback-and-halt")
+BACK = RollBack(R, PRIOR, TARGET, True, TARGET)
+FAILED = Failed(11, "switch: no", "switch", True, TARGET)
+AGAIN = RollbackFailed(4, "fire: no", "fire")
+
+#: What one call does: it is given the pipeline and what the worker passed for ``on_started``.
+Script = Callable[["ScriptedPipeline", Callable[[str], None]], Any]
+
+
+class ScriptedPipeline:
+    """The production interface; each call takes the next script, or answers with the value in its place."""
+
+    made: ScriptedPipeline
+
+    def __init__(
+        self,
+        config: ActivationConfig,
+        state_dir: Path,
+        clock: FakeClock,
+        interrupted: Callable[[], str | None],
+        wait: Callable[[float], None],
+        log: object,
+        *,
+        on_phase: Callable[[str, float], None],
+    ) -> None:
+        self.interrupted, self.wait, self.on_phase, self.clock = interrupted, wait, on_phase, clock
+        self.script: list[Script | object] = []
+        self.calls: list[tuple[Any, ...]] = []
+        self.released: list[str] = []
+        self.held: set[str] = set()
+        self.fired: set[str] = set()
+        self.under_way = 0
+        ScriptedPipeline.made = self
+
+    def forward(self, intent: Forward, on_started: Callable[[str], None]) -> ForwardOutcome:
+        outcome: ForwardOutcome = self._call(("forward", intent), on_started)
+        return outcome
+
+    def resume(self, intent: Forward, on_started: Callable[[str], None], already_started: bool) -> ForwardOutcome:
+        outcome: ForwardOutcome = self._call(("resume", intent, already_started), on_started)
+        return outcome
+
+    def rollback(self, intent: Rollback) -> RollbackOutcome:
+        outcome: RollbackOutcome = self._call(("rollback", intent), lambda method: None)
+        return outcome
+
+    def release(self, rollout_id: str) -> None:
+        if isinstance(refusal := self.script.pop(0) if self.script else None, Exception):
+            raise refusal
+        self.released.append(rollout_id)
+        self.held.discard(rollout_id)
+
+    def holding(self) -> set[str]:
+        return set(self.held)
+
+    def forward_fired(self, rollout_id: str) -> bool:
+        return rollout_id in self.fired
+
+    def _call(self, call: tuple[Any, ...], on_started: Callable[[str], None]) -> Any:
+        self.under_way += 1
+        assert self.under_way == 1, "two switches at once"
+        self.calls.append(call)
+        try:
+            does = self.script.pop(0)
+            try:
+                return does(self, on_started) if callable(does) else does
+            except PhaseInterrupted as interruption:
+                return Interrupted(interruption.reason)
+        finally:
+            self.under_way -= 1
+
+
+def starts(outcome: object) -> Script:
+    """Announces its switch, and comes to ``outcome``."""
+
+    def does(pipeline: ScriptedPipeline, on_started: Callable[[str], None]) -> object:
+        on_started("setsid")
+        pipeline.on_phase("fire", 0.1234)
+        return outcome
+
+    return does
+
+
+def realises(pipeline: ScriptedPipeline, on_started: Callable[[str], None]) -> object:
+    """Works until it is interrupted, as a long download does."""
+    while (reason := pipeline.interrupted()) is None:
+        pipeline.wait(2.0)
+    raise PhaseInterrupted(reason)
+
+
+class Case(unittest.TestCase):
+    """``said`` is what the worker logged at warning or above."""
+
+    def setUp(self) -> None:
+        self.said: list[str] = []
+        handler = logging.Handler(logging.WARNING)
+        handler.emit = lambda record: self.said.append(record.getMessage())  # type: ignore[method-assign]
+        log = logging.getLogger("nixfleet_agent.activation")
+        log.addHandler(handler)
+        log.propagate = False
+        self.addCleanup(setattr, log, "propagate", True)
+        self.addCleanup(log.removeHandler, handler)
+        self.clock = FakeClock()
+        self.shutdown = ShutdownToken(self.clock)
+        self.inputs = InputQueue(self.shutdown)
+        self.board = StatusBoard()
+        self.mailbox: Mailbox[ActivationOrder] = Mailbox(self.clock, self.shutdown, outranks)
+        self.control = RollbackControl(temporary(self))
+        self.quarantined: list[tuple[str, str, str]] = []
+        self.open: set[str] = set()
+        with mock.patch.object(activation, "Pipeline", ScriptedPipeline):
+            self.worker = ActivationWorker(
+                self.shutdown,
+                self.clock,
+                self.mailbox,
+                self.inputs,
+                self.board,
+                ActivationConfig(),
+                Path("unused"),
+                Backoff(16.0, 16.0),
+                self.control,
+                lambda *words: self.quarantined.append(words),
+                lambda: self.open,
+            )
+        self.pipeline = ScriptedPipeline.made
+        self.thread: threading.Thread | None = None
+        self.died: list[BaseException] = []
+        self.addCleanup(self.stop)
+
+    def start(self, order: ActivationOrder, *script: object) -> None:
+        """Leave the order, and start the worker on it."""
+        self.pipeline.script = list(script)
+        self.mailbox.put(order)
+        self.run_worker()
+
+    def run_worker(self) -> None:
+        self.thread = threading.Thread(target=self._run, name="activation")
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.worker.run()
+        except RuntimeError as error:
+            self.died.append(error)
+
+    def stop(self) -> None:
+        self.shutdown.set()
+        if self.thread is not None:
+            self.thread.join(PATIENCE)
+            self.assertFalse(self.thread.is_alive(), "the worker does not end")
+
+    def told(self) -> ReducerInput:
+        """The next thing that the worker tells the reducer."""
+        item = self.inputs.get(PATIENCE)
+        assert item is not None, "the worker tells nothing"
+        return item
+
+    def event(self, kind: type[Any]) -> Any:
+        item = self.told()
+        assert isinstance(item, HostEvent) and isinstance(item.event, kind), item
+        return item.event
+
+    def accept_start(self, answer: Answer = Answer.ACCEPTED) -> LocalActivationStarted:
+        """The reducer's part: the announcement is durable, or refused."""
+        item = self.told()
+        assert isinstance(item, HostEvent) and isinstance(item.event, LocalActivationStarted), item
+        assert item.ack is not None
+        item.ack.reply(answer)
+        return item.event
+
+    def idle(self) -> None:
+        """Until the worker waits for its next order."""
+        until(lambda: self.mailbox.peek() is None and self.pipeline.under_way == 0, "an idle worker")
+        self.clock.until_waiting()
+
+    def nothing_told(self) -> None:
+        self.assertIsNone(self.inputs.get(0))
+
+    def calls(self) -> Iterator[str]:
+        return (call[0] for call in self.pipeline.calls)
+
+
+class Forwards(Case):
+    def test_the_start_is_told_first_and_the_success_with_its_phases(self) -> None:
+        self.start(FORWARD, starts(Completed(TARGET, 4, ("web.service",))))
+        self.assertEqual(str(self.accept_start().switch_method), "setsid")
+        completed = self.event(LocalActivationCompleted)
+        self.assertEqual((completed.observed_current_closure, completed.exit_code), (TARGET, 4))
+        self.assertEqual(completed.phases, (Phase(name="fire", seconds=0.123),))
+        self.assertIn("web.service", self.said[0])
+        self.idle()
+        self.assertEqual(self.pipeline.calls, [("forward", Forward(R, TARGET, PRIOR, "rollback-and-halt"))])
+        self.assertEqual(self.quarantined, [])
+
+    def test_what_runs_is_half_a_switch_from_the_start_until_the_outcome(self) -> None:
+        seen = []
+
+        def switches(pipeline: ScriptedPipeline, on_started: Callable[[str], None]) -> object:
+            seen.append(self.board.get("switching"))
+            on_started("setsid")
+            seen.append(self.board.get("switching"))
+            return Completed(TARGET, 0, ())
+
+        self.start(FORWARD, switches)
+        self.accept_start()
+        self.event(LocalActivationCompleted)
+        self.idle()
+        self.assertEqual([*seen, self.board.get("switching")], [False, True, False])
+
+    def test_a_failure_after_the_switch_was_fired_is_told_and_in_quarantine(self) -> None:
+        self.start(FORWARD, starts(FAILED))
+        self.accept_start()
+        failed = self.event(LocalActivationFailed)
+        self.assertEqual((failed.exit_code, failed.stderr_tail, failed.switch_fired), (11, "switch: no", True))
+        self.assertEqual(failed.observed_at_failure, TARGET)
+        self.assertEqual(self.quarantined, [(R, TARGET, "switch")])
+
+    def test_a_failure_before_it_is_told_and_not_in_quarantine(self) -> None:
+        self.start(FORWARD, Failed(-1, "realise: gone", "realise", False, PRIOR))
+        self.assertIs(self.event(LocalActivationFailed).switch_fired, False)
+        self.assertEqual(self.quarantined, [])
+
+    def test_a_deferred_release_names_the_component_and_the_boot(self) -> None:
+        self.start(FORWARD, Deferred("kernel", "boot-1"))
+        deferred = self.event(LocalActivationDeferred)
+        self.assertEqual((deferred.component, deferred.boot_id), ("kernel", "boot-1"))
+
+    def test_a_start_that_is_not_accepted_fires_nothing_and_tells_nothing(self) -> None:
+        self.start(FORWARD, starts(Completed(TARGET, 0, ())))
+        self.accept_start(Answer.NOT_NOW)
+        self.idle()
+        self.nothing_told()
+        self.assertFalse(self.board.get("switching"))
+
+    def test_a_shutdown_while_the_start_is_not_durable_fires_nothing(self) -> None:
+        self.start(FORWARD, starts(Completed(TARGET, 0, ())))
+        self.assertIsInstance(self.told(), HostEvent)
+        self.stop()
+        self.nothing_told()
+
+    def test_a_start_that_takes_hours_to_be_durable_shows_life(self) -> None:
+        self.start(FORWARD, starts(Completed(TARGET, 0, ())))
+        item = self.told()
+        for _ in range(5):
+            self.clock.until_waiting()
+            self.clock.advance(60)
+            until(lambda: self.worker.silent_for() == 0, "a sign of life")
+        assert isinstance(item, HostEvent) and item.ack is not None
+        item.ack.reply(Answer.ACCEPTED)
+        self.event(LocalActivationCompleted)
+
+    def test_after_a_restart_it_is_taken_up_and_not_begun(self) -> None:
+        order = ActivateForward(R, TARGET, PRIOR, "halt", resume=True, already_started=True)
+        self.start(order, Completed(TARGET, 0, ()))
+        self.event(LocalActivationCompleted)
+        self.assertEqual(self.pipeline.calls, [("resume", Forward(R, TARGET, PRIOR, "halt"), True)])
+
+    def test_a_newer_order_interrupts_it_at_once_and_is_next(self) -> None:
+        self.start(FORWARD, realises, starts(Completed(NEWER, 0, ())))
+        self.clock.until_waiting()
+        self.mailbox.put(ActivateForward(S, NEWER, PRIOR, "halt"))
+        self.accept_start()
+        self.assertEqual(self.event(LocalActivationCompleted).observed_current_closure, NEWER)
+        self.assertEqual([call[1].rollout_id for call in self.pipeline.calls], [R, S])
+
+    def test_a_finished_rollouts_release_interrupts_nothing_and_does_not_make_it_spin(self) -> None:
+        self.start(FORWARD, realises)
+        self.clock.until_waiting()
+        self.mailbox.put(Release(S))
+        self.clock.advance(2)
+        self.clock.until_waiting()
+        self.assertEqual(self.pipeline.under_way, 1)
+        self.assertIsNone(self.pipeline.interrupted())
+
+    def test_shutdown_interrupts_it_and_tells_nothing(self) -> None:
+        self.start(FORWARD, realises)
+        self.clock.until_waiting()
+        self.stop()
+        self.nothing_told()
+
+    def test_a_late_outcome_of_a_superseded_rollout_comes_before_the_next_begins(self) -> None:
+        def awaits(pipeline: ScriptedPipeline, on_started: Callable[[str], None]) -> object:
+            on_started("setsid")
+            self.mailbox.put(ActivateForward(S, NEWER, PRIOR, "halt"))
+            self.assertEqual(pipeline.interrupted(), SUPERSEDED)
+            return FAILED
+
+        self.start(FORWARD, awaits, Completed(NEWER, 0, ()))
+        self.accept_start()
+        self.event(LocalActivationFailed)
+        self.event(LocalActivationCompleted)
+        self.assertEqual(list(self.calls()), ["forward", "forward"])
+        self.assertEqual(self.quarantined, [(R, TARGET, "switch")])
+
+
+class Backwards(Case):
+    def fail_once(self) -> None:
+        self.assertEqual(self.told(), RollbackAttemptFailed(R, "fire"))
+        self.clock.until_waiting()
+
+    def test_only_its_success_is_told(self) -> None:
+        self.start(BACK, RolledBack(PRIOR, 4))
+        completed = self.event(LocalRollbackCompleted)
+        self.assertEqual((completed.reverted_to_closure, completed.exit_code), (PRIOR, 4))
+        self.idle()
+        self.assertEqual(self.pipeline.calls, [("rollback", Rollback(R, PRIOR, TARGET, True, TARGET))])
+        self.assertEqual(self.quarantined, [(R, TARGET, "rolled back")])
+        self.assertIsNone(self.board.get("rollback"))
+
+    def test_one_that_fails_is_shown_counted_and_tried_again_with_backoff(self) -> None:
+        self.start(BACK, AGAIN, AGAIN, RolledBack(PRIOR, 0))
+        for number in (1, 2):
+            self.assertEqual(self.told(), RollbackAttemptFailed(R, "fire"))
+            self.clock.until_waiting()
+            shown = {"rollout_id": R, "failures": number, "reason": "fire: no"}
+            self.assertEqual(self.board.get("rollback"), shown)
+            self.assertFalse(self.board.get("switching"), "between two tries what runs is what runs")
+            for _ in range(16):
+                self.clock.advance(1)
+                until(lambda: self.clock.next_deadline() != self.clock.monotonic(), "a look")
+            until(lambda tries=number: len(self.pipeline.calls) > tries, "another try")  # type: ignore[misc]
+        self.event(LocalRollbackCompleted)
+        self.assertEqual(len(self.said), 2)
+        self.assertEqual(self.board.counters()["rollback_failures", ()], 2)
+
+    def test_an_operators_retry_cuts_the_wait_short_once(self) -> None:
+        self.start(BACK, AGAIN, AGAIN)
+        with mock.patch.object(Backoff, "next", return_value=3600.0):
+            self.fail_once()
+            self.control.ask_retry(R)
+            self.clock.advance(1)
+            self.fail_once()
+            for _ in range(5):
+                self.clock.until_waiting()
+                self.clock.advance(1)
+        self.clock.until_waiting()
+        self.assertEqual(len(self.pipeline.calls), 2)
+
+    def test_a_retry_that_was_asked_for_before_the_try_began_is_granted_by_it(self) -> None:
+        self.control.ask_retry(R)
+        self.start(BACK, AGAIN)
+        self.fail_once()
+        self.clock.advance(1)
+        self.clock.until_waiting()
+        self.assertEqual(len(self.pipeline.calls), 1)
+
+    def test_given_up_it_does_nothing_until_it_is_asked_for_again(self) -> None:
+        self.control.give_up(R)
+        self.start(BACK, RolledBack(PRIOR, 0))
+        self.assertEqual(self.told(), RollbackAttemptFailed(R, "given up"))
+        self.clock.until_waiting()
+        for _ in range(3):
+            self.clock.advance(GIVEN_UP_RECHECK)
+            self.clock.until_waiting()
+        self.assertEqual(self.pipeline.calls, [])
+        self.assertEqual(self.board.get("rollback"), {"rollout_id": R, "given_up": True})
+        self.control.ask_retry(R)
+        self.clock.advance(GIVEN_UP_RECHECK)
+        self.event(LocalRollbackCompleted)
+
+    def test_giving_up_ends_the_tries(self) -> None:
+        self.start(BACK, AGAIN, AGAIN)
+        with mock.patch.object(Backoff, "next", return_value=3600.0):
+            self.fail_once()
+        self.control.give_up(R)
+        self.clock.advance(1)
+        self.assertEqual(self.told(), RollbackAttemptFailed(R, "given up"))
+        self.clock.until_waiting()
+        self.assertEqual(len(self.pipeline.calls), 1)
+
+    def test_a_newer_rollout_ends_the_wait_for_the_next_try(self) -> None:
+        self.start(BACK, AGAIN, Completed(NEWER, 0, ()))
+        self.fail_once()
+        self.mailbox.put(ActivateForward(S, NEWER, PRIOR, "halt"), replace=True)
+        self.event(LocalActivationCompleted)
+        self.assertEqual(list(self.calls()), ["rollback", "forward"])
+
+    def test_a_newer_rollout_ends_one_that_was_given_up(self) -> None:
+        self.control.give_up(R)
+        self.start(BACK, Completed(NEWER, 0, ()))
+        self.told()
+        self.clock.until_waiting()
+        self.mailbox.put(ActivateForward(S, NEWER, PRIOR, "halt"), replace=True)
+        self.event(LocalActivationCompleted)
+
+    def test_an_operators_own_switch_is_said_once_and_stands_until_the_operator_undoes_it(self) -> None:
+        drift = RollbackDrift(THIRD)
+        self.start(BACK, drift, drift, drift, RolledBack(PRIOR, 0))
+        self.assertEqual(self.told(), RollbackAttemptFailed(R, "an operator switched"))
+        self.clock.until_waiting()
+        self.assertEqual(self.board.get("rollback"), {"rollout_id": R, "drift": THIRD})
+        self.assertFalse(self.board.get("switching"))
+        until(lambda: len(self.pipeline.calls) == 3, "another look", lambda: self.clock.advance(1))
+        self.clock.until_waiting()
+        self.nothing_told()
+        self.control.ask_retry(R)
+        self.clock.advance(1)
+        self.event(LocalRollbackCompleted)
+        self.assertEqual(len(self.said), 1)
+
+    def test_of_one_that_never_fired_is_no_reason_for_quarantine_whatever_it_inherited(self) -> None:
+        self.start(RollBack(S, PRIOR, NEWER, False, TARGET, inherited=True), RolledBack(PRIOR, 0))
+        self.event(LocalRollbackCompleted)
+        self.assertEqual(self.pipeline.calls, [("rollback", Rollback(S, PRIOR, NEWER, True, TARGET))])
+        self.assertEqual(self.quarantined, [])
+
+    def test_the_switch_records_tell_where_the_log_does_not(self) -> None:
+        for fired in (True, False):
+            with self.subTest(fired=fired):
+                self.setUp()
+                self.pipeline.fired = {R} if fired else set()
+                self.start(RollBack(R, PRIOR, TARGET, None, None), RolledBack(PRIOR, 0))
+                self.event(LocalRollbackCompleted)
+                self.assertEqual(self.pipeline.calls[0][1].forward_fired, fired)
+                self.stop()
+
+    def test_shutdown_ends_every_wait(self) -> None:
+        for name, script in (("failed", AGAIN), ("drift", RollbackDrift(THIRD)), ("running", realises)):
+            with self.subTest(name):
+                self.setUp()
+                self.start(BACK, script)
+                until(lambda: len(self.pipeline.calls) == 1, "the try")
+                self.clock.until_waiting()
+                self.stop()
+
+
+class ADeadWorker(Case):
+    def break_down(self, pipeline: ScriptedPipeline, on_started: Callable[[str], None]) -> object:
+        on_started("setsid")
+        raise RuntimeError("a defect")
+
+    def died_once(self) -> None:
+        assert self.thread is not None
+        self.thread.join(PATIENCE)
+        self.assertEqual([str(error) for error in self.died], ["a defect"])
+
+    def test_takes_its_order_up_again_as_after_a_restart(self) -> None:
+        self.start(FORWARD, self.break_down, Completed(TARGET, 0, ()))
+        self.accept_start()
+        self.died_once()
+        self.assertFalse(self.board.get("switching"))
+        self.run_worker()
+        self.event(LocalActivationCompleted)
+        intent = Forward(R, TARGET, PRIOR, "rollback-and-halt")
+        self.assertEqual(self.pipeline.calls[1:], [("resume", intent, True)], "its start was told already")
+
+    def test_takes_up_a_rollback(self) -> None:
+        self.start(BACK, self.break_down, RolledBack(PRIOR, 0))
+        self.died_once()
+        self.run_worker()
+        self.event(LocalRollbackCompleted)
+        self.assertEqual(list(self.calls()), ["rollback", "rollback"])
+
+    def test_goes_on_with_the_newer_order_where_one_waits(self) -> None:
+        self.start(BACK, self.break_down, Completed(NEWER, 0, ()))
+        self.died_once()
+        self.mailbox.put(ActivateForward(S, NEWER, PRIOR, "halt"), replace=True)
+        self.run_worker()
+        self.event(LocalActivationCompleted)
+        self.assertEqual(list(self.calls()), ["rollback", "forward"])
+
+    def test_does_not_lose_a_rollback_to_the_release_of_another(self) -> None:
+        self.start(BACK, self.break_down, RolledBack(PRIOR, 0))
+        self.died_once()
+        self.mailbox.put(Release(S))
+        self.run_worker()
+        self.event(LocalRollbackCompleted)
+        until(lambda: S in self.pipeline.released, "the release")
+
+
+class Releases(Case):
+    def test_what_is_over_or_superseded_is_let_go_of_and_what_is_open_is_not(self) -> None:
+        self.pipeline.held = {R, S, "stable@cc"}
+        self.open = {S, R}
+        self.start(Release(R))
+        until(lambda: self.pipeline.held == {S}, "the release")
+        self.idle()
+        self.assertEqual(set(self.pipeline.released), {R, "stable@cc"})
+
+    def test_a_disk_that_refuses_is_said_and_stops_nobody(self) -> None:
+        self.start(Release(R), StorageError("read-only"))
+        until(lambda: self.pipeline.script == [], "the release")
+        self.idle()
+        self.assertIn("read-only", self.said[0])
+
+    def test_shutdown_while_a_guard_is_awaited_leaves_it_to_the_next_start(self) -> None:
+        self.pipeline.held = {R}
+        self.start(Release(R), PhaseInterrupted(SHUTDOWN))
+        until(lambda: self.pipeline.script == [], "the release")
+        self.idle()
+        self.assertEqual(self.pipeline.released, [])
+
+
+if __name__ == "__main__":
+    unittest.main()
