@@ -14,7 +14,10 @@ _nixfleet_agent() {
         --config|--trust-file|--ca-cert|--client-cert|--client-key|--bootstrap-token-file|--ssh-host-key-file|\
         --health-checks-file|--fleet|--manifest|--sig|--verify|--output)
             mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return ;;
-        --state-dir|--folder)
+        --scenario)
+            mapfile -t COMPREPLY < <(compgen -W "$(nixfleet-agent demo --list-scenarios 2>/dev/null |
+                sed '1d;s/ .*//')" -- "$cur"; compgen -f -- "$cur"); return ;;
+        --state-dir|--dir)
             mapfile -t COMPREPLY < <(compgen -d -- "$cur"); return ;;
         --fault)
             mapfile -t COMPREPLY < <(compgen -W "kill partition slow wipe-cp bad-signature stale wrong-closure" -- "$cur"); return ;;

@@ -16,6 +16,7 @@ from nixfleet_agent.cli import COMMANDS, CONFIG_FLAGS
 from nixfleet_agent.config.schema import Schema
 from nixfleet_agent.config.sources import from_file
 from nixfleet_agent.demo.scenario import FAULTS
+from tests.docs.said import flags_of
 from tests.packaging.exposition import families, samples
 
 TOP = Path(__file__).resolve().parents[2]
@@ -100,6 +101,15 @@ class Completions(unittest.TestCase):
                 with self.subTest(name, word=word):
                     self.assertRegex(text, rf"\b{re.escape(word)}\b")
 
+    def test_both_know_every_flag_and_none_that_is_gone(self) -> None:
+        known = {flag for command in COMMANDS for flag in flags_of(command)}
+        configuration = {"--" + key.replace("_", "-") for key in CONFIG_FLAGS} - {"--trust-file"}
+        for name, elsewhere in (("nixfleet-agent.bash", {"--version"}), ("_nixfleet-agent", {"--version"})):
+            words = set(re.findall(r"--[a-z][\w-]*", (PACKAGING / "completions" / name).read_text()))
+            with self.subTest(name):
+                self.assertEqual(words - known - elsewhere - {"--verify"}, set())
+                self.assertEqual(known - words - (configuration if name.startswith("_") else set()), set())
+
     def test_bash_completes(self) -> None:
         script = PACKAGING / "completions" / "nixfleet-agent.bash"
 
@@ -115,6 +125,9 @@ class Completions(unittest.TestCase):
         flags = {"--" + key.replace("_", "-") for key in CONFIG_FLAGS}
         self.assertLessEqual(flags, complete("nixfleet-agent", "run", "--"))
         self.assertEqual(complete("nixfleet-agent", "demo", "--fault", ""), set(FAULTS))
+        for command in COMMANDS:
+            with self.subTest(command):
+                self.assertLessEqual(flags_of(command) - flags, complete("nixfleet-agent", command, "--"))
 
 
 class Manuals(unittest.TestCase):

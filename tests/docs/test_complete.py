@@ -1,0 +1,161 @@
+"""The documentation names everything that an operator can meet, and nothing that is not there."""
+
+from __future__ import annotations
+
+import re
+import unittest
+
+from nixfleet_agent import errors
+from nixfleet_agent.cli import COMMANDS, CONFIG_FLAGS
+from nixfleet_agent.config.load import load
+from nixfleet_agent.config.schema import CONFIG_VARIABLE, ENVIRONMENT_ALIASES, Schema
+from nixfleet_agent.state_machine.states import State
+from nixfleet_agent.trust.errors import Refusal
+from tests.docs import said, state_diagram
+from tests.docs.pages import DOCS, PAGES, TOP, anchors, first_column, inline_code, prose, read, section
+from tests.docs.said import flags_of
+from tests.packaging.exposition import families, samples
+
+GUIDE = DOCS / "operators-guide.md"
+EVERYTHING = "\n".join(read(page) for page in PAGES)
+ALERTS = re.findall(r"alert: (\w+)", read(TOP / "packaging" / "prometheus" / "nixfleet-agent.rules.yml"))
+
+
+class Operators(unittest.TestCase):
+    def test_every_key_its_default_and_its_flag(self) -> None:
+        text = section(GUIDE, "## Configuration")
+        rows = re.findall(r"^\| `([\w.]+)` \| ([^|]*)\| (?:`(--[\w-]+)`)?", text, re.MULTILINE)
+        keys = Schema().keys
+        self.assertEqual([name for name, _, _ in rows], list(keys))
+        needed = {"control_plane_url": "https://cp", "machine_id": "web-01"}
+        defaults = load(None, {}, needed).provenance
+        for name, text, flag in rows:
+            with self.subTest(name):
+                self.assertEqual(flag or None, keys[name].flag if name in CONFIG_FLAGS else None)
+                value = defaults[name][0]
+                shown = f"{value:g}" if isinstance(value, (int, float)) else str(value or "")
+                if name not in needed:
+                    self.assertIn(shown, text.replace("not set", ""))
+
+    def test_every_command_and_every_flag(self) -> None:
+        for command in COMMANDS:
+            with self.subTest(command):
+                self.assertRegex(EVERYTHING, rf"(?:nixfleet-agent|packaging/dev) {command}\b")
+                for flag in flags_of(command):
+                    self.assertRegex(EVERYTHING, rf"{flag}\b")
+
+    def test_no_flag_that_does_not_exist(self) -> None:
+        known = {flag for command in COMMANDS for flag in flags_of(command)} | {"--fast", "--slow", "--now"}
+        for page in PAGES:
+            for code in inline_code(page):
+                for flag in re.findall(r"(?:^|\s)(--[a-z][\w-]*)", code):
+                    with self.subTest(flag, page=page.name):
+                        self.assertIn(flag, known)
+
+    def test_every_exit_code(self) -> None:
+        codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
+        listed = re.findall(r"^\| (\d+) \|", section(GUIDE, "## Exit codes"), re.MULTILINE)
+        self.assertEqual({int(code) for code in listed}, codes)
+
+    def test_every_metric_with_its_labels(self) -> None:
+        text = section(GUIDE, "## Metrics")
+        self.assertEqual(set(first_column(text)), families())
+        labels = samples()
+        for name, cell in re.findall(r"^\| `(\w+)` \| ([^|]*)\|", text, re.MULTILINE):
+            with self.subTest(name):
+                known = labels.get(name) or labels.get(f"{name}_count") or set()
+                self.assertEqual(set(re.findall(r"`(\w+)`", cell)), known)
+
+    def test_every_alert(self) -> None:
+        self.assertEqual(first_column(section(GUIDE, "## Alerts")), ALERTS)
+
+    def test_every_line_at_error(self) -> None:
+        listed = set(first_column(section(GUIDE, "## Log lines at error")))
+        self.assertEqual(said.error_lines() - listed, set())
+        self.assertEqual(listed - said.all_lines(), set())
+
+    def test_every_phase_exists(self) -> None:
+        source = "\n".join(path.read_text() for path in (said.PACKAGE).rglob("*.py"))
+        for phase in first_column(section(GUIDE, "## Failed activations")):
+            with self.subTest(phase):
+                self.assertRegex(source, rf'"{phase}(?:"|: )')
+
+    def test_every_line_of_status(self) -> None:
+        source = read(said.PACKAGE / "commands" / "status.py")
+        listed = set(first_column(section(GUIDE, "## Reading it"))) - {"refused", "expired"}
+        shown = set(re.findall(r'yield "(\w+)"', source)) - {"host", "runs"}
+        self.assertEqual(listed, shown)
+
+    def test_every_file_of_the_state_directory(self) -> None:
+        listed = {name.rstrip("/") for name in first_column(section(GUIDE, "## The state directory"))}
+        named = set()
+        for path in (said.PACKAGE).rglob("*.py"):
+            if path.relative_to(said.PACKAGE).parts[0] in ("runtime", "activation"):
+                named |= set(re.findall(r'state_dir / "([\w.-]+)"', path.read_text()))
+        self.assertEqual(named - listed, set())
+
+    def test_every_variable(self) -> None:
+        known = {key.variable for key in Schema().keys.values()} | set(ENVIRONMENT_ALIASES) | {CONFIG_VARIABLE}
+        used = set(re.findall(r"\bNIXFLEET_AGENT_\w+[A-Z]", EVERYTHING))
+        self.assertEqual(used - known, set())
+
+
+class Trust(unittest.TestCase):
+    def test_every_check_and_whether_it_is_final(self) -> None:
+        rows = re.findall(r"^\| [^|]+ \| `(\w+)` \| (yes)?", section(DOCS / "trust.md", "## Checks"), re.MULTILINE)
+        known, classes = {}, [Refusal]
+        while classes:
+            kind = classes.pop()
+            classes += kind.__subclasses__()
+            known[kind.reason] = kind.final
+        del known[Refusal.reason]
+        self.assertEqual({reason: bool(final) for reason, final in rows}, known)
+
+
+class StateMachine(unittest.TestCase):
+    def test_the_diagram_is_that_of_the_table(self) -> None:
+        text = read(state_diagram.PAGE)
+        self.assertEqual(text, state_diagram.page(text), "run: python -m tests.docs.state_diagram")
+        self.assertIn("```mermaid", text)
+
+    def test_every_state_is_explained(self) -> None:
+        rows = re.findall(r"^\| (\w+) \|", section(state_diagram.PAGE, "## States"), re.MULTILINE)
+        self.assertEqual(rows[1:] if rows[0] == "state" else rows, [str(state) for state in State])
+
+
+class Places(unittest.TestCase):
+    def test_every_link_leads_somewhere(self) -> None:
+        for page in (*PAGES, TOP / "CHANGELOG.md"):
+            for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+                with self.subTest(target, page=page.name):
+                    path, _, anchor = target.partition("#")
+                    if "://" in target:
+                        continue
+                    place = (page.parent / path).resolve() if path else page
+                    self.assertTrue(place.exists())
+                    if anchor:
+                        self.assertIn(anchor, anchors(place))
+
+    def test_every_page_can_be_reached_from_the_readme(self) -> None:
+        linked = read(TOP / "README.md")
+        for page in DOCS.glob("*.md"):
+            with self.subTest(page.name):
+                self.assertIn(f"packaging/docs/{page.name}", linked)
+
+    def test_every_file_that_is_named_exists(self) -> None:
+        for page in PAGES:
+            for code in inline_code(page):
+                if re.fullmatch(r"(?:nixfleet_agent|tests|conf|packaging)/[\w./-]+", code):
+                    with self.subTest(code, page=page.name):
+                        self.assertTrue((TOP / code).exists())
+
+    def test_lines_are_no_longer_than_code_may_be(self) -> None:
+        for page in PAGES:
+            for number, line in enumerate(read(page).splitlines(), 1):
+                if not line.startswith(("|", "    Soaking", "[")):
+                    with self.subTest(page=page.name, line=number):
+                        self.assertLessEqual(len(line), 120)
+
+
+if __name__ == "__main__":
+    unittest.main()
