@@ -1,9 +1,9 @@
 """A control plane with real keys, real signatures and real mTLS, which tells the truth until a test makes it lie.
 
-    liar = Liar(world, server)              # serves, records, and hands out what a test queues
-    liar.publish(release)                   # fleet and manifests as CI signed them
-    liar.dispatch(rollout_id, closure)      # queue an order for the next long poll; `offer` queues any bytes
-    liar.lies["GET", "/v1/..."] = Reply(..) # any behaviour, or a function of the request (None: the honest answer)
+liar = Liar(world, server)              # serves, records, and hands out what a test queues
+liar.publish(release)                   # fleet and manifests as CI signed them
+liar.dispatch(rollout_id, closure)      # queue an order for the next long poll; `offer` queues any bytes
+liar.lies["GET", "/v1/..."] = Reply(..) # any behaviour, or a function of the request (None: the honest answer)
 """
 
 from __future__ import annotations
@@ -178,7 +178,9 @@ class Liar:
 
     # -- lies that are told often -------------------------------------------------------------
 
-    def serve(self, path: str, raw: bytes | Behaviour | None = None, signature: bytes | Behaviour | None = None) -> None:
+    def serve(
+        self, path: str, raw: bytes | Behaviour | None = None, signature: bytes | Behaviour | None = None
+    ) -> None:
         """From now on: these bytes, this signature, or both, in place of what CI made."""
         for place, content in ((path, raw), (f"{path}/sig", signature)):
             if content is not None:

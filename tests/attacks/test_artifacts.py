@@ -64,9 +64,7 @@ class Artifacts(AttackCase):
             self.serve(self.ci.sign(self.manifest(hostSet=twice)))
             self.assert_refused("duplicate_host", self.order)
         with self.attempt("an order for another host"):
-            self.assert_refused(
-                "host", lambda: self.liar.dispatch(self.rollout_id, self.closure, hostname="web-02")
-            )
+            self.assert_refused("host", lambda: self.liar.dispatch(self.rollout_id, self.closure, hostname="web-02"))
         self.assert_only_delayed()
 
     def test_manifest_for_another_channel(self) -> None:
@@ -185,7 +183,10 @@ class Artifacts(AttackCase):
             self.assert_kept("rejected_before", self.order)
         with self.attempt("a new fleet, and a manifest from before the compromise"):
             self.publish()
-            stamp = {**self.manifest()["meta"], "signedAt": (now() - timedelta(seconds=5)).strftime("%Y-%m-%dT%H:%M:%SZ")}
+            stamp = {
+                **self.manifest()["meta"],
+                "signedAt": (now() - timedelta(seconds=5)).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            }
             self.serve(self.ci.sign(self.manifest(meta=stamp)))
             self.assert_kept("rejected_before", self.order)
         self.assert_only_delayed()
@@ -246,7 +247,9 @@ class Artifacts(AttackCase):
     def test_a_clock_that_was_set_back(self) -> None:
         """What is already known proves that it is the clock, and a stale release does not become fresh by it."""
         self.host.state_dir.joinpath("trust-marks.json").write_text(
-            json.dumps({"schemaVersion": 1, "fleet": (now() + minutes(90)).strftime("%Y-%m-%dT%H:%M:%SZ"), "channels": {}})
+            json.dumps(
+                {"schemaVersion": 1, "fleet": (now() + minutes(90)).strftime("%Y-%m-%dT%H:%M:%SZ"), "channels": {}}
+            )
         )
         self.start()
         with self.attempt("signed at the time that the clock shows"):

@@ -105,7 +105,21 @@ class Names(AttackCase):
         before = self.host.tree()
         self.start()
         self.publish()
-        evil = ("../../../evil", "/etc/passwd", "..", ".", "", "a/b", "a\\b", "a\x00b", "a\nb", "a%2fb", "~", "-rf", "a" * 5000)
+        evil = (
+            "../../../evil",
+            "/etc/passwd",
+            "..",
+            ".",
+            "",
+            "a/b",
+            "a\\b",
+            "a\x00b",
+            "a\nb",
+            "a%2fb",
+            "~",
+            "-rf",
+            "a" * 5000,
+        )
         for name in evil:
             closures = {name, f"{self.closure}/../{name}", f"{self.closure[:33]}{name}"} - {self.closure[:33] + "-rf"}
             for closure in sorted(closures - {f"{self.closure[:33]}~", self.closure[:33] + "a" * 5000}):
@@ -126,7 +140,9 @@ class Names(AttackCase):
             signed = self.ci.sign(value)
             self.liar.serve(self.rollout, signed.raw, signed.signature)
             self.assert_refused("schema", lambda: self.liar.dispatch(self.rollout_id, self.closure))
-        self.assertEqual(self.host.tree() | {"server.pem": b"", "server.key": b""}, before | {"server.pem": b"", "server.key": b""})
+        self.assertEqual(
+            self.host.tree() | {"server.pem": b"", "server.key": b""}, before | {"server.pem": b"", "server.key": b""}
+        )
         names = {path.name for path in self.host.state_dir.rglob("*")}
         self.assertFalse([name for name in names if "evil" in name or "passwd" in name])
         self.assert_only_delayed()
@@ -188,7 +204,10 @@ class Sizes(AttackCase):
                 with mock.patch.object(artifact_fetch, "BODY_DEADLINE", 20.0):
                     self.assert_kept("too_large", self.order)
         nested = gzip.compress(gzip.compress(bytes(20 * MIB)))
-        for name, headers in {"nested": {"Content-Encoding": "gzip, gzip"}, "another": {"Content-Encoding": "br"}}.items():
+        for name, headers in {
+            "nested": {"Content-Encoding": "gzip, gzip"},
+            "another": {"Content-Encoding": "br"},
+        }.items():
             with self.attempt(f"{name} encoding"):
                 self.publish()
                 self.liar.lies["GET", self.rollout] = Reply(200, nested, headers)
@@ -261,9 +280,7 @@ class Sizes(AttackCase):
 
     def until_outcome(self, path: str, outcome: str) -> None:
         before = self.life.counted("requests", endpoint=path, outcome=outcome)
-        self.until(
-            lambda: self.life.counted("requests", endpoint=path, outcome=outcome) > before, f"{path}: {outcome}"
-        )
+        self.until(lambda: self.life.counted("requests", endpoint=path, outcome=outcome) > before, f"{path}: {outcome}")
 
 
 class Headers(AttackCase):
@@ -334,7 +351,10 @@ class Headers(AttackCase):
             with self.attempt(repr(tag[:20])):
                 self.publish()
                 for path in (FLEET, self.rollout):
-                    for part, body in (("", self.liar.artifacts[path].raw), ("/sig", self.liar.artifacts[path].signature)):
+                    for part, body in (
+                        ("", self.liar.artifacts[path].raw),
+                        ("/sig", self.liar.artifacts[path].signature),
+                    ):
                         self.liar.lies["GET", path + part] = tagged(tag, body)
                 polled = len(self.liar.asked(self.rollout))
                 self.until(lambda n=polled: len(self.liar.asked(self.rollout)) > n + 1, "it is polled again")
@@ -361,9 +381,7 @@ class Redirects(AttackCase):
                 self.publish()
                 place = {"Location": f"{trap.url}{self.rollout}"}
                 self.liar.lies["GET", self.rollout] = Reply(status, b"", place)
-                self.assert_kept(
-                    f"status_{status}", lambda: self.liar.dispatch(self.rollout_id, self.closure)
-                )
+                self.assert_kept(f"status_{status}", lambda: self.liar.dispatch(self.rollout_id, self.closure))
             with self.attempt(f"poll and heartbeat: {status}"):
                 place = {"Location": f"{trap.url}/elsewhere"}
                 self.liar.offer(Reply(status, b"", place))

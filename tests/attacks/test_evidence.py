@@ -83,5 +83,6 @@ class Evidence(AttackCase):
         self.until(lambda: "Converged" in self.liar.kinds(self.rollout_id), "and only now the rollout converges")
         self.assertEqual(self.life.switches, [])
 
+
 if __name__ == "__main__":
     unittest.main()

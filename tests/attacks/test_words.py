@@ -31,7 +31,7 @@ class Words(AttackCase):
             with self.attempt(f"{key} of an order"):
                 self.assert_refused("pattern", lambda k=key: self.liar.offer(json.dumps({**order, k: EVIL}).encode()))
         with self.attempt("a member's name"):
-            body = (json.dumps(order)[:-1] + f', {json.dumps(EVIL)}: 1, {json.dumps(EVIL)}: 2}}').encode()
+            body = (json.dumps(order)[:-1] + f", {json.dumps(EVIL)}: 1, {json.dumps(EVIL)}: 2}}").encode()
             self.assert_refused("pattern", lambda: self.liar.offer(body))
         with self.attempt("a number"):
             body = json.dumps(order).encode()[:-1] + b', "n": -\x1b[2J}'
@@ -82,7 +82,9 @@ class Words(AttackCase):
         strange = sorted({c for c in text if not c.isprintable() and c != "\n"})
         self.assertEqual(strange, [], where)
         self.assertNotIn("\nall is well", text, where)
-        self.assertFalse([line for line in text.splitlines() if line.startswith('{"level":"info","message":"forged"')], where)
+        self.assertFalse(
+            [line for line in text.splitlines() if line.startswith('{"level":"info","message":"forged"')], where
+        )
 
     def show(self) -> None:
         """What an operator sees of it."""
@@ -107,7 +109,9 @@ class Words(AttackCase):
     def test_terminal_escapes_and_newlines_in_a_text_log(self) -> None:
         self.renewal_is_due()
         life = self.start(logging=LoggingConfig(level="debug", format="text"))
-        life.log = lambda: [{"message": line, "reason": word} for line in life.stream.getvalue().splitlines() for word in reasons(line)]  # type: ignore[method-assign]
+        life.log = lambda: [
+            {"message": line, "reason": word} for line in life.stream.getvalue().splitlines() for word in reasons(line)
+        ]  # type: ignore[method-assign]
         self.attack()
         self.assert_harmless(life.stream.getvalue(), "text log")
         for line in life.stream.getvalue().splitlines():

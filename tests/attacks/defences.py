@@ -1,0 +1,555 @@
+"""Every check that stands between a lie and this host, as the text to take out and the tests that must notice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Defence:
+    """``old`` stands exactly once in ``file`` (under the package) and becomes ``new``; one of ``tests`` must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+_ARTIFACTS = "tests.attacks.test_artifacts.Artifacts.test_"
+_TLS = "tests.attacks.test_tls.Tls.test_"
+_VERIFY, _RESOLVE, _JSON = "tests.trust.test_verify", "tests.trust.test_resolve", "tests.proto.test_strict_json"
+_RENEWAL = "tests.attacks.test_renewal.Renewal.test_renewed_certificate_for_another_key_or_name"
+_CERTIFICATE = "tests.identity.test_certificate"
+_EVIDENCE = "tests.attacks.test_evidence.Evidence.test_evidence_signed_by_another_key_or_replayed_from_another_host"
+_BODIES = "tests.attacks.test_bodies."
+_CACHE = "tests.runtime.test_manifest_cache"
+
+
+def _gone(name: str, file: str, condition: str, *tests: str, to: str = "False") -> Defence:
+    """The check ``if <condition>:`` never holds."""
+    return Defence(name, file, f"if {condition}:", f"if {to}:", tests)
+
+
+_VERIFIER = (
+    Defence(
+        "signature: nobody's is enough",
+        "trust/verify.py",
+        "    if signer is None:\n        names",
+        "    signer = signer or keys[0]\n    if signer is None:\n        names",
+        (_ARTIFACTS + "wrongly_signed", _ARTIFACTS + "unsigned"),
+    ),
+    _gone("signature: its length is not limited", "trust/verify.py", "len(signature) > SIGNATURE_LIMIT", _VERIFY),
+    Defence(
+        "signature: the key's own verdict is not asked",
+        "trust/roots.py",
+        "        except InvalidSignature:\n            return False\n        return True",
+        "        except InvalidSignature:\n            return True\n        return True",
+        (_ARTIFACTS + "wrongly_signed",),
+    ),
+    _gone(
+        "signature: any length goes to the library",
+        "trust/roots.py",
+        "len(signature) != _SIGNATURE_BYTES",
+        "tests.trust.test_roots",
+    ),
+    Defence(
+        "keys: a successor is never retired",
+        "trust/roots.py",
+        "self.retire_at is not None and now < self.retire_at",
+        "self.successor is not None",
+        (_ARTIFACTS + "signed_by_a_retired_key",),
+    ),
+    _gone(
+        "keys: one that was taken out still counts",
+        "trust/verify.py",
+        "all(key != verified.key for _, key in slots.active(now))",
+        _VERIFY,
+    ),
+    Defence(
+        "keys: the trust file is read once",
+        "runtime/trust_store.py",
+        "if self._roots is None or stamp != self._stamp:",
+        "if self._roots is None:",
+        (_ARTIFACTS + "signed_by_a_retired_key",),
+    ),
+    Defence(
+        "keys: a trust file that became invalid is forgiven",
+        "runtime/trust_store.py",
+        "                self._roots = None\n                self._roots = parse_trust",
+        "                self._roots = self._roots or parse_trust",
+        ("tests.runtime.test_trust_store",),
+    ),
+    _gone(
+        "rejectBefore is not looked at",
+        "trust/verify.py",
+        "slots.reject_before is not None and signed_at < slots.reject_before",
+        _ARTIFACTS + "signed_by_a_rejected_key",
+    ),
+    _gone(
+        "age is not looked at",
+        "trust/verify.py",
+        "window is not None and now - signed_at > window + CLOCK_SKEW",
+        _ARTIFACTS + "stale",
+    ),
+    _gone(
+        "the future is not looked at",
+        "trust/verify.py",
+        "signed_at - now > CLOCK_SKEW and not behind",
+        _ARTIFACTS + "future_dated",
+    ),
+    _gone(
+        "older than accepted is accepted",
+        "trust/verify.py",
+        "mark is not None and signed_at < mark",
+        _ARTIFACTS + "older_than_the_last_accepted",
+    ),
+    _gone(
+        "a clock that is behind is believed",
+        "trust/verify.py",
+        "newest is not None and behind",
+        _ARTIFACTS + "a_clock_that_was_set_back",
+    ),
+    _gone("a manifest without a signing time", "trust/verify.py", "meta.signed_at is None", _VERIFY),
+    _gone("another schema version", "trust/verify.py", "found != SCHEMA_VERSION", _VERIFY),
+    _gone(
+        "a manifest of another rollout",
+        "trust/verify.py",
+        "manifest.rollout_id != rollout_id",
+        _ARTIFACTS + "manifest_for_another_rollout_id",
+        _ARTIFACTS + "manifest_for_another_channel",
+    ),
+    Defence(
+        "the fleet's schema is not checked",
+        "proto/fleet.py",
+        '        schemas.check("fleet", _outer(value), what)\n',
+        "",
+        ("tests.proto.test_fleet",),
+    ),
+    Defence(
+        "the manifest's schema is not checked",
+        "proto/manifest.py",
+        '        schemas.check("manifest", outer, what)\n',
+        "",
+        ("tests.proto.test_manifest",),
+    ),
+    Defence(
+        "the manifest's own id is not checked",
+        "proto/manifest.py",
+        "ids.require(ids.ROLLOUT_ID, f\"{value['channel']}@{value['channelRef']}\", f\"{what}: its own rollout id\")",
+        "pass",
+        ("tests.proto.test_manifest",),
+    ),
+)
+_ENTRIES = (
+    _gone("a host that the manifest does not name", "trust/resolve.py", "not entries", _RESOLVE),
+    _gone(
+        "a host that is named twice", "trust/resolve.py", "len(entries) > 1", _ARTIFACTS + "manifest_for_another_host"
+    ),
+    _gone(
+        "a closure that is not in the manifest",
+        "trust/resolve.py",
+        "entries[0].target_closure != target_closure",
+        _ARTIFACTS + "closure_not_in_the_manifest",
+    ),
+    Defence(
+        "any fleet serves any manifest",
+        "trust/resolve.py",
+        "    if fleet.hash == pinned:\n        return\n",
+        "    return\n",
+        (_ARTIFACTS + "manifest_pinned_to_another_fleet",),
+    ),
+    _gone(
+        "an older fleet serves a newer manifest",
+        "trust/resolve.py",
+        "fleet.signed_at <= manifest.signed_at",
+        _ARTIFACTS + "manifest_pinned_to_another_fleet",
+    ),
+    _gone(
+        "a fleet without this host serves",
+        "trust/resolve.py",
+        "host is None or host.channel != channel",
+        _ARTIFACTS + "manifest_pinned_to_another_fleet",
+    ),
+    _gone(
+        "an unknown policy",
+        "trust/resolve.py",
+        "signed_policy not in (Policy.HALT, Policy.ROLLBACK_AND_HALT)",
+        _ARTIFACTS + "terms_that_the_fleet_does_not_have",
+    ),
+    _gone(
+        "a wave that the fleet does not have",
+        "trust/resolve.py",
+        "entry.wave_index >= len(waves)",
+        _ARTIFACTS + "terms_that_the_fleet_does_not_have",
+    ),
+    _gone(
+        "a channel that the fleet does not have",
+        "trust/resolve.py",
+        "channel is None",
+        _ARTIFACTS + "terms_that_the_fleet_does_not_have",
+    ),
+    _gone(
+        "an order for another host",
+        "runtime/dispatch_decision.py",
+        "dispatch.hostname == machine_id",
+        _ARTIFACTS + "manifest_for_another_host",
+        to="True",
+    ),
+    Defence(
+        "final refusals are tried again",
+        "runtime/dispatch_decision.py",
+        "return Refuse(error.reason, str(error)) if error.final else Keep(error.reason, str(error))",
+        "return Keep(error.reason, str(error))",
+        (_ARTIFACTS + "closure_not_in_the_manifest",),
+    ),
+    Defence(
+        "freshness is not judged again when an order is taken",
+        "runtime/manifest_cache.py",
+        "        check_fresh_manifest(terms.manifest, trust, now=now, window=terms.window, marks=marks)\n",
+        "",
+        (_ARTIFACTS + "stale",),
+    ),
+    Defence(
+        "the fleet's freshness is not judged again",
+        "runtime/manifest_cache.py",
+        "        check_fresh_fleet(terms.fleet, trust, now=now, override_window=self._override, marks=marks)\n",
+        "",
+        (_CACHE,),
+    ),
+    Defence(
+        "marks are not kept on disk",
+        "runtime/trust_store.py",
+        '            durable.write(self._marks_path, text.encode("utf-8") + b"\\n")\n',
+        "",
+        ("tests.runtime.test_trust_store",),
+    ),
+    Defence(
+        "marks are not rebuilt from caches",
+        "runtime/manifest_cache.py",
+        "            self._store.raise_marks(fleet=fleet)\n",
+        "",
+        (_CACHE,),
+    ),
+    Defence(
+        "same bytes under another signature count as seen",
+        "trust/seen.py",
+        "    if last is not None and raw == last.raw and signature == last.signature:\n        check_fresh_fleet",
+        "    if last is not None and raw == last.raw:\n        check_fresh_fleet",
+        ("tests.trust.test_seen",),
+    ),
+    Defence(
+        "bytes seen under another rollout id count as seen",
+        "trust/seen.py",
+        "if last is not None and same and last.verified.manifest.rollout_id == rollout_id:",
+        "if last is not None and same:",
+        ("tests.trust.test_seen",),
+    ),
+    Defence(
+        "304 to who asked without a tag counts",
+        "runtime/artifact_fetch.py",
+        "if answer.status == 304 and tag is not None:",
+        "if answer.status == 304:",
+        (_ARTIFACTS + "unsigned",),
+    ),
+)
+_READERS = (
+    _gone("JSON: size", "proto/strict_json.py", "len(raw) > limit", _JSON),
+    _gone(
+        "JSON: values that fill memory",
+        "proto/strict_json.py",
+        "values * _BYTES_PER_VALUE + len(raw) > 4 * limit",
+        _JSON,
+    ),
+    _gone(
+        "JSON: duplicate keys",
+        "proto/strict_json.py",
+        "len(members) != len(pairs)",
+        _BODIES + "Json.test_an_order_that_is_no_strict_json",
+    ),
+    _gone(
+        "JSON: huge integers",
+        "proto/strict_json.py",
+        "not -_SAFE_INTEGER <= value <= _SAFE_INTEGER",
+        _BODIES + "Json.test_an_order_that_is_no_strict_json",
+    ),
+    _gone(
+        "JSON: numbers beyond a double",
+        "proto/strict_json.py",
+        "math.isinf(value)",
+        _BODIES + "Json.test_an_order_that_is_no_strict_json",
+    ),
+    Defence(
+        "JSON: NaN and infinities",
+        "proto/strict_json.py",
+        "parse_float=_fraction, parse_constant=_constant",
+        "parse_float=_fraction",
+        (_BODIES + "Json.test_an_order_that_is_no_strict_json",),
+    ),
+    Defence(
+        "JSON: depth",
+        "proto/strict_json.py",
+        "    _check_depth(value, depth, what)\n",
+        "",
+        (_BODIES + "Json.test_an_order_that_is_no_strict_json",),
+    ),
+    Defence(
+        "JSON: half a surrogate pair",
+        "proto/strict_json.py",
+        "        _check_surrogates(value, what)\n",
+        "        pass\n",
+        (_BODIES + "Json.test_an_order_that_is_no_strict_json",),
+    ),
+    Defence(
+        "JSON: bytes that are not UTF-8",
+        "proto/strict_json.py",
+        'text = raw.decode("utf-8")',
+        'text = raw.decode("utf-8", "replace")',
+        (_BODIES + "Json.test_an_order_that_is_no_strict_json",),
+    ),
+    Defence(
+        "names: a pattern need not match whole",
+        "proto/ids.py",
+        "if isinstance(value, str) and pattern.fullmatch(value):",
+        "if isinstance(value, str) and pattern.match(value):",
+        (_BODIES + "Names.test_path_traversal_in_ids_and_closures",),
+    ),
+    Defence(
+        "names: a rollout id may hold a path",
+        "proto/ids.py",
+        "@(?P<ref>[0-9a-f]{1,64})",
+        "@(?P<ref>[0-9a-f./]{1,64})",
+        (_BODIES + "Names.test_path_traversal_in_ids_and_closures",),
+    ),
+    _gone(
+        "bodies: an announced length over the limit",
+        "net/body.py",
+        "announced.isdecimal() and len(announced) < 20 and int(announced) > limit",
+        "tests.net.test_limits.Sizes.test_an_announced_length_over_the_limit_is_not_even_read",
+    ),
+    _gone(
+        "bodies: decompressed size",
+        "net/body.py",
+        "self._size > self._limit",
+        _BODIES + "Sizes.test_decompression_bombs",
+    ),
+    Defence(
+        "bodies: plain size",
+        "net/body.py",
+        "        if size > limit:\n            raise _too_large(limit)\n        pieces.append(piece)",
+        "        pieces.append(piece)",
+        ("tests.net.test_limits.Sizes.test_a_body_at_the_limit_passes_and_one_byte_more_does_not",),
+    ),
+    _gone("bodies: negative chunks", "net/session.py", "size < 0", _BODIES + "Sizes.test_broken_answers"),
+    Defence(
+        "bodies: the deadline of a call",
+        "net/budget.py",
+        "        if left <= 0:\n            raise self._expired()\n        return left",
+        "        return max(left, 0.05)",
+        ("tests.net.test_limits.Deadlines.test_a_silent_server_ends_with_the_deadline",),
+    ),
+    Defence(
+        "headers: Retry-After that overflows",
+        "net/answers.py",
+        "except (ValueError, OverflowError):",
+        "except ValueError:",
+        ("tests.attacks.test_bodies.Headers.test_retry_after_that_is_no_time",),
+    ),
+)
+_IDENTITY = (
+    _gone("certificate: another key", "identity/certificate.py", "not new.belongs_to(public_raw)", _CERTIFICATE),
+    _gone(
+        "certificate: another name",
+        "identity/certificate.py",
+        "not name_is_ours(new.common_name, machine_id)",
+        _RENEWAL,
+    ),
+    _gone(
+        "certificate: not valid now",
+        "identity/certificate.py",
+        "not new.not_before <= now <= new.not_after",
+        _CERTIFICATE,
+    ),
+    _gone(
+        "certificate: no later than the present one",
+        "identity/certificate.py",
+        "current is not None and new.not_after <= current.not_after",
+        _RENEWAL,
+    ),
+    _gone("certificate: no chain is asked for", "identity/certificate.py", "anchors", _RENEWAL),
+    Defence(
+        "certificate: any suffix of a name",
+        "identity/certificate.py",
+        "return _SUFFIX.fullmatch(common_name[len(prefix) :]) is not None",
+        "return True",
+        (_CERTIFICATE, _RENEWAL),
+    ),
+    Defence(
+        "certificate: extensions are read later",
+        "identity/certificate.py",
+        "certificate.subject, certificate.issuer, certificate.extensions",
+        "certificate.subject, certificate.issuer",
+        (_RENEWAL,),
+    ),
+    _gone(
+        "chain: a leaf that may issue others",
+        "identity/chain.py",
+        "constraints is not None and constraints.ca",
+        _RENEWAL,
+    ),
+    _gone(
+        "chain: an issuer that is no CA", "identity/chain.py", "constraints is None or not constraints.ca", _CERTIFICATE
+    ),
+    _gone("chain: an issuer that has expired", "identity/chain.py", "not _within(issuer, now)", _CERTIFICATE),
+    _gone(
+        "chain: a path too long",
+        "identity/chain.py",
+        "constraints.path_length is not None and below > constraints.path_length",
+        _CERTIFICATE,
+    ),
+    Defence(
+        "chain: any issuer counts as an anchor",
+        "identity/chain.py",
+        "if issuer in anchors:",
+        "if True:",
+        (_CERTIFICATE,),
+    ),
+    Defence(
+        "chain: a signature that does not verify",
+        "identity/chain.py",
+        "        return False\n    return True\n\n\ndef _issuer_refusal",
+        "        return child.issuer == issuer.subject\n    return True\n\n\ndef _issuer_refusal",
+        (_RENEWAL,),
+    ),
+    _gone(
+        "evidence: another host's",
+        "runtime/workers/probe_runners/evidence_file.py",
+        'value.get("hostname") != machine_id',
+        _EVIDENCE,
+    ),
+    Defence(
+        "evidence: another key's",
+        "runtime/workers/probe_runners/evidence_file.py",
+        "            self._public_key().verify(signature, signed)\n",
+        "            self._public_key()\n",
+        (_EVIDENCE,),
+    ),
+    Defence(
+        "evidence: what was seen once is good for ever",
+        "runtime/workers/probe_runners/evidence_file.py",
+        "if known is not None and known[0] == identities:",
+        "if known is not None:",
+        ("tests.probes.test_evidence",),
+    ),
+    Defence(
+        "TLS: 1.2 is enough",
+        "net/tls.py",
+        "context.set_min_proto_version(SSL.TLS1_3_VERSION)",
+        "context.set_min_proto_version(SSL.TLS1_2_VERSION)",
+        (_TLS + "tls_below_1_3",),
+    ),
+    Defence(
+        "TLS: any CA",
+        "net/tls.py",
+        "    return bool(ok)",
+        "    connection.get_app_data().clear()\n    return True",
+        (_TLS + "wrong_ca", _TLS + "expired_server_certificate"),
+    ),
+    Defence(
+        "TLS: any name",
+        "net/tls.py",
+        "        _check_name(connection, name)\n",
+        "",
+        (_TLS + "wrong_hostname",),
+    ),
+    Defence(
+        "TLS: the system's CAs beside the fleet's",
+        "net/tls.py",
+        "        if ca_cert is None:\n            context.set_default_verify_paths()\n            return",
+        "        context.set_default_verify_paths()\n        if ca_cert is None:\n            return",
+        (
+            "tests.net.test_tls.ServerVerification.test_the_ca_file_alone_decides_even_where_the_system_would_trust_the_server",
+        ),
+    ),
+)
+_HINTS = (
+    Defence(
+        "snapshots: adopted without signed artifacts",
+        "runtime/workers/heartbeat.py",
+        "or snapshot.target_closure != self._read_current():",
+        "or False:",
+        ("tests.attacks.test_hints.Hints.test_malformed_snapshots",),
+    ),
+    Defence(
+        "snapshots: another closure than the one that runs",
+        "runtime/reducer.py",
+        "or self._read_current() != acceptance.target_closure",
+        "or False",
+        (
+            "tests.runtime.test_reducer.Hints.test_it_is_not_adopted_where_something_else_runs_or_it_is_over_or_one_was_accepted",
+        ),
+    ),
+    _gone(
+        "snapshots: of another host",
+        "runtime/workers/heartbeat.py",
+        "snapshot.hostname != self._journal.hostname",
+        "tests.runtime.workers.test_heartbeat.HeartbeatWorkerTests",
+    ),
+    Defence(
+        "snapshots: any seq begins a log",
+        "runtime/reducer.py",
+        "or snapshot.last_event_seq > ADOPTED_SEQ_LIMIT",
+        "or False",
+        ("tests.attacks.test_hints.Hints.test_huge_negative_and_overflowing_seqs",),
+    ),
+    Defence(
+        "snapshots: any seq raises an open log's",
+        "runtime/reducer.py",
+        "raised = min(seq, record.last_event_seq + SEQ_RAISE_LIMIT)",
+        "raised = seq",
+        ("tests.attacks.test_hints.Hints.test_seqs_of_an_open_rollout_rise_by_little",),
+    ),
+    Defence(
+        "replay: the record of acceptance goes out too",
+        "runtime/journal.py",
+        "if name.seq >= max(1, from_seq):",
+        "if name.seq >= from_seq:",
+        ("tests.attacks.test_hints.Hints.test_replay_from",),
+    ),
+    Defence(
+        "replay: as often as it is asked for",
+        "runtime/reducer.py",
+        "if monotonic - self._replayed.get(rollout_id, -REPLAY_INTERVAL) < REPLAY_INTERVAL:",
+        "if False:",
+        ("tests.attacks.test_hints.Hints.test_replay_from",),
+    ),
+    Defence(
+        "an event that can't be signed ends the thread",
+        "runtime/workers/outbound.py",
+        "except (ProtoError, TrustError) as error:",
+        "except ProtoError as error:",
+        ("tests.attacks.test_audit.Audit.test_an_event_that_can_not_be_signed_holds_up_no_other",),
+    ),
+    Defence(
+        "words: control characters reach the terminal",
+        "text.py",
+        'c if c.isprintable() else c.encode("unicode_escape").decode("ascii")',
+        "c",
+        ("tests.attacks.test_words.Words.test_terminal_escapes_and_newlines_in_a_text_log",),
+    ),
+    Defence(
+        "words: the JSON log is not ASCII",
+        "runtime/logs.py",
+        "json_ensure_ascii=True",
+        "json_ensure_ascii=False",
+        ("tests.attacks.test_words.Words.test_terminal_escapes_and_newlines", "tests.runtime.test_logs"),
+    ),
+    Defence(
+        "times: local time that overflows",
+        "commands/times.py",
+        "except OverflowError:",
+        "except KeyError:",
+        (_BODIES + "Names.test_times_at_both_ends_of_the_calendar",),
+    ),
+)
+DEFENCES = (*_VERIFIER, *_ENTRIES, *_READERS, *_IDENTITY, *_HINTS)
