@@ -38,7 +38,7 @@ setup(
     ],
     extras_require={
         "demo": ["rich>=13"],
-        "dev": ["hypothesis>=6.100", "coverage>=7.4", "ruff>=0.6", "mypy>=1.10", "types-requests>=2.32"],
+        "dev": ["hypothesis>=6.100", "coverage>=7.4", "ruff>=0.6", "mypy>=1.10", "types-requests>=2.32", "bandit>=1.8"],
     },
     entry_points={"console_scripts": ["nixfleet-agent = nixfleet_agent.cli:main"]},
     classifiers=[

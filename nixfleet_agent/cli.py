@@ -45,7 +45,7 @@ CONFIG_FLAGS = {
     "ca_cert": "CA of the control plane's certificate",
     "client_cert": "this host's certificate",
     "client_key": "its private key",
-    "bootstrap_token_file": "one-time token for the first certificate",
+    "bootstrap_token_file": "one-time token for the first certificate",  # nosec B105 # a help text
     "state_dir": "where the agent keeps its state",
     "ssh_host_key_file": "the host's SSH Ed25519 key",
     "health_checks_file": "the host's health probes",

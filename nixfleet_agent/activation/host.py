@@ -130,7 +130,7 @@ def _process_by_ps(pid: int) -> Process | None:
 def _ask(*arguments: str) -> str:
     environment = {**os.environ, "LC_ALL": "C"}
     try:
-        answer = subprocess.run(
+        answer = subprocess.run(  # nosec B603 # ps, with a number for its argument
             arguments, env=environment, capture_output=True, text=True, check=False, timeout=_PS_TIMEOUT_SECS
         )
     except (OSError, subprocess.TimeoutExpired):

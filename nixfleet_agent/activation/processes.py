@@ -51,7 +51,7 @@ def run(
         CommandError: no such program, or its time is over.
     """
     try:
-        child = subprocess.Popen(
+        child = subprocess.Popen(  # nosec B603 # no shell; names from outside have their form checked before
             list(arguments),
             env=dict(environment),
             stdin=subprocess.DEVNULL,

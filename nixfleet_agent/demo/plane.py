@@ -79,7 +79,7 @@ class ControlPlaneProcess:
         ports = [f"--port={self._ports[0]}", f"--page-port={self._ports[1]}"]
         self._answers = queue.SimpleQueue()
         with self.log_file.open("ab") as log:
-            self._process = process = subprocess.Popen(
+            self._process = process = subprocess.Popen(  # nosec B603 # this program itself
                 [sys.executable, "-m", "nixfleet_agent.local_cp", *self._options, *ports],
                 env=self._environment,
                 stdin=subprocess.PIPE,

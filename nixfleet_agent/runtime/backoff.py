@@ -11,7 +11,7 @@ class Backoff:
     def __init__(self, initial: float, maximum: float, chance: random.Random | None = None) -> None:
         self._initial = initial
         self._maximum = maximum
-        self._chance = chance or random.Random()
+        self._chance = chance or random.Random()  # nosec B311 # jitter, no secret
         self._failures = 0
 
     @property

@@ -24,6 +24,12 @@ class Lint(unittest.TestCase):
     def test_mypy_strict(self) -> None:
         self.clean("mypy")
 
+    def test_bandit_has_nothing_to_say_that_is_not_answered_where_it_stands(self) -> None:
+        self.clean("bandit", "--quiet", "--recursive", "--configfile", ".bandit.yaml", "nixfleet_agent")
+
+    def test_what_is_installed_fits_together(self) -> None:
+        self.clean("pip", "check")
+
 
 if __name__ == "__main__":
     unittest.main()
