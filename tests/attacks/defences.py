@@ -493,7 +493,7 @@ _HINTS = (
         "snapshots: of another host",
         "runtime/workers/heartbeat.py",
         "snapshot.hostname != self._journal.hostname",
-        "tests.runtime.workers.test_heartbeat.HeartbeatWorkerTests",
+        "tests.runtime.workers.test_heartbeat.WhatItTakes.test_snapshots_of_another_host_and_broken_ones_are_ignored",
     ),
     Defence(
         "snapshots: any seq begins a log",

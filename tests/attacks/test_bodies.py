@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import threading
 import unittest
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from nixfleet_agent.runtime import artifact_fetch
 from nixfleet_agent.runtime.workers import heartbeat, longpoll
 from tests.attacks.case import AttackCase
 from tests.attacks.host import MACHINE
-from tests.attacks.liar import DISPATCH, EVENTS, FLEET, HEARTBEAT, rollout_path
+from tests.attacks.liar import DISPATCH, EVENTS, FLEET, HEARTBEAT
 from tests.support.https_server import (
     Behaviour,
     CloseSilently,

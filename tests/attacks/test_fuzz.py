@@ -25,9 +25,9 @@ from nixfleet_agent.config.model import Config
 from nixfleet_agent.errors import AgentError, IdentityError, ProtoError
 from nixfleet_agent.identity.certificate import check_answer
 from nixfleet_agent.net.answers import Answer, replay_from, retry_after
+from nixfleet_agent.proto import health_checks
 from nixfleet_agent.proto.dispatch import Dispatch
 from nixfleet_agent.proto.enrollment import BootstrapToken, CertificateAnswer
-from nixfleet_agent.proto import health_checks
 from nixfleet_agent.proto.heartbeat import snapshots
 from nixfleet_agent.proto.strict_json import loads_strict
 from nixfleet_agent.runtime.accepted import Accepted

@@ -93,8 +93,8 @@ class Renewal(AttackCase):
             with self.attempt(name):
                 self.liar.lies["POST", RENEW] = make
                 life = self.start()
-                certificate = self.until(lambda: life.status().get("certificate"), "the certificate was looked at")
-                self.until(lambda: life.status()["certificate"]["failure"], f"it is refused: {certificate}")
+                certificate = self.until(lambda p=life: p.status().get("certificate"), "the certificate was looked at")
+                self.until(lambda p=life: p.status()["certificate"]["failure"], f"it is refused: {certificate}")
                 self.assertEqual(self.host.cert_path.read_bytes(), self.before)
                 self.assertFalse(list(self.host.cert_path.parent.glob("agent-cert.pem.*")))
                 failure = life.status()["certificate"]["failure"]

@@ -134,7 +134,7 @@ class Words(AttackCase):
                 )
                 if status == 422:
                     rejected = self.host.state_dir / "outbound-rejected"
-                    self.until(lambda: list(rejected.glob("*.json")), "it is set aside")
+                    self.until(lambda r=rejected: list(r.glob("*.json")), "it is set aside")
                     code, text = self.host.command("queue", "show", f"{self.rollout_id}/1")
                     self.assert_harmless(text, f"queue show ({code})")
                 self.show()
