@@ -87,6 +87,11 @@ class Agent:
         body = {"hostname": self.name, "at": at, "agent_version": "0.1.0", "uptime_secs": 1}
         self.call(self.beating, "POST", "/v1/agent/heartbeat", {**body, "last_event_seq_by_rollout": {}})
 
+    def long_polls(self) -> int:
+        """How many are open, says the control plane."""
+        self.beating.request("GET", "/status.json")
+        return int(json.loads(self.beating.getresponse().read())["long_polls"])
+
     def nothing(self) -> None:
         self.call(self.beating, "GET", "/v1/nothing")
 
@@ -143,8 +148,11 @@ def with_agents(number: int, folder: Path) -> list[Figure]:
         turns.put(time.monotonic())
 
     polls = [threading.Thread(target=poll, args=(agent,)) for agent in agents]
+    at_rate(agents, lambda agent: agent.polling.connect(), 1000, len(agents))
     for thread in polls:
         thread.start()
+    while agents[0].long_polls() < len(agents):  # what is timed is a fleet at rest, not its thousand handshakes
+        threading.Event().wait(0.2)
     beats = at_rate(agents, Agent.beat, RATE, count)
     ours.send("aaa1")
     began = time.monotonic()
