@@ -81,14 +81,20 @@ class _Main:
     def run(self) -> int:
         """Start, look after, stop."""
         agent = self._agent
-        agent.supervisor.start()
-        self._notifier.ready(f"nixfleet-agent {__version__}")
-        log.info("started", extra={"version": __version__, "machine_id": agent.machine_id})
-        code = None
-        while code is None:
-            code = self._handle(self._next_event())
-        self._notifier.stopping()
-        return self._stop(code)
+        code: int | None = None
+        try:
+            agent.supervisor.start()
+            self._notifier.ready(f"nixfleet-agent {__version__}")
+            log.info("started", extra={"version": __version__, "machine_id": agent.machine_id})
+            while code is None:
+                code = self._handle(self._next_event())
+            self._notifier.stopping()
+        finally:
+            # Also after a defect in this thread: workers that nobody looks after would keep the process for ever.
+            if code is None:
+                log.critical("the main thread died", exc_info=True)
+            stopped = self._stop(EXIT_INTERNAL if code is None else code)
+        return stopped
 
     def _next_event(self) -> object:
         """The next signal or death; None when it is time to restart a worker or to feed the watchdog."""

@@ -114,8 +114,13 @@ class Supervisor:
     def _start(self, post: _Post) -> None:
         post.started_at = self._clock.monotonic()
         post.worker.alive()
-        post.thread = threading.Thread(target=self._guarded, args=(post.worker,), name=post.worker.name)
-        post.thread.start()
+        thread = threading.Thread(target=self._guarded, args=(post.worker,), name=post.worker.name)
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system has no room for a thread; it may have some later
+            self._events.put(WorkerDied(post.worker, error))
+        else:
+            post.thread = thread
 
     def _guarded(self, worker: Worker) -> None:
         died_of: BaseException | None = None

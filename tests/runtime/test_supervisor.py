@@ -7,6 +7,7 @@ import threading
 import unittest
 from collections.abc import Callable
 from typing import ClassVar
+from unittest import mock
 
 from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.runtime.shutdown import ShutdownToken
@@ -96,6 +97,19 @@ class Case(unittest.TestCase):
         self.clock.advance(RESTART_FORGIVEN)
         supervisor.died(died)
         self.assertEqual(supervisor.restart_due(), self.clock.monotonic() + 1)
+
+    def test_one_whose_thread_the_system_has_no_room_for_is_tried_again(self) -> None:
+        with mock.patch.object(threading.Thread, "start", side_effect=RuntimeError("can't start new thread")):
+            self.supervise(lambda: self.shutdown.wait(None))
+        deaths = {death.worker.name: death for death in (self.death(), self.death())}
+        self.assertEqual(self.supervisor.join(0), [])
+        with self.assertLogs("nixfleet_agent.supervisor", "WARNING"):
+            self.assertFalse(self.supervisor.died(deaths["vital"]))
+            self.assertTrue(self.supervisor.died(deaths["scripted"]))
+            self.clock.advance(1)
+            self.supervisor.restart_due()
+        self.clock.until_waiting(1)
+        self.assertEqual(self.worker.threads, ["scripted"])
 
     def test_one_that_ends_without_being_told_to_is_restarted_too(self) -> None:
         for act in (lambda: None, lambda: exec("raise SystemExit(3)")):
