@@ -118,7 +118,7 @@ class QuarantineStore:
         try:
             body = json.loads(self._path.read_bytes())
             found = [_entry(item) for item in body["entries"]]
-        except (OSError, ValueError, KeyError, TypeError, ProtoError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, ProtoError):
             return None
         return tuple(found)
 

@@ -78,7 +78,7 @@ class Progress:
             return
         try:
             entry = json.loads(line[5:])
-        except ValueError:
+        except (ValueError, RecursionError):
             self._say(line)
             return
         if isinstance(entry, dict):

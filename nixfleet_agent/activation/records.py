@@ -175,7 +175,7 @@ class Records:
         """What ``note_failure`` was told, or None."""
         try:
             noted = json.loads(self._failure(rollout_id).read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         observed = noted.get("observed") if isinstance(noted, dict) else None
         return observed if isinstance(observed, str) else None
@@ -207,7 +207,7 @@ def _read_intent(path: Path) -> Intent | None:
         fields = json.loads((path / _INTENT).read_bytes())
         # A newer version may have added fields: ours are all that we need.
         return Intent(**{name: fields[name] for name in Intent.__slots__})
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -51,6 +51,6 @@ def _names(path: Path) -> str | None:
     """The rollout that a file names; a file that is missing or damaged names none, and the agent keeps trying."""
     try:
         body = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return body.get("rolloutId") if isinstance(body, dict) else None
