@@ -552,4 +552,27 @@ _HINTS = (
         (_BODIES + "Names.test_times_at_both_ends_of_the_calendar",),
     ),
 )
-DEFENCES = (*_VERIFIER, *_ENTRIES, *_READERS, *_IDENTITY, *_HINTS)
+_LIVENESS = (
+    Defence(
+        "signs of life: a dripping fleet",
+        "runtime/workers/manifest_poll.py",
+        "LONGEST_FETCH = 350.0",
+        "LONGEST_FETCH = 200.0",
+        ("tests.attacks.test_liveness",),
+    ),
+    Defence(
+        "signs of life: a dripping hint",
+        "runtime/workers/heartbeat.py",
+        "LONGEST_TURN = 500.0",
+        "LONGEST_TURN = 120.0",
+        ("tests.attacks.test_liveness",),
+    ),
+    Defence(
+        "files: nesting that ends a recursive parser",
+        "activation/quarantine.py",
+        "TypeError, RecursionError, ProtoError",
+        "TypeError, ProtoError",
+        ("tests.attacks.test_fuzz.Fuzz.test_files_that_end_a_recursive_parser",),
+    ),
+)
+DEFENCES = (*_VERIFIER, *_ENTRIES, *_READERS, *_IDENTITY, *_HINTS, *_LIVENESS)

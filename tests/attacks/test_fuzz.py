@@ -34,6 +34,7 @@ from nixfleet_agent.runtime.accepted import Accepted
 from nixfleet_agent.runtime.hold import HoldStore
 from nixfleet_agent.runtime.journal_files import decode, parse_name
 from nixfleet_agent.runtime.pending_dispatch import FILE_NAME, PendingDispatch
+from nixfleet_agent.runtime.rollback_control import RollbackControl
 from nixfleet_agent.runtime.trust_store import MARKS_FILE, TrustStore
 from nixfleet_agent.runtime.workers.probe_runners.evidence_file import EvidenceError, EvidenceReader
 from nixfleet_agent.trust.errors import Refusal, TrustFileError
@@ -188,6 +189,7 @@ class World:
             Target("hold", {"reason": "r", "since": AT, "until": AT}, self._hold),
             Target("quarantine", {"schemaVersion": 1, "entries": [quarantined]}, self._quarantine),
             Target("high-water marks", mark, self._marks),
+            Target("rollback given up", {"rolloutId": "stable@def"}, self._given_up),
             Target("evidence", evidence, self._evidence, (EvidenceError,)),
             Target(
                 "health checks", declared, lambda raw: (health_checks.parse(raw, 5.0), health_checks.lint(raw, 5.0))
@@ -212,6 +214,10 @@ class World:
         (self.folder / "quarantine.json").write_bytes(raw)
         store = QuarantineStore(self.folder)
         return store.refusal("stable", CLOSURE, now=self.now, hours=24, running=None), store.lost, store.entries()
+
+    def _given_up(self, raw: bytes) -> object:
+        (self.folder / "rollback-given-up.json").write_bytes(raw)
+        return RollbackControl(self.folder).given_up("stable@def")
 
     def _marks(self, raw: bytes) -> object:
         (self.folder / MARKS_FILE).write_bytes(raw)
@@ -269,7 +275,7 @@ def _changed(draw: st.DrawFn, value: Any) -> Any:
 
 def _damaged(draw: st.DrawFn, raw: bytes) -> bytes:
     at = draw(st.integers(0, len(raw)))
-    piece = draw(st.binary(max_size=6) | st.sampled_from([b"1e400", b"NaN", b'"\\ud800"', b"[" * 3000, b"9" * 5000]))
+    piece = draw(st.binary(max_size=6) | st.sampled_from([b"1e400", b"NaN", b'"\\ud800"', b"[" * 60_000, b"9" * 5000]))
     end = draw(st.integers(at, min(len(raw), at + 20)))
     return raw[:at] + piece + raw[end:]
 
@@ -307,6 +313,15 @@ class Fuzz(unittest.TestCase):
         for target in self.world.targets():
             with self.subTest(target.name):
                 self.fuzz(target, self.EXAMPLES)
+
+    def test_files_that_end_a_recursive_parser(self) -> None:
+        for target in self.world.targets():
+            for raw in (b"[" * 100_000, b'{"a":' * 100_000, b"[" * 100_000 + b"]" * 100_000):
+                with self.subTest(target.name):
+                    try:
+                        target.read(raw)
+                    except target.errors as error:
+                        self.assertIsInstance(error, AgentError)
 
     def test_headers_made_strange(self) -> None:
         text = st.text(st.characters(max_codepoint=255), max_size=60)
