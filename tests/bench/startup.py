@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tests.bench import figures
 from tests.bench.figures import Figure, in_turns
+from tests.bench.processes import fresh_byte_code
 from tests.support.https_server import HttpsServer, Reply, Request
 from tests.support.signing import CiSigner
 from tests.support.tls import Authority, write_host_key
@@ -90,6 +91,7 @@ def first_poll(folder: Path) -> float:
 
 
 def measure(quick: bool) -> list[Figure]:
+    fresh_byte_code()
     rounds = 5 if quick else 15
     medians = compare(rounds)
     base = medians.pop("python -c pass")
