@@ -12,8 +12,9 @@ from nixfleet_agent.runtime.accepted import Accepted
 from nixfleet_agent.runtime.host import Host, Rollout, handed_back
 from nixfleet_agent.runtime.journal import Journal
 from nixfleet_agent.runtime.journal_files import Entry
+from nixfleet_agent.runtime.thinning import Journaled, still_in
 from nixfleet_agent.state_machine import TransitionError, step, timing
-from nixfleet_agent.state_machine.events import ActivationCompleted
+from nixfleet_agent.state_machine.events import ActivationCompleted, ProbeResult
 
 log = logging.getLogger("nixfleet_agent.recovery")
 
@@ -47,6 +48,7 @@ def fold(entries: Sequence[Entry], hostname: str, last_seq: int, monotonic: floa
     if accepted is None:
         return None
     record = accepted.record(hostname)
+    results: dict[str, Journaled] = {}
     last_stamp = accepted.accepted_at
     for entry in entries:
         if entry.seq == 0:
@@ -57,12 +59,15 @@ def fold(entries: Sequence[Entry], hostname: str, last_seq: int, monotonic: floa
             proven = _proven(event.at, entry)
             # Stamps from before the soak prove nothing about it: the clock may have been set back since.
             last_stamp = proven if isinstance(event, ActivationCompleted) else max(last_stamp, proven)
+            if isinstance(event, ProbeResult):
+                results[event.probe_name] = Journaled(event, monotonic)
         except (ProtoError, TransitionError) as error:
             log.error(
                 "skipped an event of the log: %s", error, extra={"rollout_id": entry.rollout_id, "seq": entry.seq}
             )
     record = replace(record, last_event_seq=max(record.last_event_seq, last_seq))
-    return Rollout(record, accepted, timing.resumed(record, last_stamp, monotonic))
+    timers = timing.resumed(record, last_stamp, monotonic)
+    return Rollout(record, accepted, timers, still_in(record, results))
 
 
 def _proven(at: datetime, entry: Entry) -> datetime:

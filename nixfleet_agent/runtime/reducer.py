@@ -37,11 +37,11 @@ from nixfleet_agent.runtime.journal_files import Entry, entry_of
 from nixfleet_agent.runtime.orders import Release
 from nixfleet_agent.runtime.shutdown import ShutdownToken
 from nixfleet_agent.runtime.steady_writer import SteadyWriter
-from nixfleet_agent.runtime.thinning import Journaled, worth_an_event
+from nixfleet_agent.runtime.thinning import Journaled, still_in, worth_an_event
 from nixfleet_agent.runtime.tick import Moment, event_of_tick, expected_closure, needs_probes, probes_mislead
 from nixfleet_agent.runtime.worker import Worker
 from nixfleet_agent.state_machine import EmitEvent, Event, State, TransitionError, step, timing
-from nixfleet_agent.state_machine.events import LocalActivate, ProbeResult, ProbeTopologyDeclared
+from nixfleet_agent.state_machine.events import LocalActivate, ProbeResult
 
 #: Longest sleep on an empty queue, in seconds; a tick comes every second, this is for when it does not.
 IDLE = 30.0
@@ -315,13 +315,11 @@ class Reducer(Worker):
                 return False
         timers = timing.applied(rollout.timers, record, event, self.clock.monotonic())
         fresh = record.state is State.SOAKING and rollout.record.state is not State.SOAKING
-        declared = isinstance(event, ProbeTopologyDeclared)
         rollout = replace(
             rollout,
             record=record,
             timers=timers,
-            # A new topology drops results from the record: each probe's next one must be journaled, changed or not.
-            last_results=MappingProxyType({}) if fresh or declared else rollout.last_results,
+            last_results=still_in(record, rollout.last_results),
             probes_started=fresh or rollout.probes_started,
         )
         self._host = self._host.with_rollout(rollout)

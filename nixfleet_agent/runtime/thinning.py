@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
+from nixfleet_agent.state_machine import RolloutRecord
 from nixfleet_agent.state_machine.events import ProbeResult
 
 
@@ -13,6 +16,11 @@ class Journaled:
 
     result: ProbeResult
     at: float
+
+
+def still_in(record: RolloutRecord, results: Mapping[str, Journaled]) -> Mapping[str, Journaled]:
+    """The journaled results that the record still has; of any other probe the next one is journaled, changed or not."""
+    return MappingProxyType({name: last for name, last in results.items() if name in record.probes})
 
 
 def worth_an_event(

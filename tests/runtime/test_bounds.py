@@ -10,10 +10,11 @@ from unittest import mock
 
 from nixfleet_agent.runtime import steady_writer
 from nixfleet_agent.runtime.input_queue import InputQueue
-from nixfleet_agent.runtime.inputs import HealthChecksReload, HostEvent, ReplayRequested
+from nixfleet_agent.runtime.inputs import Answer, HealthChecksReload, HostEvent, ReplayRequested
 from nixfleet_agent.runtime.reserve import SIZE
 from nixfleet_agent.runtime.shutdown import ShutdownToken
 from nixfleet_agent.runtime.status import MOST_LABEL_SETS, StatusBoard
+from nixfleet_agent.state_machine import ProbeStatus, State
 from tests.runtime.harness import TARGET, TestHost, bad_disk, until
 from tests.support.clock import FakeClock
 
@@ -67,6 +68,27 @@ class AReserveThatHadNoRoom(unittest.TestCase):
         self.assertFalse((host.state_dir / "reserve").exists())
         host.dispatch("stable@aa", TARGET)
         self.assertEqual((host.state_dir / "reserve").stat().st_size, SIZE)
+
+
+class ALongOutage(unittest.TestCase):
+    def test_restarts_in_it_journal_no_unchanged_result_again(self) -> None:
+        host = TestHost(self)
+        host.start()
+        host.soaking("stable@aa", soak_floor=600)
+        for status in (ProbeStatus.FAIL, ProbeStatus.PASS):
+            host.tell("stable@aa", "ProbeResult", status=status)
+        for _ in range(3):
+            host.clock.advance(3600)
+            host.restart(TARGET)
+            host.declare("stable@aa", "web")
+            before = host.log("stable@aa")
+            self.assertIs(host.tell("stable@aa", "ProbeResult", status=ProbeStatus.PASS), Answer.NOT_NOW)
+            self.assertEqual(host.log("stable@aa"), before)
+        self.assertIs(host.tell("stable@aa", "ProbeResult", status=ProbeStatus.FAIL), Answer.ACCEPTED)
+        host.tell("stable@aa", "ProbeResult", status=ProbeStatus.PASS)
+        host.clock.advance(36_000)
+        host.tick()
+        self.assertIs(host.record().state, State.CONVERGED, "what was noted in memory counts all the same")
 
 
 class Counters(unittest.TestCase):

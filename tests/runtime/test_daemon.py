@@ -54,9 +54,9 @@ class Case(HostCase):
     def start(self, defect: str = "") -> subprocess.Popen[bytes]:
         """The agent of this host; its log is a file, for a pipe that nobody empties would stop it."""
         self.tables += '[logging]\nformat = "json"\n' if "[logging]" not in self.tables else ""
-        self.log = self.folder / f"log-{len(list(self.folder.glob('log-*')))}"
+        self.log_file = self.folder / f"log-{len(list(self.folder.glob('log-*')))}"
         command = [sys.executable, "-c", _RUN.format(defect=defect), str(self.write_config())]
-        with self.log.open("wb") as log:
+        with self.log_file.open("wb") as log:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=TOP)
         self.addCleanup(process.wait)
         self.addCleanup(process.kill)
@@ -70,7 +70,7 @@ class Case(HostCase):
     def lines(self) -> list[dict[str, Any]]:
         """The complete lines of the log; what is no JSON (a last word on stderr) as a message."""
         found = []
-        for line in self.log.read_text().split("\n")[:-1]:
+        for line in self.log_file.read_text().split("\n")[:-1]:
             try:
                 found.append(json.loads(line))
             except ValueError:
@@ -84,13 +84,13 @@ class Case(HostCase):
         try:
             return process.wait(within)
         except subprocess.TimeoutExpired:
-            self.fail(f"not ended within {within:g} s: {self.log.read_text()[-2000:]}")
+            self.fail(f"not ended within {within:g} s: {self.log_file.read_text()[-2000:]}")
 
     def terminated(self, process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> None:
         """Tell it to stop: it ends with 0, in time."""
         began = time.monotonic()
         process.send_signal(number)
-        self.assertEqual(self.ended(process), 0, self.log.read_text()[-2000:])
+        self.assertEqual(self.ended(process), 0, self.log_file.read_text()[-2000:])
         self.assertLess(time.monotonic() - began, STOP_SECS)
 
 
@@ -115,7 +115,7 @@ class Ends(Case):
         first = self.started()
         second = self.start()
         self.assertEqual(self.ended(second), 75)
-        self.assertIn(f"another agent (pid {first.pid})", self.log.read_text())
+        self.assertIn(f"another agent (pid {first.pid})", self.log_file.read_text())
         self.assertEqual((self.state / LOCK_NAME).read_text(), f"{first.pid}\n")
         self.assertIsNone(first.poll())
         self.terminated(first)
@@ -127,7 +127,7 @@ class Ends(Case):
                 if content is not None:
                     self.trust.write_bytes(content)
                 self.assertEqual(self.ended(self.start()), 78)
-                self.assertIn(str(self.trust), self.log.read_text())
+                self.assertIn(str(self.trust), self.log_file.read_text())
 
     def test_with_70_when_the_reducer_dies(self) -> None:
         self.assertEqual(self.ended(self.start(_REDUCER_DIES)), 70)
@@ -139,7 +139,7 @@ class Ends(Case):
         self.until_logged("started")
         process.send_signal(signal.SIGUSR1)
         self.assertEqual(self.ended(process), 70)
-        self.assertIn("a defect of the main thread", self.log.read_text())
+        self.assertIn("a defect of the main thread", self.log_file.read_text())
 
 
 class GoesOn(Case):
