@@ -7,10 +7,11 @@ that an honest order of a newer release is still taken.
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 import unittest
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
@@ -95,7 +96,8 @@ class AttackCase(unittest.TestCase):
     def attempt(self, name: object) -> Iterator[None]:
         """One way to attack; counted, and what it lied about is over afterwards."""
         type(self).tries[self.id()] = type(self).tries.get(self.id(), 0) + 1
-        with self.subTest(attempt=str(name)):
+        # One attempt that comes through is all that is wanted of a test that is to fail.
+        with nullcontext() if "ATTACK_PATIENCE_SECS" in os.environ else self.subTest(attempt=str(name)):
             yield
             self.withdraw()
         self.liar.lies.clear()
