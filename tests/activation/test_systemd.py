@@ -46,6 +46,21 @@ class SystemdTest(PipelineCase):
         self.assertNotIn("s3cret", switch[0], "every user of the host can read a command line")
         self.assertTrue(switch[0].endswith(f"{target}/bin/switch-to-configuration switch"))
 
+    def test_variables_that_systemd_refuses_are_left_out_for_one_of_them_would_refuse_the_unit(self) -> None:
+        refused = {
+            "BASH_FUNC_which%%": "() { :; }",
+            "1ST": "x",
+            "BELL": "\a",
+            "NOT_TEXT": "\udcff",
+            "NO_CHAR": "\ufffe",
+        }
+        taken = {"LINES": "one\ntwo\tthree", "EMPTY": "", "PERCENT": "100% %n", "UMLAUT": "grün"}
+        self.host.environment |= refused | taken
+        self.assertEqual(self.forward(self.v2), Completed(self.v2, 0, ()))
+        for call in self.calls("systemd-run"):
+            given = {word.removeprefix("--setenv=") for word in call.split() if word.startswith("--setenv=")}
+            self.assertEqual((given & refused.keys(), given & taken.keys()), (set(), set(taken)))
+
     def test_the_guard_is_a_timer_that_is_armed_before_the_switch_and_stopped_before_the_success(self) -> None:
         self.forward(self.v2)
         started = [line.split()[1] for line in self.calls("systemd-run")]

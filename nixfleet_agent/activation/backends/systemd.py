@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from nixfleet_agent.activation import host
@@ -11,6 +12,7 @@ from nixfleet_agent.activation.errors import CommandError
 from nixfleet_agent.activation.nix import said_by
 from nixfleet_agent.activation.records import Record
 from nixfleet_agent.activation.scripts import WRAPPER
+from nixfleet_agent.text import printable
 
 #: From SIGTERM to SIGKILL for a unit that is stopped.
 STOP_SECS = 10
@@ -23,6 +25,11 @@ _UNIT_VARIABLES = frozenset(
     | {"MEMORY_PRESSURE_WRITE", "CREDENTIALS_DIRECTORY", "STATE_DIRECTORY", "RUNTIME_DIRECTORY", "LOGS_DIRECTORY"}
     | {"CACHE_DIRECTORY", "CONFIGURATION_DIRECTORY"}
 )
+#: What systemd takes for a variable. One that it does not (a function exported by bash, bytes that are no text) would
+#: have it refuse the whole unit, so that no release and no rollback could ever start.
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NO_CHARACTERS = "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
+_VALUE = re.compile(f"[^\\0-\\x08\\x0b-\\x1f\\x7f\\ud800-\\udfff\\ufdd0-\\ufdef{_NO_CHARACTERS}]*")
 
 
 class SystemdBackend:
@@ -42,7 +49,6 @@ class SystemdBackend:
         wrapper = [SHELL, str(record.path.parent / WRAPPER), "run", str(record.path), "0", *command]
         timer = [f"--on-active={delay:g}s", "--timer-property=AccuracySec=1s"] if delay else []
         # Names only: systemd-run takes the values from its environment, not from a command line that all can read.
-        names = [name for name in self._context.environment if name not in _UNIT_VARIABLES]
         arguments = [
             "systemd-run",
             f"--unit={unit}",
@@ -51,7 +57,7 @@ class SystemdBackend:
             f"--description=nixfleet-agent: {record.intent.direction} to {record.intent.target}",
             f"--property=TimeoutStopSec={STOP_SECS}",
             *timer,
-            *(f"--setenv={name}" for name in names),
+            *(f"--setenv={name}" for name in self._variables()),
             "--",
             *wrapper,
         ]
@@ -78,6 +84,16 @@ class SystemdBackend:
 
     def cancel(self, record: Record) -> None:
         self._systemctl("stop", f"{record.intent.unit}.timer")
+
+    def _variables(self) -> list[str]:
+        """Names of the agent's variables that the unit gets."""
+        given = {name: value for name, value in self._context.environment.items() if name not in _UNIT_VARIABLES}
+        taken = [name for name, value in given.items() if _NAME.fullmatch(name) and _VALUE.fullmatch(value)]
+        if left_out := sorted(given.keys() - set(taken)):
+            self._context.log.info(
+                "systemd does not take these variables for a unit: %s", printable(" ".join(left_out), 300)
+            )
+        return taken
 
     def _clear(self, unit: str) -> None:
         """Free the unit's name: it may run without a record of ours (a wiped state folder), or have failed."""
