@@ -177,6 +177,9 @@ in
         NoNewPrivileges = true;
         ProtectSystem = "full";
         ProtectHome = "read-only";
+        CacheDirectory = "nixfleet-agent";
+        CacheDirectoryMode = "0700";
+        BindPaths = "/var/cache/nixfleet-agent:/root/.cache";
         ProtectKernelTunables = true;
         ProtectKernelModules = true;
         ProtectKernelLogs = true;
