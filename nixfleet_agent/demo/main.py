@@ -25,7 +25,7 @@ from nixfleet_agent.demo.story import Story
 from nixfleet_agent.demo.timeline import Timeline
 from nixfleet_agent.demo.verdict import problems
 from nixfleet_agent.demo.view import view_on
-from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_OK
+from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_OK, StorageError
 
 #: After its last event an agent still has to file it as delivered.
 SETTLE_SECS = 10.0
@@ -208,6 +208,8 @@ def _folder(options: DemoOptions) -> Path:
         (folder / LOCK_FILE).open("x").close()
     except FileExistsError as error:
         raise DemoError(f"{folder} is in use by another demo: choose another --dir") from error
+    except StorageError as error:
+        raise DemoError(f"{error}: choose another --dir") from error
     except OSError as error:
         raise DemoError(f"can't write in {folder}: {error.strerror or error}: choose another --dir") from error
     return folder.resolve()
