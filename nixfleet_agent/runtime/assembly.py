@@ -67,7 +67,10 @@ log = logging.getLogger("nixfleet_agent.assembly")
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """The built agent; nothing runs yet. ``stop`` wakes every wait, ``close`` comes after the threads were joined."""
+    """The built agent; nothing runs yet. ``stop`` wakes every wait, ``close`` comes after the threads were joined.
+
+    ``reload`` are the steps of SIGHUP; one that raises AgentError leaves the others to do.
+    """
 
     machine_id: str
     board: StatusBoard
@@ -75,7 +78,7 @@ class Agent:
     reducer: Reducer
     stop: Callable[[], None]
     close: Callable[[], None]
-    reload: Callable[[], None]
+    reload: tuple[Callable[[], object], ...]
 
 
 def assemble(config: Config, clock: Clock, events: queue.SimpleQueue[object], logs: Logs) -> Agent:
@@ -127,7 +130,7 @@ def assemble(config: Config, clock: Clock, events: queue.SimpleQueue[object], lo
         reducer=reducer,
         stop=stop,
         close=links.control_plane.close,
-        reload=partial(reload_parts, ground, stores, links),
+        reload=reload_parts(ground, stores, links),
     )
 
 

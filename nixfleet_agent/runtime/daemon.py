@@ -136,14 +136,20 @@ class _Main:
 
     def _reload(self) -> None:
         self._notifier.reloading()
-        try:
-            if self._reload_config is not None:
-                self._logs.set_level(self._reload_config().logging.level)
-            self._agent.reload()
+        good = True
+        for step in (self._reload_level, *self._agent.reload):
+            try:
+                step()
+            except AgentError as error:
+                good = False
+                log.error("reload: %s", error)
+        if good:
             log.info("reloaded certificate, trust file, log level and health checks")
-        except AgentError as error:
-            log.error("reload: %s", error)
         self._notifier.ready()
+
+    def _reload_level(self) -> None:
+        if self._reload_config is not None:
+            self._logs.set_level(self._reload_config().logging.level)
 
     def _stop(self, code: int) -> int:
         """Wake every wait, join every thread, and leave without those that the system holds."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -168,13 +169,14 @@ def _in_quarantine(ground: Ground, stores: Stores) -> tuple[quarantine.Entry, ..
     return tuple(entry for entry in stores.quarantine.entries() if now < entry.until(hours))
 
 
-def reload_parts(ground: Ground, stores: Stores, links: Links) -> None:
-    """SIGHUP: the declarations of a soaking rollout's probes, the trust file and the certificate.
+def reload_parts(ground: Ground, stores: Stores, links: Links) -> tuple[Callable[[], object], ...]:
+    """What SIGHUP reads again, each by itself: the probes' declarations, the trust file and the certificate.
 
-    Raises:
-        IdentityError, TrustFileError: the old certificate stays in use; an invalid trust file fails closed.
+    Each may raise an AgentError: the old certificate stays in use; an invalid trust file fails closed.
     """
+    return partial(_reload_health_checks, ground), stores.trust.trust, links.credentials.reload
+
+
+def _reload_health_checks(ground: Ground) -> None:
     if not ground.inputs.put_latest(HealthChecksReload()):
         log.warning("the agent has no room for another input: health checks are not read again; ask once more later")
-    stores.trust.trust()
-    links.credentials.reload()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -174,8 +173,18 @@ class GoesOn(Case):
         process.send_signal(signal.SIGHUP)
         until(lambda: sum("reload:" in str(line["message"]) for line in self.lines()) == 2, "the second complaint")
         self.assertEqual({line.get("level") for line in self.lines()[before:]}, {"error"})
-        os.kill(process.pid, signal.SIGTERM)
-        self.assertEqual(self.ended(process), 0)
+        self.terminated(process)
+
+    def test_with_what_it_has_where_everything_on_disk_is_broken_on_sighup(self) -> None:
+        process = self.started()
+        config = self.folder / "agent.toml"
+        for path in (config, self.trust, self.certificate):
+            path.write_bytes(b"{")
+        process.send_signal(signal.SIGHUP)
+        until(lambda: sum("reload:" in str(line["message"]) for line in self.lines()) == 3, "all three complaints")
+        for path in (config, self.trust, self.certificate):
+            self.assertTrue(any(str(path) in str(line["message"]) for line in self.lines()), path)
+        self.terminated(process)
 
 
 if __name__ == "__main__":
