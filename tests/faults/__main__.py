@@ -1,4 +1,4 @@
-"""``python -m tests.faults [--quick] [--list] [NAME...]``: every fault on purpose, and a table of what came of it."""
+"""``python -m tests.faults [--quick] [--list] [--minutes N] [NAME...]``: every fault on purpose, and a table of it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.faults import cp_faults, crash, damage, disk_errors, full_disk, outage, power_cuts, signals
+from tests.faults import cp_faults, crash, damage, disk_errors, full_disk, outage, power_cuts, signals, soak
 from tests.faults.rig import Problem
 from tests.faults.runs import Outcome, Runs
 from tests.faults.world import World
 
-MODULES = (crash, power_cuts, disk_errors, full_disk, signals, cp_faults, damage, outage)
+MODULES = (crash, power_cuts, disk_errors, full_disk, signals, cp_faults, damage, outage, soak)
 ITEMS: dict[str, Callable[[Runs], Outcome]] = {name: item for module in MODULES for name, item in module.ITEMS.items()}
 
 
@@ -22,6 +22,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="a sample of each item")
     parser.add_argument("--list", action="store_true", help="name the items and stop")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=1.0, help="how long the soak goes on (default: %(default)s)")
+    parser.add_argument("--seed", type=int, help="of the soak; printed, so that it can be given again")
     options = parser.parse_args(argv)
     chosen = [name for name in ITEMS if not options.names or any(name.startswith(n) for n in options.names)]
     if options.list or not chosen:
@@ -29,7 +31,8 @@ def main(argv: list[str]) -> int:
         return 0 if options.list else 2
     world = World()
     try:
-        return run(Runs(world, options.quick, options.jobs), chosen)
+        secs = 20.0 if options.quick else 60.0 * options.minutes
+        return run(Runs(world, options.quick, options.jobs, secs, options.seed), chosen)
     finally:
         world.close()
 

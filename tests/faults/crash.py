@@ -9,7 +9,7 @@ from tests.faults.runs import Outcome, Runs, boundaries, spread, worth_a_try
 from tests.faults.stories import STORIES
 
 #: Boundaries of each story in quick mode.
-QUICK = 4
+QUICK = 3
 
 
 def item(story: str) -> Callable[[Runs], Outcome]:

@@ -90,6 +90,11 @@ def all_of_it(runs: Runs) -> Outcome:
     return runs.each(partial(_damaged, runs, *chosen) for chosen in (work[::4] if runs.quick else work))
 
 
+def foreign(runs: Runs) -> Outcome:
+    """One of them: what is not ours."""
+    return _damaged(runs, "foreign files", foreign_files)
+
+
 def _damaged(runs: Runs, name: str, act: Callable[[Path], None]) -> Outcome:
     outcome, rig = Outcome(tries=1), runs.rig("damaged")
 

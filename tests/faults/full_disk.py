@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from nixfleet_agent.state_machine import State
 from tests.faults.rig import Problem, Rig
@@ -30,7 +31,7 @@ def taken_back_without_a_guard(runs: Runs) -> Outcome:
     return _filled(runs, kill=False, activation={"guard_secs": 0})
 
 
-def _filled(runs: Runs, *, kill: bool, **config: dict[str, int]) -> Outcome:
+def _filled(runs: Runs, *, kill: bool, **config: Any) -> Outcome:
     outcome = Outcome(tries=1)
     rig = runs.rig("full", **config)
     if not mounted(rig.host.state_dir):

@@ -36,8 +36,8 @@ class Unsynced:
 
     def install(self) -> None:
         watched: Any = _Watched(self)
-        durable.os = watched
-        records.os = watched
+        durable.os = watched  # type: ignore[attr-defined]
+        records.os = watched  # type: ignore[attr-defined]
         unlink, mkdir = Path.unlink, Path.mkdir
 
         def watched_unlink(path: Path, missing_ok: bool = False) -> None:
@@ -50,8 +50,8 @@ class Unsynced:
             if not existed:
                 self._changed((os.fspath(path.parent),), lambda: shutil.rmtree(path, ignore_errors=True))
 
-        Path.unlink = watched_unlink  # type: ignore[method-assign]
-        Path.mkdir = watched_mkdir  # type: ignore[method-assign]
+        Path.unlink = watched_unlink  # type: ignore[assignment,method-assign]
+        Path.mkdir = watched_mkdir  # type: ignore[assignment,method-assign]
 
     def opened(self, path: str, descriptor: int, *, created: bool) -> None:
         self._dirty[_identity(descriptor)] = path

@@ -11,7 +11,7 @@ from functools import partial
 
 from tests.faults.runs import Outcome, Runs, boundaries, spread, worth_a_try
 
-QUICK = 3
+QUICK = 2
 STORIES = ("forward", "rollback", "failed-switch", "deferred")
 LOOSE = frozenset({"switches"})
 

@@ -75,6 +75,7 @@ class Rig:
         self.folder = self.host.root
         self.log_file = self.folder / "agent.log"
         self.starts = 0
+        self.max_starts = MAX_STARTS
         self.boot = 1
         self.killed = 0
         self.process: subprocess.Popen[bytes] | None = None
@@ -164,7 +165,7 @@ class Rig:
         """Start an agent again that was killed; any other end is a problem."""
         if self.process is None or (code := self.process.poll()) is None:
             return
-        if code not in self.tolerated or self.starts >= MAX_STARTS:
+        if code not in self.tolerated or self.starts >= self.max_starts:
             raise Problem(f"the agent ended with {code} (start {self.starts}): {self.last_words()}")
         self.killed += 1
         if self._power_cut:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import shutil
 import threading
 import time
@@ -19,9 +20,11 @@ from tests.faults.stories import STORIES, Story
 from tests.faults.world import World
 
 JOBS = 2
+#: How long random faults go on when nobody says.
+SOAK_SECS = 60.0
 #: What failed is copied here, to be looked at when everything else is gone.
 KEPT = Path("/tmp/fault-runs")
-#: A success's wrapper, and a guard that was called off, need a moment to be gone.
+#: Letting go of roots comes after the last event; a success's wrapper needs a moment to be gone.
 GRACE = 5.0
 
 Plans = Mapping[int, Mapping[str, Any]]
@@ -56,10 +59,14 @@ class Finished:
 class Runs:
     """Shared by all items; baselines are made once."""
 
-    def __init__(self, world: World, quick: bool, jobs: int = JOBS) -> None:
+    def __init__(
+        self, world: World, quick: bool, jobs: int = JOBS, soak_secs: float = SOAK_SECS, seed: int | None = None
+    ) -> None:
         self.world = world
         self.quick = quick
         self.jobs = jobs
+        self.soak_secs = soak_secs
+        self.seed = random.SystemRandom().randrange(1 << 32) if seed is None else seed
         self._numbers = itertools.count(1)
         self._baselines: dict[str, Finished] = {}
         self._lock = threading.Lock()
@@ -86,10 +93,9 @@ class Runs:
         try:
             tell(rig)
             rig.until_delivered()
+            _until(lambda: not any((rig.host.state_dir / "gcroots").glob("*")))
             took = rig.stop()
-            deadline = time.monotonic() + GRACE
-            while processes_of(rig.folder) and time.monotonic() < deadline:
-                time.sleep(0.02)
+            _until(lambda: not processes_of(rig.folder))
             traces = {boot: rig.trace(boot) for boot in range(1, rig.boot + 1)}
             return Finished(ending(rig), flaws(rig), traces, rig.killed, took)
         except Problem:
@@ -123,6 +129,13 @@ class Runs:
         finally:
             pool.shutdown(cancel_futures=True)
         return total
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    """Wait for what should come by itself; whether it has is looked at later."""
+    deadline = time.monotonic() + GRACE
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def keep(rig: Rig) -> None:
