@@ -109,8 +109,8 @@ def why_not_now(host: Host, attempted: str | None) -> str | None:
 def handed_back(host: Host, current: str | None) -> Host:
     """The host after its active rollout ended without ever having fired a switch: what it superseded goes on.
 
-    Only a rollout whose target is what runs comes back, the newest such: one that soaked, or one whose switch was
-    under way and has come to its end unheard, for otherwise a release would run here that nobody watches.
+    Only a rollout whose target is what runs comes back, the newest such: one that soaked, or one whose switch or
+    reboot has come to its end unheard, for otherwise a release would run here that nobody watches.
     """
     active = host.active
     if active is None or not active.record.terminal or active.record.switch_fired is not False:
@@ -118,7 +118,7 @@ def handed_back(host: Host, current: str | None) -> Host:
     waiting = [
         rollout
         for rollout in host.rollouts.values()
-        if rollout.record.state in (State.SOAKING, State.ACTIVATING)
+        if rollout.record.state in (State.ACTIVATING, State.DEFERRED, State.SOAKING)
         and rollout.record.target_closure == current
         and rollout.accepted.number < active.accepted.number
         and not _switched_between(host, rollout, active)

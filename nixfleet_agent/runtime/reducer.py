@@ -191,7 +191,9 @@ class Reducer(Worker):
             item.ack.reply(Answer.NOT_NOW, reason)
             return
         superseded = self._host.active
-        prior, inherited = prior_of_next(self._host, acceptance.current_closure)
+        # Read anew: since the asker looked, a rollback may have come to its end.
+        current = self._read_current() or acceptance.current_closure
+        prior, inherited = prior_of_next(self._host, current)
         entry = seq_zero.accepted(acceptance, self._host.newest_number + 1, prior, inherited=inherited)
         try:
             self._journal.accept(self._seq_zero(entry))

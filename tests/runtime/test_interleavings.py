@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unittest
 
-from nixfleet_agent.runtime.inputs import RollbackAttemptFailed
+from nixfleet_agent.runtime.inputs import Activate, RollbackAttemptFailed
 from nixfleet_agent.runtime.orders import ActivateForward, ResetProbes, StopProbes
 from nixfleet_agent.state_machine import ProbeStatus, State
 from tests.runtime.harness import HALT, NEWER, PRIOR, TARGET, THIRD, TestHost
@@ -46,6 +46,19 @@ class TheWayBack(Case):
         self.assertEqual(self.host.order(), ActivateForward(U, THIRD, TARGET, "rollback-and-halt"))
 
 
+    def test_is_what_runs_when_the_dispatch_is_accepted_and_not_when_it_was_looked_at(self) -> None:
+        self.host.soaking(R)
+        self.fails(R)
+        self.host.order()
+        late = self.host.acceptance(S, NEWER)
+        self.host.current = PRIOR
+        self.host.tell(R, "RollbackComplete", reverted_to_closure=PRIOR)
+        self.host.order()
+        self.host.asked(lambda ack: Activate(late, ack))
+        self.host.settle()
+        self.assertEqual(self.host.order(), ActivateForward(S, NEWER, PRIOR, "rollback-and-halt"))
+
+
 class HandBack(Case):
     def test_not_to_one_whose_closure_made_room_for_another_in_between(self) -> None:
         self.host.soaking(R, policy=HALT)
@@ -67,6 +80,18 @@ class HandBack(Case):
         self.host.tick(TARGET)
         self.assertEqual(self.host.view.active_id, R)
         self.assertEqual(self.host.probe_order(), ResetProbes(R))
+
+
+    def test_to_a_deferred_one_once_a_reboot_has_brought_it(self) -> None:
+        self.host.dispatch(R, TARGET)
+        self.host.tell(R, "ActivationDeferred", boot_id="boot-1")
+        self.host.dispatch(S, NEWER, policy=HALT)
+        self.host.tell(S, "ActivationFailed", switch_fired=False, observed_at_failure=PRIOR)
+        self.assertEqual(self.host.view.active_id, S)
+        self.host.boot_id = "boot-2"
+        self.host.restart(TARGET)
+        self.assertIs(self.host.record(R).state, State.SOAKING)
+        self.assertEqual(self.host.view.active_id, R)
 
 
 class AnOperatorsOwnSwitch(Case):
