@@ -209,8 +209,12 @@ def reachability(config: Config, control_plane: ControlPlane, *, enrolled: bool)
     except ClientCertificateRefusedError as error:
         yield _welcome(url, enrolled, str(error))
         return
-    except (TransportError, ConfigError) as error:
-        yield Finding("control plane", FAIL, f"{url}: {error}")
+    except TransportError as error:
+        text = f"{error}: is the address right, is it up, does a firewall stand between?"
+        yield Finding("control plane", FAIL, text)
+        return
+    except ConfigError as error:
+        yield Finding("control plane", FAIL, str(error))
         return
     if status in (401, 403):
         yield _welcome(url, enrolled, f"status {status}")

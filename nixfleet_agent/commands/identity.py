@@ -10,6 +10,7 @@ from cryptography import x509
 
 from nixfleet_agent.clock import Clock, SystemClock
 from nixfleet_agent.config.model import Config
+from nixfleet_agent.errors import TransportError
 from nixfleet_agent.identity.anchors import load_anchors
 from nixfleet_agent.identity.credentials import Credentials
 from nixfleet_agent.net.client import ControlPlane
@@ -31,7 +32,11 @@ class Host:
 
 @contextmanager
 def host_of(config: Config) -> Iterator[Host]:
-    """Nothing is read or connected before it is used."""
+    """Nothing is read or connected before it is used.
+
+    Raises:
+        TransportError: the control plane could not be reached; the message names the command that looks for the cause.
+    """
     clock = SystemClock()
     credentials = Credentials(config.client_cert, config.client_key)
     control_plane = ControlPlane(config.control_plane_url, ca_cert=config.ca_cert, credentials=credentials, clock=clock)
@@ -48,5 +53,7 @@ def host_of(config: Config) -> Iterator[Host]:
             Renewal(config, control_plane, credentials, clock, anchors),
             clock,
         )
+    except TransportError as error:
+        raise TransportError(f"{error}: `nixfleet-agent check` looks for the cause", error.kind) from error
     finally:
         control_plane.close()

@@ -95,7 +95,7 @@ class Check(HostCase):
     def test_a_control_plane_that_is_not_there(self) -> None:
         ran = self.call("check")
         self.assertEqual(ran.code, 1)
-        self.assertIn("Connection refused", self.lines(ran, "fail")[0])
+        self.assertRegex(self.lines(ran, "fail")[0], "Connection refused.*is the address right")
 
     def test_a_host_that_is_not_enrolled_yet_learns_whether_anybody_is_there(self) -> None:
         self.serve()

@@ -50,6 +50,7 @@ MISUSE: list[tuple[str, str, int, tuple[str, ...]]] = [
     ("a demo with a fault of its own", "demo --fault fire", 2, ("invalid choice: 'fire'",)),
     ("a demo with many agents, in words", "demo --agents many", 2, ("'many' is not a number from 1 to 500",)),
     ("to renew without a certificate", "renew --client-cert /nowhere/c", 1, ("there is no certificate", "enroll")),
+    ("to renew with nobody there", "renew --force", 69, ("Connection refused", "`nixfleet-agent check` looks for")),
     ("to enroll without a token", "enroll --client-cert /nowhere/c", 78, ("no bootstrap token",)),
     (
         "to enroll without a key",

@@ -1,8 +1,10 @@
-"""The Debian package: what is in it, and that the program in it runs with nothing but what came with it."""
+"""The Debian package: what is in it, that its program runs with nothing but what came with it, its life on a host."""
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,7 +27,12 @@ class Deb(unittest.TestCase):
         cls.folder = tempfile.TemporaryDirectory()
         cls.addClassCleanup(cls.folder.cleanup)
         command = [str(TOP / "packaging" / "build-deb"), cls.folder.name]
-        subprocess.run(command, env={**os.environ, "PYTHON": sys.executable}, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            command,
+            env={**os.environ, "PYTHON": sys.executable, "COMPRESSION": "1"},
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         (cls.package,) = Path(cls.folder.name).glob("*.deb")
 
     def field(self, name: str) -> str:
@@ -63,6 +70,78 @@ class Deb(unittest.TestCase):
         ran = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
         for path in ran.stdout.split():
             self.assertTrue(path.startswith(str(root)), path)
+
+    @unittest.skipUnless(shutil.which("lintian"), "lintian is not installed: apt-get install lintian")
+    def test_lintian_finds_nothing(self) -> None:
+        command = ["lintian", "--allow-root", "--no-cfg", "--fail-on", "error,warning", str(self.package)]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+        self.assertEqual((ran.returncode, ran.stdout), (0, ""))
+
+    @unittest.skipUnless(os.geteuid() == 0 and shutil.which("dash"), "only root may install into another root")
+    def test_it_is_installed_upgraded_removed_and_purged(self) -> None:
+        root = self.bare_root()
+
+        def dpkg(*arguments: str) -> list[str]:
+            """Run dpkg on that root; the calls that its scripts made."""
+            calls = root / "calls"
+            calls.write_text("")
+            command = ["dpkg", f"--root={root}", "--force-depends", "--force-confold", *arguments]
+            ran = subprocess.run(command, capture_output=True, text=True, check=False)
+            self.assertEqual(ran.returncode, 0, ran.stdout + ran.stderr)
+            return calls.read_text().split("\n")[:-1]
+
+        self.assertEqual(dpkg("--install", str(self.package)), ["update-rc.d nixfleet-agent defaults"])
+        for path in (
+            "usr/bin/nixfleet-agent",
+            "etc/init.d/nixfleet-agent",
+            "lib/systemd/system/nixfleet-agent.service",
+        ):
+            self.assertTrue((root / path).is_file(), path)
+        self.assertFalse((root / "etc/nixfleet").exists(), "what it runs with is the operator's to write")
+
+        # An operator's change of a configuration file outlives an upgrade; under systemd what runs is restarted.
+        changed = root / "etc/logrotate.d/nixfleet-agent"
+        changed.write_text("# changed\n")
+        (root / "run/systemd/system").mkdir(parents=True)
+        calls = dpkg("--install", str(self.package))
+        self.assertEqual(calls, ["systemctl daemon-reload", "systemctl try-restart nixfleet-agent.service"])
+        self.assertEqual(changed.read_text(), "# changed\n")
+
+        state = root / "var/lib/nixfleet-agent"
+        state.mkdir(parents=True)
+        self.assertEqual(
+            dpkg("--remove", "nixfleet-agent"), ["systemctl --no-reload disable --now nixfleet-agent.service"]
+        )
+        self.assertFalse((root / "usr/lib/nixfleet-agent").exists())
+        self.assertTrue(state.exists() and changed.exists(), "a package that is only removed may come back")
+        dpkg("--purge", "nixfleet-agent")
+        self.assertFalse(state.exists() or changed.exists())
+
+    def bare_root(self) -> Path:
+        """A root with a shell, `rm`, and what writes down how it was called in place of the init system's tools."""
+        root = Path(self.folder.name) / "bare"
+        for folder in ("var/lib/dpkg/info", "var/lib/dpkg/updates", "usr/bin", "usr/sbin", "dev", "tmp"):
+            (root / folder).mkdir(parents=True)
+        for file in ("var/lib/dpkg/status", "dev/null"):
+            (root / file).write_text("")
+        for link in ("bin", "sbin", "lib", "lib64"):
+            (root / "usr" / link).mkdir(exist_ok=True)
+            (root / link).symlink_to(f"usr/{link}")
+        for program in ("dash", "rm"):
+            found = shutil.which(program)
+            assert found is not None
+            shutil.copy(found, root / "usr/bin")
+            libraries = subprocess.run(["ldd", found], capture_output=True, text=True, check=True).stdout
+            for library in re.findall(r"(/\S+)", libraries):
+                place = root / library.lstrip("/")
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(library, place)
+        (root / "usr/bin/sh").symlink_to("dash")
+        for tool in ("systemctl", "update-rc.d", "invoke-rc.d"):
+            script = root / "usr/sbin" / tool
+            script.write_text(f'#!/bin/sh\necho "{tool} $*" >>/calls\n')
+            script.chmod(0o755)
+        return root
 
     def test_nothing_is_left_in_the_checkout(self) -> None:
         self.assertEqual({path.name for path in TOP.iterdir()}, self.before)
