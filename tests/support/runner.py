@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+import hypothesis
+
 TOP = Path(__file__).resolve().parent.parent.parent
 
 
@@ -194,6 +196,8 @@ class _Result(unittest.TestResult):
 def worker_main(descriptor: int) -> int:
     """Run the modules named on standard input; returns at its end."""
     limit_secs = int(os.environ["NIXFLEET_TESTS_LIMIT_SECS"])
+    # The same examples in every run, and no example fails for having taken long: `python -m unittest` finds new ones.
+    hypothesis.settings.load_profile("ci")
     names_descriptor = os.dup(0)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)  # a test's child must not read the names
