@@ -35,7 +35,7 @@ PATIENCE = float(os.environ.get("ATTACK_PATIENCE_SECS", "60"))
 #: Intervals short enough for a test, with every throttle and backoff still in force.
 TUNING = TuningConfig(
     dispatch_wait=5,
-    heartbeat_interval=0.2,
+    heartbeat_interval=0.1,
     manifest_poll_interval=0.2,
     drain_interval=0.2,
     advance_interval=0.05,

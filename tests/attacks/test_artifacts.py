@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import unittest
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -122,19 +123,22 @@ class Artifacts(AttackCase):
         self.start()
         mallory = CiSigner()
 
-        def forged(release: Release) -> tuple[bytes, bytes]:
+        def forged(release: Release) -> tuple[bytes | None, bytes | None]:
             value = release.rollout("stable").value
             value["hostSet"][1]["targetClosure"] = closure_name("nixos-system-evil")
             return mallory.sign(value).raw, release.rollout("stable").signature
 
-        wrong = {
+        wrong: dict[str, Callable[[Release], tuple[bytes | None, bytes | None]]] = {
             "by somebody else's key": lambda r: (None, mallory.sign(r.rollout("stable").value).signature),
             "by an ecdsa key": lambda r: (None, CiSigner("ecdsa-p256").sign(r.rollout("stable").value).signature),
             "the fleet's signature": lambda r: (None, r.fleet.signature),
             "of the other channel": lambda r: (None, r.rollout("edge").signature),
             "in hex": lambda r: (None, r.rollout("stable").signature.hex().encode()),
             "in base64": lambda r: (None, base64.b64encode(r.rollout("stable").signature)),
-            "one bit flipped": lambda r: (None, bytes([r.rollout("stable").signature[0] ^ 1]) + bytes(63)),
+            "one bit flipped": lambda r: (
+                None,
+                bytes([r.rollout("stable").signature[0] ^ 1]) + r.rollout("stable").signature[1:],
+            ),
             "changed after signing": forged,
             "a member added after signing": lambda r: (b'{"a":1,' + r.rollout("stable").raw[1:], None),
         }
@@ -294,7 +298,7 @@ class Artifacts(AttackCase):
 
     def test_terms_that_the_fleet_does_not_have(self) -> None:
         self.start()
-        cases = {
+        cases: dict[str, dict[str, Any]] = {
             "policy_unknown": {"rolloutPolicies": {}},
             "wave_not_in_fleet": {"waves": {}},
             "channel_not_in_fleet": {"channels": {}},

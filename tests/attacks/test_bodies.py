@@ -157,7 +157,8 @@ class Names(AttackCase):
                 for zone in ("Asia/Tokyo", "America/Los_Angeles"):
                     for command in ("status", "why", "history"):
                         self.assertEqual(self.command_in(zone, command)[0], 0, f"{command} in {zone}")
-        for at in ("99999-01-01T00:00:00Z", "2026-13-01T00:00:00Z", "2026-01-01T00:00:00", "1e9", 1_700_000_000, None):
+        wrong: list[Any] = ["99999-01-01T00:00:00Z", "2026-13-01T00:00:00Z", "2026-01-01T00:00:00", "1e9", 17e8, None]
+        for at in wrong:
             with self.attempt(at):
                 self.publish()
                 refused = self.life.counted("dispatches_refused", reason="pattern")

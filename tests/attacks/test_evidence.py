@@ -30,7 +30,12 @@ class Evidence(AttackCase):
 
     def collect(self, key: HostKey, **changes: Any) -> dict[str, Any]:
         control = {"controlId": "c-1", "passed": True, "frameworkArticles": {"nis2": ["21"]}}
-        document = {"schemaVersion": 1, "hostname": MACHINE, "collectedAt": format_time(now()), "controls": [control]}
+        document: dict[str, Any] = {
+            "schemaVersion": 1,
+            "hostname": MACHINE,
+            "collectedAt": format_time(now()),
+            "controls": [control],
+        }
         document |= changes
         self.path.write_text(json.dumps(document))
         self.sign(rfc8785.dumps(document), key)

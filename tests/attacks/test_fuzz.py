@@ -100,7 +100,12 @@ class World:
     def wire(self) -> list[Target]:
         order = {"hostname": "web-01", "rollout_id": "stable@def", "target_closure": CLOSURE}
         order |= {"soak_due_at": AT, "enqueued_at": AT}
-        hint = {"rolloutId": "stable@def", "hostname": "web-01", "channel": "stable", "state": "Soaking"}
+        hint: dict[str, Any] = {
+            "rolloutId": "stable@def",
+            "hostname": "web-01",
+            "channel": "stable",
+            "state": "Soaking",
+        }
         hint |= {"targetClosure": CLOSURE, "dispatchedAt": AT, "soakDueAt": AT, "lastEventSeq": 3}
         return [
             Target("order", order, lambda raw: Dispatch.parse(loads_strict(raw)), (ProtoError,)),
@@ -281,7 +286,7 @@ def _damaged(draw: st.DrawFn, raw: bytes) -> bytes:
 
 
 class Fuzz(unittest.TestCase):
-    EXAMPLES = 60
+    EXAMPLES = 40
 
     def setUp(self) -> None:
         self.world = World(Path(self.enterContext(tempfile.TemporaryDirectory())))
@@ -360,7 +365,7 @@ def run_for(minutes: float) -> int:
     while time.monotonic() < until:
         for name in ("test_documents_made_strange", "test_headers_made_strange", "test_file_names_made_strange"):
             test = Fuzz(name)
-            test.EXAMPLES = 300  # type: ignore[misc]
+            test.EXAMPLES = 300
             result = unittest.TestResult()
             test.run(result)
             for _, text in (*result.errors, *result.failures):

@@ -53,7 +53,8 @@ class Hints(AttackCase):
         self.publish()
         good = self.liar.snapshot(self.rollout_id, self.closure)
         wrong: list[Any] = [None, 1, "x", [], {}, [[]] * 3]
-        wrong += [{**good, key: value} for key in good for value in (None, 7, [], "../..", "x" * 9000, "\x1b[2J")]
+        strange: list[Any] = [None, 7, [], "../..", "x" * 9000, "\x1b[2J"]
+        wrong += [{**good, key: value} for key in good for value in strange]
         self.start()
         with self.attempt(f"{len(wrong)} of them"):
             self.liar.snapshots = wrong

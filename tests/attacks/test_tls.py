@@ -64,13 +64,14 @@ class Tls(AttackCase):
         self.after_all()
 
     def test_wrong_hostname(self) -> None:
-        for name, certificate in {
+        certificates: dict[str, dict[str, Any]] = {
             "another name": {"names": ["cp.example.org"], "addresses": []},
             "the address as a name": {"names": ["127.0.0.1"], "addresses": []},
             "only in the common name": {"names": [], "addresses": [], "common_name": "127.0.0.1"},
             "another address": {"names": ["localhost"], "addresses": ["127.0.0.2"]},
             "every name there is": {"names": ["*"], "addresses": []},
-        }.items():
+        }
+        for name, certificate in certificates.items():
             self.refused(name, self.context(**certificate), "check control_plane_url")
         self.liar.next_offer(0)
         self.after_all()

@@ -109,9 +109,12 @@ class Words(AttackCase):
     def test_terminal_escapes_and_newlines_in_a_text_log(self) -> None:
         self.renewal_is_due()
         life = self.start(logging=LoggingConfig(level="debug", format="text"))
-        life.log = lambda: [
-            {"message": line, "reason": word} for line in life.stream.getvalue().splitlines() for word in reasons(line)
-        ]  # type: ignore[method-assign]
+
+        def lines() -> list[dict[str, Any]]:
+            said = life.stream.getvalue().splitlines()
+            return [{"message": line, "reason": word} for line in said for word in reasons(line)]
+
+        life.log = lines  # type: ignore[method-assign]
         self.attack()
         self.assert_harmless(life.stream.getvalue(), "text log")
         for line in life.stream.getvalue().splitlines():

@@ -9,7 +9,7 @@ import sys
 import time
 import unittest
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tests.attacks.case import HOSTS
 from tests.attacks.host import MACHINE
@@ -25,6 +25,11 @@ PATIENCE = 60.0
 
 class SwitchScript(unittest.TestCase):
     """``good`` is what CI signs in the end; ``evil`` lies in the same cache, and any host could fetch it."""
+
+    nixery: ClassVar[Nixery]
+    former: ClassVar[str]
+    good: ClassVar[str]
+    evil: ClassVar[str]
 
     @classmethod
     def setUpClass(cls) -> None:
