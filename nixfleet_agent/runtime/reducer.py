@@ -35,6 +35,7 @@ from nixfleet_agent.runtime.inputs import (
 from nixfleet_agent.runtime.journal import Journal
 from nixfleet_agent.runtime.journal_files import Entry, entry_of
 from nixfleet_agent.runtime.orders import Release
+from nixfleet_agent.runtime.replays import Replays
 from nixfleet_agent.runtime.shutdown import ShutdownToken
 from nixfleet_agent.runtime.steady_writer import SteadyWriter
 from nixfleet_agent.runtime.thinning import Journaled, still_in, worth_an_event
@@ -45,8 +46,6 @@ from nixfleet_agent.state_machine.events import LocalActivate, ProbeResult
 
 #: Longest sleep on an empty queue, in seconds; a tick comes every second, this is for when it does not.
 IDLE = 30.0
-#: At most one replay per rollout in this many seconds.
-REPLAY_INTERVAL = 60.0
 #: A snapshot with a seq above this is not adopted: it would leave no numbers for the host's own events.
 ADOPTED_SEQ_LIMIT = 1 << 48
 
@@ -85,7 +84,7 @@ class Reducer(Worker):
         self._host = host
         self._read_current = read_current
         self._attempted: str | None = None
-        self._replayed: dict[str, float] = {}
+        self._replays = Replays(journal, clock)
         self._drift: str | None = None
         self._handlers: dict[type, Callable[..., None]] = {
             HostEvent: self._on_event,
@@ -226,20 +225,7 @@ class Reducer(Worker):
             self._attempted = item.rollout_id
 
     def _on_replay(self, item: ReplayRequested) -> None:
-        monotonic = self.clock.monotonic()
-        for rollout_id in item.rollout_ids:
-            if monotonic - self._replayed.get(rollout_id, -REPLAY_INTERVAL) < REPLAY_INTERVAL:
-                continue
-            self._replayed = {key: at for key, at in self._replayed.items() if monotonic - at < REPLAY_INTERVAL}
-            self._replayed[rollout_id] = monotonic
-            try:
-                moved = self._journal.replay(rollout_id, item.seq)
-            except StorageError as error:
-                self.log.error("replay stopped: %s", error, extra={"rollout_id": rollout_id})
-                continue
-            self.log.info(
-                "replay from seq %d: %d events queued again", item.seq, moved, extra={"rollout_id": rollout_id}
-            )
+        self._replays.run(item)
         self._applier.kick_outbound()
 
     def _on_snapshot(self, item: BootstrapHost) -> None:

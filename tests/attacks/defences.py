@@ -518,8 +518,8 @@ _HINTS = (
     ),
     Defence(
         "replay: as often as it is asked for",
-        "runtime/reducer.py",
-        "if monotonic - self._replayed.get(rollout_id, -REPLAY_INTERVAL) < REPLAY_INTERVAL:",
+        "runtime/replays.py",
+        "if rollout_id in self._last:",
         "if False:",
         ("tests.attacks.test_hints.Hints.test_replay_from",),
     ),
