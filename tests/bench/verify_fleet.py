@@ -19,7 +19,7 @@ from nixfleet_agent.trust.marks import Marks
 from nixfleet_agent.trust.roots import parse_trust
 from nixfleet_agent.trust.seen import SeenFleet, see_fleet
 from tests.bench import figures
-from tests.bench.figures import Figure, in_turns, seconds
+from tests.bench.figures import Figure, cpu_seconds, in_turns
 from tests.support.signing import CiSigner, Signed, closure_name, fleet_value
 
 NOW = datetime(2026, 5, 16, 1, 27, tzinfo=timezone.utc)
@@ -64,7 +64,9 @@ def measure(quick: bool) -> list[Figure]:
         now = NOW + timedelta(seconds=30)
         return see_fleet(again, fleet.signature, seen, trust, now=now, override_window=None, marks=Marks(NOW))
 
-    baseline, cost, repeat = in_turns(rounds, *(partial(seconds, work) for work in (unavoidable, new_bytes, unchanged)))
+    baseline, cost, repeat = in_turns(
+        rounds, *(partial(cpu_seconds, work) for work in (unavoidable, new_bytes, unchanged))
+    )
     of = f"fleet of {hosts:,} hosts ({len(fleet.raw) / 1e6:.1f} MB)"
     parts: dict[str, Any] = {
         "unit": "ms",
