@@ -36,6 +36,8 @@ class RollbackRun:
         self._realise()
         with context.phase("profile"):
             profile.point_at(context, intent.target)
+        # Read anew: the switch of an agent that was killed may have ended while Nix was at work.
+        current = host.read_current(context.config)
         if current == intent.target and self._finished():
             return RolledBack(current, 0)
         return switch_until_unlocked(self._parts, self._fire, self._verify)

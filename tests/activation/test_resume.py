@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import unittest
+from typing import Any
 from unittest import mock
 
+from nixfleet_agent.activation import realise
 from nixfleet_agent.activation.backends.setsid import SetsidBackend
 from nixfleet_agent.activation.host import read_boot_id
 from nixfleet_agent.activation.model import Completed, Failed, Forward, RolledBack
@@ -262,6 +264,22 @@ class KilledTest(PipelineCase):
         process = agent_process.start(self.host, intent)
         self.assertEqual(process.communicate(timeout=60)[0], "")
         self.assertEqual(self.pipeline().rollback(intent), RolledBack(prior, 0))
+        self.assertEqual(self.host.switches(), [f"switch {self.v2}", f"switch {prior}"])
+
+    def test_a_rollback_that_ends_while_the_next_agent_asks_nix_is_not_fired_again(self) -> None:
+        prior = self.nixery.system("killing-prior-2", KILL_AGENT)
+        self.host.boot(prior)
+        self.pipeline().forward(self.intent(self.v2, prior), self.methods.append)
+        intent = type(self.back(self.v2))(ROLLOUT, prior, self.v2, True, None)
+        self.assertEqual(agent_process.start(self.host, intent).communicate(timeout=60)[0], "")
+        real = realise.realise
+
+        def slow(*arguments: Any) -> Any:
+            until(lambda: self.records("rollback")[-1].exit_code == 0, "the end of the switch")
+            return real(*arguments)
+
+        with mock.patch.object(realise, "realise", slow):
+            self.assertEqual(self.pipeline().rollback(intent), RolledBack(prior, 0))
         self.assertEqual(self.host.switches(), [f"switch {self.v2}", f"switch {prior}"])
 
 
