@@ -95,6 +95,11 @@ class SystemdTest(PipelineCase):
         self.assertEqual(self.forward(self.v2), Completed(self.v2, 0, ()))
         self.assertIn("systemctl stop nixfleet-switch.service", self.calls("systemctl stop"))
 
+    def test_a_unit_that_ends_just_before_it_would_be_stopped_is_no_obstacle(self) -> None:
+        (self.units / "nixfleet-switch.service.ending").touch()
+        self.assertEqual(self.forward(self.v2), Completed(self.v2, 0, ()))
+        self.assertIn("systemctl stop nixfleet-switch.service", self.calls("systemctl stop"))
+
     def test_the_guard_takes_the_host_back_and_stops_the_releases_unit(self) -> None:
         self.host.configure(settle_budget_secs=0.2)
         bad = self.nixery.system("hang-after", 'flip "$self"; sleep 60\n')

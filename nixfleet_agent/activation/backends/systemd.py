@@ -99,8 +99,16 @@ class SystemdBackend:
         """Free the unit's name: it may run without a record of ours (a wiped state folder), or have failed."""
         for name in (f"{unit}.timer", f"{unit}.service"):
             if self._state(name) in _ACTIVE:
-                self._systemctl("stop", name)
+                self._stop_unless_gone(name)
             self._context.run(["systemctl", "reset-failed", name], timeout=_SYSTEMCTL_SECS, check=self._only_shutdown)
+
+    def _stop_unless_gone(self, name: str) -> None:
+        """A unit that ends by itself, a moment before it would be stopped, is not loaded any more: nothing to stop."""
+        try:
+            self._systemctl("stop", name)
+        except CommandError:
+            if self._state(name) in _ACTIVE:
+                raise
 
     def _state(self, name: str) -> str:
         done = self._context.run(["systemctl", "is-active", name], timeout=_SYSTEMCTL_SECS, check=self._only_shutdown)
