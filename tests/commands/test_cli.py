@@ -136,6 +136,13 @@ class Frame(HostCase):
                 for flag in ("--config", "--json", "--debug"):
                     self.assertIn(flag, helped.out)
 
+    def test_to_ask_a_running_agent_takes_none_of_its_weight(self) -> None:
+        """`status` is what one types ten times in a row: it answers before what only the daemon needs is loaded."""
+        code = "import sys, nixfleet_agent.commands.status, nixfleet_agent.config.load; print(*sys.modules)"
+        loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+        for heavy in ("cryptography", "OpenSSL", "requests", "schedule", "nixfleet_agent.state_machine"):
+            self.assertNotIn(heavy, loaded)
+
     def test_nothing_at_all_is_a_usage_error(self) -> None:
         ran = self.bare()
         self.assertEqual(ran.code, 2)
