@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import threading
 from types import TracebackType
 from typing import Protocol, TextIO
@@ -31,8 +32,9 @@ class View(Protocol):
 
 
 def view_on(out: TextIO) -> View:
-    """Rich draws only for people who look, and only where it is installed; everybody else gets lines."""
-    if out.isatty() and importlib.util.find_spec("rich") is not None:
+    """Rich draws only for people who look, on a terminal that can draw, where it is installed; all others get lines."""
+    can_draw = out.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+    if can_draw and importlib.util.find_spec("rich") is not None:
         from nixfleet_agent.demo.live import Live
 
         return Live(out)

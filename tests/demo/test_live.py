@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
+import pty
 import unittest
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, cast
+from unittest import mock
 
 from rich.console import Console
 
@@ -126,8 +129,17 @@ class Picture(unittest.TestCase):
 
 
 class Choice(unittest.TestCase):
-    def test_only_a_terminal_gets_a_picture(self) -> None:
-        self.assertIsInstance(view_on(io.StringIO()), Lines)
+    def test_only_a_terminal_that_can_draw_gets_a_picture(self) -> None:
+        screen, inner = pty.openpty()
+        self.addCleanup(os.close, screen)
+        with open(inner, "w") as terminal:
+            for term, out, kind in (
+                ("xterm", terminal, Live),
+                ("dumb", terminal, Lines),
+                ("xterm", io.StringIO(), Lines),
+            ):
+                with self.subTest(term=term, kind=kind), mock.patch.dict(os.environ, {"TERM": term}):
+                    self.assertIsInstance(view_on(out), kind)
 
 
 if __name__ == "__main__":
