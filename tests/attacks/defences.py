@@ -215,7 +215,7 @@ _ENTRIES = (
         "runtime/manifest_cache.py",
         "        check_fresh_fleet(terms.fleet, trust, now=now, override_window=self._override, marks=marks)\n",
         "",
-        (_CACHE,),
+        ("tests.attacks.test_moment",),
     ),
     Defence(
         "marks are not kept on disk",
