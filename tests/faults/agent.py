@@ -49,7 +49,7 @@ class Fate:
             if due and plan.action == "error":
                 self._until = time.monotonic() + plan.seconds
             failing = self._until is not None and time.monotonic() < self._until
-        if failing:
+        if failing and plan.only in name:
             raise OSError(plan.code, os.strerror(plan.code))
 
     def _name(self, step: str, path: Path) -> str:

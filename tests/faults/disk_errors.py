@@ -1,4 +1,4 @@
-"""The disk refuses every durable write for a while, from any boundary on, and is well again.
+"""The disk refuses every durable write, or all of the journal's, for a while, from any boundary on, and is well again.
 
 Nothing fires before its event is durable: each switch script looks for that itself. The end is that of an undisturbed
 run; or, where the refusal hit what a switch needs before it may be fired (its record, its way back, its guard), the
@@ -16,7 +16,7 @@ from functools import partial
 from nixfleet_agent.state_machine import State
 from tests.faults.ending import Ending
 from tests.faults.rig import Problem, Rig
-from tests.faults.runs import KEPT, Outcome, Runs, boundaries, keep, spread, worth_a_try
+from tests.faults.runs import KEPT, Outcome, Runs, boundaries, spread, worth_a_try
 from tests.faults.stories import STORIES
 
 QUICK = 2
@@ -26,25 +26,27 @@ RELEASES = {"forward": "good", "rollback": "sick", "failed-switch": "broken", "d
 CODES = {"enospc": errno.ENOSPC, "eio": errno.EIO, "erofs": errno.EROFS}
 #: Letting go of roots is not tried again before the next release or start.
 LOOSE = frozenset({"roots"})
+JOURNAL = "outbound-"
 OVER = (State.CONVERGED, State.REVERTED)
 
 
-def failing_everywhere(runs: Runs, story: str, code: int) -> Outcome:
-    return runs.each(_tries(runs, story, code))
+def failing_everywhere(runs: Runs, story: str, code: int, only: str = "") -> Outcome:
+    return runs.each(_tries(runs, story, code, only))
 
 
-def _tries(runs: Runs, story: str, code: int) -> Iterator[Callable[[], Outcome]]:
+def _tries(runs: Runs, story: str, code: int, only: str) -> Iterator[Callable[[], Outcome]]:
     finished = runs.baseline(story)
     for boot in finished.traces:
         keys = [key for key in boundaries(finished, boot) if worth_a_try(*key)]
+        keys = [key for key in keys if only in key[0]]
         for at in spread(keys, QUICK) if runs.quick else keys:
-            yield partial(_failing, runs, story, code, boot, at)
+            yield partial(_failing, runs, story, code, boot, at, only)
 
 
-def _failing(runs: Runs, story: str, code: int, boot: int, at: tuple[str, int]) -> Outcome:
+def _failing(runs: Runs, story: str, code: int, boot: int, at: tuple[str, int], only: str = "") -> Outcome:
     release, outcome = RELEASES[story], Outcome(tries=1)
     what = f"{story}, {errno.errorcode[code]} in boot {boot} from {at[0]} ({at[1]}) on"
-    plan = {"action": "error", "at": at[0], "occurrence": at[1], "code": code, "seconds": SECONDS}
+    plan = {"action": "error", "at": at[0], "occurrence": at[1], "code": code, "seconds": SECONDS, "only": only}
     rig = runs.rig(story, {boot: plan})
     rig.tolerated |= {1}
     tails: list[str] = []
@@ -63,8 +65,6 @@ def _failing(runs: Runs, story: str, code: int, boot: int, at: tuple[str, int]) 
         outcome.notes.append(f"{what}: the release was given up: {tails[0]}")
         found = []
     outcome.problems += [f"{what}: {line}" for line in [*found, *finished.flaws]]
-    if outcome.problems:
-        keep(rig)
     return outcome
 
 
@@ -88,4 +88,8 @@ ITEMS: dict[str, Callable[[Runs], Outcome]] = {
     f"{word}-{story}": partial(failing_everywhere, story=story, code=code)
     for word, code in CODES.items()
     for story in RELEASES
+}
+#: Only the journal's disk fails: whoever does not wait for it gets to fire.
+ITEMS |= {
+    f"journal-{story}": partial(failing_everywhere, story=story, code=errno.EIO, only=JOURNAL) for story in RELEASES
 }

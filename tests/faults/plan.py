@@ -18,7 +18,7 @@ class Plan:
         state_dir: labels are relative to it.
         trace: every boundary's label is appended to this file.
         action: ``kill``; ``power`` (kill after everything unsynced was taken back); ``error`` (an OSError for
-            ``seconds``, ``code`` being its errno).
+            ``seconds``, ``code`` being its errno, at boundaries whose label has ``only`` in it).
         boot_id: what the process takes for this boot's id, None for the real one.
     """
 
@@ -30,6 +30,7 @@ class Plan:
     number: int = 0
     code: int = 0
     seconds: float = 0.0
+    only: str = ""
     boot_id: str | None = None
 
     def write(self, path: Path) -> None:

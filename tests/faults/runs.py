@@ -97,7 +97,10 @@ class Runs:
             took = rig.stop()
             _until(lambda: not processes_of(rig.folder))
             traces = {boot: rig.trace(boot) for boot in range(1, rig.boot + 1)}
-            return Finished(ending(rig), flaws(rig), traces, rig.killed, took)
+            flawed = flaws(rig)
+            if flawed:
+                keep(rig)
+            return Finished(ending(rig), flawed, traces, rig.killed, took)
         except Problem:
             keep(rig)
             raise
