@@ -28,7 +28,7 @@ STANDS_FOR = {
     "TEXT": "because",
 }
 #: Programs that may stand at the beginning of a line.
-KNOWN = {"nixfleet-agent", "packaging/dev", "packaging/build-deb", "sudo"}
+KNOWN = {"nixfleet-agent", "packaging/dev", "packaging/build-deb", ".venv/bin/python", "sudo"}
 
 
 def lines() -> list[tuple[Path, str]]:

@@ -149,13 +149,6 @@ class Places(unittest.TestCase):
                     with self.subTest(code, page=page.name):
                         self.assertTrue((TOP / code).exists())
 
-    def test_lines_are_no_longer_than_code_may_be(self) -> None:
-        for page in PAGES:
-            for number, line in enumerate(read(page).splitlines(), 1):
-                if not line.startswith(("|", "    Soaking", "[")):
-                    with self.subTest(page=page.name, line=number):
-                        self.assertLessEqual(len(line), 120)
-
 
 if __name__ == "__main__":
     unittest.main()
