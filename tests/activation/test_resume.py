@@ -101,6 +101,13 @@ class ResumeTest(PipelineCase):
         self.assertEqual((outcome.exit_code, outcome.switch_fired, outcome.observed), (-3, False, other))
         self.assertEqual(self.host.switches(), [])
 
+    def test_what_the_superseded_rollouts_switch_left_is_no_third_closure(self) -> None:
+        """The agent died after it had accepted this rollout, while the older one's switch was under way."""
+        older = self.nixery.system("older")
+        self.pipeline().forward(Forward("stable@abc0", older, self.v1, "halt"), [].append)
+        self.assertEqual(self.resume(self.v2, started=False), Completed(self.v2, 0, ()))
+        self.assertEqual(self.host.switches(), [f"switch {older}", f"switch {self.v2}"])
+
     def leave_running(self, script: str) -> str:
         """An older rollout's switch runs, and the agent that fired it is gone; its target."""
         older = self.nixery.system("older-" + str(abs(hash(script))), script)

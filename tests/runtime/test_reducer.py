@@ -254,6 +254,15 @@ class TheReserve(Case):
         self.assertEqual(self.host.log()[-1], (2, "ActivationFailed"))
         self.assertIsNone(self.host.board.get("journal_error"))
 
+    def test_the_end_of_a_switch_that_filled_the_disk_gets_through(self) -> None:
+        """The probes that find the release out begin with it."""
+        self.host.dispatch(R, TARGET)
+        self.host.tell(R, "ActivationStarted")
+        with bad_disk() as disk:
+            self.full(disk)
+            self.host.tell(R, "ActivationCompleted", observed_current_closure=TARGET)
+        self.assertIs(self.host.record().state, State.SOAKING)
+
     def test_a_failure_behind_a_pass_that_is_stuck_gets_it_through_too(self) -> None:
         self.host.soaking(R)
         self.host.order()
@@ -411,6 +420,24 @@ class HandBack(Case):
         self.assertEqual(self.host.order(), RollBack(S, TARGET, NEWER, False, TARGET))
         self.host.tell(S, "RollbackComplete", reverted_to_closure=TARGET)
         self.assertEqual(self.host.view.active_id, R)
+
+    def test_one_whose_switch_ended_unheard_is_judged_after_all(self) -> None:
+        """Otherwise its release would run here with nobody to watch it."""
+        self.host.dispatch(R, TARGET)
+        self.host.tell(R, "ActivationStarted")
+        self.host.dispatch(S, NEWER, policy=HALT)
+        self.host.current = TARGET
+        self.host.tell(R, "ActivationCompleted", observed_current_closure=TARGET)
+        self.host.order()
+        self.host.tell(S, "ActivationFailed", switch_fired=False, observed_at_failure=TARGET)
+        self.assertEqual(self.host.view.active_id, R)
+        for restart in (False, True):
+            with self.subTest(restart=restart):
+                if restart:
+                    self.host.restart(TARGET)
+                order = self.host.order()
+                assert isinstance(order, ActivateForward)
+                self.assertEqual((order.rollout_id, order.resume, order.already_started), (R, True, True))
 
     def test_the_same_host_comes_out_of_a_restart(self) -> None:
         self.host.soaking(R)

@@ -50,6 +50,17 @@ class Case(unittest.TestCase):
         self.assertEqual(self.path.stat().st_mode & 0o777, 0o700)
         self.assertEqual((self.path / LOCK_NAME).read_text(), f"{os.getpid()}\n")
 
+    def test_temporaries_go_from_every_folder_but_the_journals_own(self) -> None:
+        stray = [self.path / "fleet", self.path / "switch" / "000001-forward-x", self.path / "outbound-queue"]
+        for folder in stray:
+            folder.mkdir(parents=True)
+            (folder / f".x.1{TEMPORARY_SUFFIX}").touch()
+            (folder / "kept").touch()
+        self.take()
+        left = sorted(str(path.relative_to(self.path)) for path in self.path.rglob("*") if path.is_file())
+        ours = ["fleet/kept", "lock", f"outbound-queue/.x.1{TEMPORARY_SUFFIX}", "outbound-queue/kept"]
+        self.assertEqual(left, [*ours, "switch/000001-forward-x/kept"])
+
     def test_a_second_agent_is_told_who_the_first_is(self) -> None:
         first = self.another()
         with self.assertRaises(StateDirBusyError) as busy:
