@@ -15,7 +15,9 @@ def run(call: Invocation) -> int:
     # Only now, so that a mistake in the configuration is answered at once.
     from nixfleet_agent.runtime.lean import ENCODING_GUESSERS, SECOND_OPENSSL, without
 
-    with without(*ENCODING_GUESSERS, *SECOND_OPENSSL):
+    # The Prometheus library can't be imported without the second one, nor after others were imported without it.
+    scraped = config.metrics.listen or config.metrics.textfile
+    with without(*ENCODING_GUESSERS, *(() if scraped else SECOND_OPENSSL)):
         from nixfleet_agent.runtime import daemon
 
     return daemon.run(config, lambda: call.load_again().config)

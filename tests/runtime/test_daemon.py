@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
 import unittest
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,22 @@ class Case(HostCase):
         process.send_signal(number)
         self.assertEqual(self.ended(process), 0, self.log_file.read_text()[-2000:])
         self.assertLess(time.monotonic() - began, STOP_SECS)
+
+
+class Scraped(Case):
+    def test_an_agent_with_metrics_serves_and_writes_them(self) -> None:
+        """The whole program, for what it leaves out of its memory must not be missing here."""
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+        textfile = self.folder / "agent.prom"
+        self.tables += f'[metrics]\nlisten = "127.0.0.1:{port}"\ntextfile = "{textfile}"\n'
+        process = self.started()
+        until(textfile.exists, "the textfile")
+        self.assertIn("nixfleet_agent_build_info", textfile.read_text())
+        for path, says in (("/metrics", "nixfleet_agent_build_info"), ("/healthz", "ok")):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+                self.assertIn(says, answer.read().decode())
+        self.terminated(process)
 
 
 class Ends(Case):
