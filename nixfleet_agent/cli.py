@@ -5,6 +5,7 @@ A command's module is imported only when it is the one asked for: ``--version`` 
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -120,7 +121,9 @@ def _run(command: str, arguments: list[str], environ: Mapping[str, str]) -> int:
         sys.stdout.flush()
         return code
     except AgentError as error:
-        return _fail(str(error), error.exit_code, debug)
+        # A durable write says what the system said; what to do about it depends on who asked.
+        advice = ": run it as root" if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM) else ""
+        return _fail(f"{error}{advice}", error.exit_code, debug)
     except BrokenPipeError:
         # The reader (head, less) went away; nothing more can be said on stdout, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -98,6 +98,9 @@ def clock_and_marks(config: Config, clock: Clock) -> Iterator[Finding]:
         newest = Marks.parse(loads_strict(path.read_bytes(), limit=BODY_LIMIT, what=str(path))).newest
     except FileNotFoundError:
         return  # nothing was accepted yet
+    except OSError as error:
+        yield Finding("trust marks", FAIL, f"can't read {path}: {error.strerror}: run this as root")
+        return
     except ProtoError as error:
         yield Finding("trust marks", WARN, f"{error}: the agent rebuilds it at its next start")
         return

@@ -77,6 +77,9 @@ class Check(HostCase):
         marks = {"schemaVersion": 1, "fleet": ahead, "channels": {}}
         (self.state / "trust-marks.json").write_text(json.dumps(marks))
 
+    def hide_marks(self) -> None:
+        (self.state / "trust-marks.json").mkdir()
+
     def damage_marks(self) -> None:
         (self.state / "trust-marks.json").write_text("{")
 
@@ -153,6 +156,7 @@ BREAKS: dict[str, tuple[Callable[[Check], object], str, tuple[str, ...]]] = {
         "warn",
         ("prot",),
     ),
+    "marks that can't be read": (Check.hide_marks, "fail", ("trust marks", "can't read")),
     "no system": (lambda c: (c.folder / "current").unlink(), "fail", ("names no closure",)),
     "profile elsewhere": (Check.move_profile, "warn", (NEW,)),
     "clock behind": (Check.clock_behind, "fail", ("clock", "set the clock")),

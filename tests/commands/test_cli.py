@@ -119,6 +119,9 @@ class Mistakes(HostCase):
             "nixfleet_agent.runtime.hold.HoldStore.release", side_effect=PermissionError(13, "Permission denied", "/x")
         ):
             self.fails(1, "Permission denied: /x: run it as root", ran=self.call("release"))
+        refused = OSError(13, "Permission denied", "/x")
+        with mock.patch("nixfleet_agent.durable.boundary", side_effect=refused):
+            self.fails(1, "hold.json: Permission denied: run it as root", ran=self.call("hold", "--reason", "x"))
 
 
 class Frame(HostCase):
