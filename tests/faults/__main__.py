@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +30,9 @@ def main(argv: list[str]) -> int:
     if options.list or not chosen:
         print("\n".join(ITEMS))
         return 0 if options.list else 2
+    # In the background a shell has SIGINT ignored; either must end what was started here.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     world = World()
     try:
         secs = 20.0 if options.quick else 60.0 * options.minutes
