@@ -345,8 +345,8 @@ _READERS = (
         "bodies: the deadline of a call",
         "net/budget.py",
         "        if left <= 0:\n            raise self._expired()\n        return left",
-        "        return max(left, 0.05)",
-        ("tests.net.test_limits.Deadlines.test_a_silent_server_ends_with_the_deadline",),
+        "        return self._seconds",
+        (_BODIES + "Sizes.test_slow_bodies",),
     ),
     Defence(
         "headers: Retry-After that overflows",
@@ -474,7 +474,7 @@ _IDENTITY = (
 )
 _HINTS = (
     Defence(
-        "snapshots: adopted without signed artifacts",
+        "snapshots: what does not run here costs requests",
         "runtime/workers/heartbeat.py",
         "or snapshot.target_closure != self._read_current():",
         "or False:",
