@@ -89,7 +89,9 @@ class GatesAndAnswers(unittest.TestCase):
     def test_the_reducers_words(self) -> None:
         self.assertEqual(decision.of_answer(Answer.ACCEPTED, ""), Done("accepted"))
         self.assertEqual(decision.of_answer(Answer.REPEAT, ""), Done("repeat"))
-        self.assertEqual(decision.of_answer(Answer.NOT_NOW, "rollback first"), Keep("not_now", "rollback first", gated=True))
+        self.assertEqual(
+            decision.of_answer(Answer.NOT_NOW, "rollback first"), Keep("not_now", "rollback first", gated=True)
+        )
         self.assertIsInstance(decision.of_answer(None, ""), Keep)
 
 
