@@ -1,4 +1,4 @@
-"""Runs the tests: `python -m tests [--fast | --slow] [names]`.
+"""Runs the tests: `python -m tests [--fast | --slow] [--coverage] [names]`.
 
 Modules are handed one at a time to a few worker processes, so that a module that hangs or dies takes
 nothing else with it. Folders named `*_slow` come last. The last line is `N passed, N failed, N skipped`.
@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+from tests.support import branches
 from tests.support.runner import Pool, Tally, worker_main
 
 TOP = Path(__file__).resolve().parent.parent
@@ -27,6 +28,7 @@ def main(argv: list[str]) -> int:
         "--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes (default: %(default)s)"
     )
     parser.add_argument("--slowest", type=int, default=10, help="how many of the slowest tests to name")
+    parser.add_argument("--coverage", action="store_true", help="branch coverage by package; fails below its bars")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.worker is not None:
@@ -35,14 +37,17 @@ def main(argv: list[str]) -> int:
     modules = discover(options.names)
     fast = [m for m in modules if not is_slow(m)] if not options.slow else []
     slow = [m for m in modules if is_slow(m)] if not options.fast else []
+    if options.coverage:
+        branches.forget()
     tally = Tally()
     began = time.monotonic()
     for phase, chosen, limit in (("fast", fast, 300), ("slow", slow, 1800)):
         if chosen:
             phase_began = time.monotonic()
-            Pool(options.jobs, limit, tally).run(chosen)
+            Pool(options.jobs, limit, tally, branches.WATCHED if options.coverage else ()).run(chosen)
             print(f"{phase}: {len(chosen)} modules in {time.monotonic() - phase_began:.1f} s", flush=True)
-    return report(tally, options.slowest, time.monotonic() - began)
+    covered = branches.judge() if options.coverage else True
+    return report(tally, options.slowest, time.monotonic() - began) or (0 if covered else 1)
 
 
 def discover(names: list[str]) -> list[str]:

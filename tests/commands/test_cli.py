@@ -219,8 +219,8 @@ class Frame(HostCase):
         heavy = {"requests", "OpenSSL", "cryptography", "jsonschema", "prometheus_client", "ssl", "logging", "tomllib"}
         for flag in ("--version", "--help"):
             code = (
-                "import sys; from nixfleet_agent.cli import main; main([sys.argv[1]]); "
-                "print('LOADED', *sorted(sys.modules), file=sys.stderr)"
+                "import sys; before = set(sys.modules); from nixfleet_agent.cli import main; main([sys.argv[1]]); "
+                "print('LOADED', *sorted(set(sys.modules) - before), file=sys.stderr)"
             )
             ran = subprocess.run([sys.executable, "-c", code, flag], capture_output=True, text=True, check=True)
             loaded = set(re.split(r"\s+", ran.stderr))

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import unittest
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -56,12 +56,13 @@ class Tally:
 
 
 class Pool:
-    """A few worker processes that share one list of modules."""
+    """A few worker processes that share one list of modules; ``watched`` are interpreter options that go before."""
 
-    def __init__(self, jobs: int, limit_secs: int, tally: Tally) -> None:
+    def __init__(self, jobs: int, limit_secs: int, tally: Tally, watched: Sequence[str] = ()) -> None:
         self._jobs = max(1, jobs)
         self._limit_secs = limit_secs
         self._tally = tally
+        self._watched = watched
         self._lock = threading.Lock()
 
     def run(self, modules: list[str]) -> None:
@@ -76,7 +77,7 @@ class Pool:
     def _serve(self, waiting: Iterator[str]) -> None:
         worker: _WorkerProcess | None = None
         while (module := self._next(waiting)) is not None:
-            worker = worker or _WorkerProcess(self._limit_secs)
+            worker = worker or _WorkerProcess(self._limit_secs, self._watched)
             for event in worker.run(module):
                 self._tally.add(event)
             if worker.ended:
@@ -92,11 +93,11 @@ class Pool:
 class _WorkerProcess:
     """One child, and the pipe that its events come through."""
 
-    def __init__(self, limit_secs: int) -> None:
+    def __init__(self, limit_secs: int, watched: Sequence[str]) -> None:
         reading, writing = os.pipe()
         self.ended = False
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "tests", "--worker", str(writing)],
+            [sys.executable, "-W", "error", *watched, "-m", "tests", "--worker", str(writing)],
             cwd=TOP,
             stdin=subprocess.PIPE,
             pass_fds=(writing,),
