@@ -281,9 +281,14 @@ class Shell(unittest.TestCase):
 
     @unittest.skipUnless(shutil.which("shellcheck"), "shellcheck is not installed: apt-get install shellcheck")
     def test_shellcheck_finds_nothing(self) -> None:
-        scripts = [path for path in TOP.rglob("*.sh") if ".venv" not in path.parts]
-        scripts += [PACKAGING / name for name in ("dev", "build-deb", "nixfleet-agent.init")]
-        scripts += [TOP / ".ci" / "run", PACKAGING / "completions" / "nixfleet-agent.bash"]
+        scripts = [PACKAGING / "completions" / "nixfleet-agent.bash"]
+        for folder in (".ci", "packaging", "nixfleet_agent", "tests"):
+            for path in (TOP / folder).rglob("*"):
+                if path.is_file():
+                    with path.open("rb") as file:
+                        is_script = re.match(rb"#!\S*[/ ](env )?(ba)?sh\b", file.readline(80))
+                    scripts += [path] if is_script else []
+        self.assertGreater(len(scripts), 6)
         ran = run("shellcheck", "--format=gcc", *map(str, scripts))
         self.assertEqual((ran.returncode, ran.stdout), (0, ""))
 
