@@ -549,7 +549,7 @@ _HINTS = (
         "commands/times.py",
         "except OverflowError:",
         "except KeyError:",
-        (_BODIES + "Names.test_times_at_both_ends_of_the_calendar",),
+        (_BODIES + "Names.test_a_soak_until_the_end_of_the_calendar",),
     ),
 )
 _LIVENESS = (

@@ -168,6 +168,22 @@ class Names(AttackCase):
                 )
         self.assert_honest_order_is_taken()
 
+    def test_a_soak_until_the_end_of_the_calendar(self) -> None:
+        """What a hint says of a rollout that runs here already is shown in every zone."""
+        self.publish()
+        self.host.run_system(self.closure)
+        last = "9999-12-31T23:59:59.999999Z"
+        self.liar.snapshots = [self.liar.snapshot(self.rollout_id, self.closure, soakDueAt=last)]
+        self.start()
+        self.until(lambda: "ProbeTopologyDeclared" in self.liar.kinds(self.rollout_id), "it soaks")
+        for zone in ("Asia/Tokyo", "America/Los_Angeles", "UTC"):
+            for command in ("status", "why", "history", "history --list"):
+                with self.attempt(f"{command} in {zone}"):
+                    code, text = self.command_in(zone, command)
+                    self.assertEqual(code, 0, text)
+        self.assertIn("9999", self.command_in("Asia/Tokyo", "status")[1])
+        self.assertEqual(self.life.switches, [])
+
     def command_in(self, zone: str, command: str) -> tuple[int, str]:
         import os
         import time
@@ -175,7 +191,7 @@ class Names(AttackCase):
         with mock.patch.dict(os.environ, {"TZ": zone}):
             time.tzset()
             try:
-                return self.host.command(command)
+                return self.host.command(*command.split())
             finally:
                 os.environ.pop("TZ")
                 time.tzset()
