@@ -29,6 +29,13 @@ SETTLE_SECS, SPAN_SECS = 60.0, 60.0
 CLOSED = "127.0.0.1:1"
 
 
+#: What salt's package does not ask for everywhere and its minion imports.
+_SALT_NEEDS = (
+    *("aiohttp", "croniter", "cryptography", "distro", "jinja2", "jmespath", "looseversion", "msgpack", "networkx"),
+    *("packaging", "psutil", "pycryptodomex", "pyopenssl", "python-gnupg", "pyyaml", "pyzmq", "requests", "tornado"),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Peer:
     """One agent: its name with version, and how it is started."""
@@ -57,7 +64,7 @@ def ours(folder: Path) -> Peer:
 
 def salt(folder: Path) -> Peer:
     """The minion of SaltStack (Python): waits for orders of a master."""
-    python = pip(folder, "salt")
+    python = pip(folder, "salt==3007.1", *_SALT_NEEDS)
     config = folder / "minion"
     config.write_text(
         f"master: 127.0.0.1\nmaster_port: 1\nid: {MACHINE}\nroot_dir: {folder}/root\nuser: root\n"
