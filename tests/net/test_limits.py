@@ -18,6 +18,9 @@ from tests.net.base import NetTestCase
 from tests.support.https_server import Drip, Endless, GzipBomb, HalfBody, Hang, HttpsServer, Raw, Reply, Reset
 
 MIB = 1024 * 1024
+#: Seconds after which a call that should have ended long ago was not ended by what should end it: without that it would
+#: take half a minute, or for ever.
+LATE = 10.0
 
 
 class Deadlines(NetTestCase):
@@ -29,21 +32,21 @@ class Deadlines(NetTestCase):
             began = time.monotonic()
             with self.subTest(where=where):
                 self.assertEqual("timeout", self.refused(client, "/v1/x", deadline=0.4).kind)
-                self.assertLess(time.monotonic() - began, 0.8)
+                self.assertLess(time.monotonic() - began, LATE)
 
     def test_a_silent_server_ends_with_the_deadline(self) -> None:
         server = self.serve()
         server.route("GET", "/v1/x", Hang())
         began = time.monotonic()
         self.assertEqual("timeout", self.refused(self.connect(server), "/v1/x", deadline=0.3).kind)
-        self.assertLess(time.monotonic() - began, 0.7)
+        self.assertLess(time.monotonic() - began, LATE)
 
     def test_a_server_that_never_finishes_the_handshake_ends_with_the_connect_timeout(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as deaf:
             client = self.connect(None, f"https://127.0.0.1:{deaf.getsockname()[1]}", connect_timeout=0.2)
             began = time.monotonic()
             self.assertEqual("timeout", self.refused(client, "/v1/x", deadline=30).kind)
-            self.assertLess(time.monotonic() - began, 2)
+            self.assertLess(time.monotonic() - began, LATE)
 
     def test_a_handshake_that_drips_is_ended_by_the_deadline(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as deaf:
@@ -65,7 +68,7 @@ class Deadlines(NetTestCase):
             client = self.connect(None, f"https://127.0.0.1:{deaf.getsockname()[1]}", connect_timeout=0.4)
             began = time.monotonic()
             self.assertEqual("timeout", self.refused(client, "/v1/x", deadline=30).kind)
-            self.assertLess(time.monotonic() - began, 2)
+            self.assertLess(time.monotonic() - began, LATE)
             stop.set()
             thread.join()
 
@@ -99,12 +102,12 @@ class Deadlines(NetTestCase):
                 client = self.connect(None, f"https://127.0.0.1:{full.getsockname()[1]}", connect_timeout=0.2)
                 began = time.monotonic()
                 self.assertEqual("timeout", self.refused(client, "/v1/x", deadline=30).kind)
-                self.assertLess(time.monotonic() - began, 2)
+                self.assertLess(time.monotonic() - began, LATE)
                 patient = self.connect(None, f"https://127.0.0.1:{full.getsockname()[1]}")
                 timer = threading.Timer(0.1, patient.abort)
                 timer.start()
                 self.assertEqual("aborted", self.refused(patient, "/v1/x", deadline=30).kind)
-                self.assertLess(time.monotonic() - began, 3)
+                self.assertLess(time.monotonic() - began, LATE)
                 timer.join()
             finally:
                 for each in waiting:
@@ -282,7 +285,7 @@ class Abort(NetTestCase):
             for thread in threads:
                 thread.join()
         self.assertEqual(["aborted"] * 4, [kind for kind, _ in ends])
-        self.assertLess(max(at for _, at in ends) - began, 1.0)
+        self.assertLess(max(at for _, at in ends) - began, LATE)
 
     def test_calls_after_the_abort_fail_at_once(self) -> None:
         server = self.serve()

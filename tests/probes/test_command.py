@@ -42,14 +42,14 @@ class CommandCase(ProbeCase):
 
     def pid_in(self, name: str) -> int:
         """The process id that a child wrote; waits until it is there."""
-        path, deadline = self.folder / name, time.monotonic() + 5
+        path, deadline = self.folder / name, time.monotonic() + 30
         while not (path.exists() and path.read_text().endswith("\n")):
             self.assertLess(time.monotonic(), deadline, f"{name} was never written")
             threading.Event().wait(0.005)
         return int(path.read_text())
 
     def assert_gone(self, pid: int) -> None:
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + 30
         while running(pid) and time.monotonic() < deadline:
             threading.Event().wait(0.005)
         self.assertFalse(running(pid), f"process {pid} outlived its probe")
@@ -121,14 +121,14 @@ class Surroundings(CommandCase):
 class TimeLimit(CommandCase):
     def test_a_child_that_ignores_sigterm_is_killed_in_time(self) -> None:
         began = time.monotonic()
-        outcome = shell(f"trap '' TERM INT HUP; echo $$ > {self.folder}/pid; while :; do sleep 1; done", timeout=0.4)
-        self.assert_quick(began, 0.9)
-        self.assertIn("no end within 0.4 s: killed", outcome.failure_reason or "")
+        outcome = shell(f"trap '' TERM INT HUP; echo $$ > {self.folder}/pid; while :; do sleep 1; done", timeout=1)
+        self.assert_quick(began, 2.0)
+        self.assertIn("no end within 1 s: killed", outcome.failure_reason or "")
         self.assert_gone(self.pid_in("pid"))
 
     def test_its_whole_group_goes_with_it(self) -> None:
         script = f"sh -c 'trap \"\" TERM; echo $$ > {self.folder}/grandchild; sleep 60' & sleep 60"
-        outcome = shell(script, timeout=0.4)
+        outcome = shell(script, timeout=1)
         self.assertIn("no end within", outcome.failure_reason or "")
         self.assert_gone(self.pid_in("grandchild"))
 
@@ -181,7 +181,7 @@ class TimeLimit(CommandCase):
             outcome = probe("/bin/sleep", "0.4", timeout=0.1, ctx=ctx)
         self.assertIn("stuck in the kernel", outcome.failure_reason or "")
         self.assertEqual(ctx.unreaped.sweep(), 1)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while ctx.unreaped.sweep() and time.monotonic() < deadline:
             threading.Event().wait(0.02)
         self.assertEqual(ctx.unreaped.sweep(), 0)
