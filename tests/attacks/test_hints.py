@@ -63,8 +63,8 @@ class Hints(AttackCase):
             self.liar.snapshots = [{**good, "rolloutId": f"stable@{n:x}"} for n in range(1000)]
             self.heartbeats(3)
             # What does not run here can't be adopted, so a hint at it costs no request.
-            asked = {request.path for request in list(self.server.requests)}
-            self.assertFalse(asked & {rollout_path(f"stable@{n:x}") for n in range(2, 1000)})
+            paths = {request.path for request in list(self.server.requests)}
+            self.assertFalse(paths & {rollout_path(f"stable@{n:x}") for n in range(2, 1000)})
         for body in (b"null", b"[]", b"7", b'{"bootstrap_rollouts": {}}', b'{"bootstrap_rollouts": "all"}', b""):
             with self.attempt(body):
                 self.liar.lies["POST", HEARTBEAT] = Reply(200, body)
