@@ -111,7 +111,7 @@ class Host:
         with self._lock, self.log_file.open("ab") as log:
             if self._stopped:
                 return
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # nosec B603 # this program itself
                 [*mortal(), sys.executable, "-m", "nixfleet_agent", "run", "--config", str(self.config_file)],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
@@ -270,7 +270,8 @@ def mortal() -> tuple[str, ...]:
     if shutil.which(words[0]) is None:
         return ()
     # Not every setpriv knows how: busybox's does not.
-    return words if subprocess.run([*words, "true"], capture_output=True, check=False).returncode == 0 else ()
+    tried = subprocess.run([*words, "true"], capture_output=True, check=False)  # nosec B603 # fixed words
+    return words if tried.returncode == 0 else ()
 
 
 def inherited() -> dict[str, str]:
