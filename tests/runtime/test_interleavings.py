@@ -45,7 +45,6 @@ class TheWayBack(Case):
         self.host.dispatch(U, THIRD)
         self.assertEqual(self.host.order(), ActivateForward(U, THIRD, TARGET, "rollback-and-halt"))
 
-
     def test_is_what_runs_when_the_dispatch_is_accepted_and_not_when_it_was_looked_at(self) -> None:
         self.host.soaking(R)
         self.fails(R)
@@ -80,7 +79,6 @@ class HandBack(Case):
         self.host.tick(TARGET)
         self.assertEqual(self.host.view.active_id, R)
         self.assertEqual(self.host.probe_order(), ResetProbes(R))
-
 
     def test_to_a_deferred_one_once_a_reboot_has_brought_it(self) -> None:
         self.host.dispatch(R, TARGET)
