@@ -13,20 +13,25 @@ from tests.faults.runs import Outcome, Runs, boundaries, spread, worth_a_try
 
 QUICK = 2
 STORIES = ("forward", "rollback", "failed-switch", "deferred")
+#: Not a switch that failed: with its record gone too, a host that has booted the release has simply arrived there.
+FORGETFUL = ("forward", "rollback")
 LOOSE = frozenset({"switches"})
 
 
-def cut_everywhere(runs: Runs, story: str) -> Outcome:
-    return runs.each(_tries(runs, story))
+def cut_everywhere(runs: Runs, story: str, forgets: bool = False) -> Outcome:
+    return runs.each(_tries(runs, story, forgets))
 
 
-def _tries(runs: Runs, story: str) -> Iterator[Callable[[], Outcome]]:
+def _tries(runs: Runs, story: str, forgets: bool) -> Iterator[Callable[[], Outcome]]:
     finished = runs.baseline(story)
     for boot in finished.traces:
         keys = [key for key in boundaries(finished, boot) if worth_a_try(*key)]
         for name, occurrence in spread(keys, QUICK) if runs.quick else keys:
             plan = {boot: {"action": "power", "at": name, "occurrence": occurrence}}
-            yield partial(runs.compare, story, plan, f"power cut in boot {boot} before {name} ({occurrence})", LOOSE)
+            what = f"power cut in boot {boot} before {name} ({occurrence})"
+            yield partial(runs.compare, story, plan, what, LOOSE, forgets)
 
 
 ITEMS: dict[str, Callable[[Runs], Outcome]] = {f"power-{name}": partial(cut_everywhere, story=name) for name in STORIES}
+#: The switches' own records are gone as well.
+ITEMS |= {f"power-forgets-{name}": partial(cut_everywhere, story=name, forgets=True) for name in FORGETFUL}

@@ -76,6 +76,7 @@ class Rig:
         self.log_file = self.folder / "agent.log"
         self.starts = 0
         self.max_starts = MAX_STARTS
+        self.forgets = False
         self.boot = 1
         self.killed = 0
         self.process: subprocess.Popen[bytes] | None = None
@@ -170,6 +171,8 @@ class Rig:
         self.killed += 1
         if self._power_cut:
             self.power_off()
+            if self.forgets:
+                self._forget_switches()
         self.start()
 
     def until(self, condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
@@ -209,6 +212,12 @@ class Rig:
         if self._reboots == 1:
             self.host.environment["PATH"] = f"{tools}:{self.host.environment['PATH']}"
         self.host.run_system(self.host.bootloader.read_text().strip())
+
+    def _forget_switches(self) -> None:
+        """What the switches' own shell wrote: it can't sync, so a power cut may take all of it back."""
+        for name in ("started", "exit", "output", "output.1", "output.2", "drained", "waiting"):
+            for path in self.host.state_dir.glob(f"switch/*/{name}"):
+                path.unlink()
 
     def kill(self) -> None:
         if self.process is not None:

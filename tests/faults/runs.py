@@ -107,10 +107,13 @@ class Runs:
         finally:
             rig.close()
 
-    def compare(self, name: str, plans: Plans, what: str, but: frozenset[str] = frozenset()) -> Outcome:
-        """One disturbed run of a story against the undisturbed one."""
+    def compare(
+        self, name: str, plans: Plans, what: str, but: frozenset[str] = frozenset(), forgets: bool = False
+    ) -> Outcome:
+        """One disturbed run of a story against the undisturbed one; a power cut ``forgets`` what switches said."""
         story, baseline, outcome = STORIES[name], self.baseline(name), Outcome(tries=1)
         rig = self.rig(name, plans)
+        rig.forgets = forgets
         try:
             finished = self.finish(rig, story.tell)
         except Problem as problem:
