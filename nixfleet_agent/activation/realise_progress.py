@@ -74,7 +74,10 @@ class Progress:
         if not line.startswith(b"@nix "):
             self._say(line)
             if line.startswith(b"copying path"):
-                self._path(line.decode("utf-8", "replace").split("'")[1])
+                # `copying path '/nix/store/...' from ...`; cut short by a limit or a crash it names none.
+                _, quoted, rest = line.decode("utf-8", "replace").partition("'")
+                if quoted:
+                    self._path(rest.partition("'")[0])
             return
         try:
             entry = json.loads(line[5:])
