@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 import unittest
+from pathlib import Path
 from unittest import mock
 
 from nixfleet_agent.local_cp import service
@@ -26,6 +28,12 @@ TALKERS = 4
 TUNING = {"backoff_initial": 0.2, "backoff_max": 2, "dispatch_wait": 5}
 
 WHY_NOT = why_not()
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of a process, without its children."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @unittest.skipIf(WHY_NOT, WHY_NOT)
@@ -106,6 +114,20 @@ class BadNetwork(unittest.TestCase):
         self.wire.quality, healed = SOUND, time.monotonic()
         self.rig.until_state("next", State.CONVERGED)
         self.assertLess(time.monotonic() - healed, 25)
+        self.end(good=FORWARD, next=FORWARD)
+
+    def test_a_network_that_fails_every_call_at_once_is_not_called_in_a_loop(self) -> None:
+        self.start()
+        self.rig.publish("good")
+        self.rig.until_state("good", State.CONVERGED)
+        self.network.link(HOST, up=False)
+        self.rig.until(lambda: self.rig.logged("no long poll"), "that the long poll fails")
+        before, began = cpu_seconds(self.rig.pid), time.monotonic()
+        self.rig.until(lambda: time.monotonic() > began + 10, "ten seconds")
+        self.assertLess(cpu_seconds(self.rig.pid) - before, 2.5)
+        self.network.link(HOST, up=True)
+        self.rig.publish("next")
+        self.rig.until_state("next", State.CONVERGED)
         self.end(good=FORWARD, next=FORWARD)
 
     def test_a_path_that_swallows_large_packets_blocks_no_longer_than_the_deadlines(self) -> None:

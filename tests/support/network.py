@@ -70,7 +70,6 @@ class Wire:
     def __init__(self, ends: tuple[int, int], seed: int = 1) -> None:
         self.quality = Quality()
         self.calls = 0
-        self.carried = 0
         self.dropped = 0
         self._ends = ends
         self._chance = random.Random(seed)
@@ -99,8 +98,10 @@ class Wire:
                     self._take(one, other)
             while self._heap and self._heap[0][0] <= time.monotonic():
                 _, _, end, packet = heapq.heappop(self._heap)
-                os.write(end, packet)
-                self.carried += 1
+                try:
+                    os.write(end, packet)
+                except OSError:  # the interface is down
+                    self.dropped += 1
 
     def _take(self, one: int, other: int) -> None:
         packet = os.read(one, 65536)
@@ -158,11 +159,14 @@ class Network:
             os.close(there)
             os.close(before)
 
+    def link(self, end: str, *, up: bool) -> None:
+        """Take the interface of ``end`` down, so that every call fails at once, or up again."""
+        _ip("-n", self._names[end], "link", "set", _device(end), "up" if up else "down")
+
     def _make(self, end: str) -> int:
-        name, other = self._names[end], ADDRESSES[PLANE if end == HOST else HOST]
+        name, other, device = self._names[end], ADDRESSES[PLANE if end == HOST else HOST], _device(end)
         _ip("netns", "add", name)
         self._undo.callback(_ip, "netns", "delete", name)
-        device = f"nf{end[0]}{os.getpid()}"
         tun = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
         self._undo.callback(os.close, tun)
         fcntl.ioctl(tun, _TUNSETIFF, struct.pack("16sH", device.encode(), _IFF_TUN | _IFF_NO_PI))
@@ -171,6 +175,10 @@ class Network:
         _ip("-n", name, "address", "add", ADDRESSES[end], "peer", other, "dev", device)
         _ip("-n", name, "link", "set", device, "up")
         return tun
+
+
+def _device(end: str) -> str:
+    return f"nf{end[0]}{os.getpid()}"
 
 
 def _ip(*arguments: str) -> None:
