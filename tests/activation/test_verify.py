@@ -30,7 +30,7 @@ class VerifyTest(PipelineCase):
 
     def test_a_switch_that_hangs_after_the_flip_fails_after_the_settle_budget(self) -> None:
         self.addCleanup(self.end_switches)
-        self.host.configure(poll_budget_secs=0.1, settle_budget_secs=0.5)
+        self.host.configure(settle_budget_secs=0.5)
         target = self.nixery.system("hang-after", HANG_AFTER_FLIP)
         outcome = self.forward(target)
         assert isinstance(outcome, Failed)
