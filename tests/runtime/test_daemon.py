@@ -26,7 +26,7 @@ THREADS = {"MainThread", "reducer", "activation", "advance_ticker", "cert_renewa
     "outbound",
     "probe",
 }
-#: An open long poll lasts longer; that two seconds are enough is measured by tests.faults, on a machine that is its own.
+#: An open long poll lasts longer. That two seconds are enough is measured by tests.faults.
 STOP_SECS = 10.0
 #: A defect put into the agent before it starts.
 _REDUCER_DIES = """
