@@ -20,6 +20,7 @@ from nixfleet_agent.runtime.journal import DROPPED, REJECTED, SENT, Journal
 from nixfleet_agent.runtime.recovery import recover
 from tests.faults.rig import HOSTNAME, Rig, processes_of, rollout_id
 
+STILL_PENDING = "a decided Dispatch is still on disk"
 #: Events that are said exactly once, whatever happens; all others belong to probes.
 MILESTONES = frozenset(
     {
@@ -145,7 +146,7 @@ def _of_the_disk(rig: Rig) -> Iterator[str]:
     for folder, _, names in os.walk(rig.host.state_dir):
         yield from (f"stray file {folder}/{name}" for name in names if name.endswith(TEMPORARY_SUFFIX))
     if (rig.host.state_dir / "pending-dispatch.json").exists():
-        yield "a decided Dispatch is still on disk"
+        yield STILL_PENDING
     yield from (line for line in rig.host.switches() if line.startswith("undurable"))
 
 
