@@ -144,9 +144,7 @@ class Sources(Case):
         )
         self.assertEqual(inside.provenance["client_key"], (Path("/run/c/key"), "--client-key"))
         beside = load(self.file, {}, {})
-        self.assertEqual(
-            beside.config.bootstrap_token_file, Path("/run/credentials/nixfleet-agent.service/token")
-        )
+        self.assertEqual(beside.config.bootstrap_token_file, Path("/run/credentials/nixfleet-agent.service/token"))
         for text in ("$CREDENTIALS_DIRECTORYX/token", "$HOME/token"):
             with self.subTest(text):
                 self.write(GOOD + f'bootstrap_token_file = "{text}"\n')
