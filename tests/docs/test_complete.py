@@ -45,7 +45,7 @@ class Operators(unittest.TestCase):
                     self.assertRegex(EVERYTHING, rf"{flag}\b")
 
     def test_no_flag_that_does_not_exist(self) -> None:
-        known = {flag for command in COMMANDS for flag in flags_of(command)} | {"--fast", "--slow", "--now"}
+        known = {flag for command in COMMANDS for flag in flags_of(command)} | {"--version", "--fast", "--slow", "--coverage", "--now"}
         for page in PAGES:
             for code in inline_code(page):
                 for flag in re.findall(r"(?:^|\s)(--[a-z][\w-]*)", code):
