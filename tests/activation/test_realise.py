@@ -176,7 +176,9 @@ class ProgressTest(unittest.TestCase):
     def test_a_line_of_an_older_nix_that_is_cut_short_names_no_path(self) -> None:
         progress = Progress()
         progress.feed(b"copying path\ncopying path '/nix/store/a\n")
-        self.assertEqual((progress.paths, progress.text), ({"/nix/store/a"}, "copying path\ncopying path '/nix/store/a"))
+        self.assertEqual(
+            (progress.paths, progress.text), ({"/nix/store/a"}, "copying path\ncopying path '/nix/store/a")
+        )
 
     def test_garbage_is_kept_as_words_and_harms_nothing(self) -> None:
         progress = Progress()
