@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -30,6 +31,7 @@ BYTES_PER_HOST = 4 * 2**20
 #: Up to this many agents beat at full pace on two cores.
 FULL_PACE_AGENTS = 10
 SETUP_THREADS = 4
+SETUP_NAME = "demo-setup"
 
 
 def require_tools(folder: Path, agents: int) -> None:
@@ -80,7 +82,7 @@ class DemoFleet:
     def start_services(self) -> None:
         """The control plane, and the binary cache with every release in it."""
         self._started.callback(self.plane.close)
-        with ThreadPoolExecutor(1) as pool:  # an interpreter starts while Nix works
+        with ThreadPoolExecutor(1, SETUP_NAME) as pool:  # an interpreter starts while Nix works
             plane = pool.submit(self.plane.start)
             maker = Maker(self.folder / "ci")
             cache = Cache(maker.cache)
@@ -104,7 +106,7 @@ class DemoFleet:
     def install(self) -> None:
         """Make every host, with the installer's system on it."""
         first = self.releases[INSTALLER].closure
-        with ThreadPoolExecutor(SETUP_THREADS) as pool:
+        with ThreadPoolExecutor(SETUP_THREADS, SETUP_NAME) as pool:
             for _ in pool.map(lambda host: self._install(host, first), self.hosts.values()):
                 pass
 
@@ -139,6 +141,10 @@ class DemoFleet:
 
     def close(self) -> None:
         """End the agents, then everything that they left running, then the rest."""
+        # A Ctrl-C while a pool starts a thread leaves that thread out of the pool's own list: nobody else joins it.
+        for thread in threading.enumerate():
+            if thread.name.startswith(SETUP_NAME):
+                thread.join()
         for host in self.hosts.values():
             host.ask_to_stop()
         for host in self.hosts.values():
