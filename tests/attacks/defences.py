@@ -22,7 +22,7 @@ _VERIFY, _RESOLVE, _JSON = "tests.trust.test_verify", "tests.trust.test_resolve"
 _RENEWAL = "tests.attacks.test_renewal.Renewal.test_renewed_certificate_for_another_key_or_name"
 _CERTIFICATE = "tests.identity.test_certificate"
 _EVIDENCE = "tests.attacks.test_evidence.Evidence.test_evidence_signed_by_another_key_or_replayed_from_another_host"
-_BODIES = "tests.attacks.test_bodies."
+_BODIES = "tests.attacks_slow.test_bodies."
 _CACHE = "tests.runtime.test_manifest_cache"
 
 
@@ -353,7 +353,7 @@ _READERS = (
         "net/answers.py",
         "except (ValueError, OverflowError):",
         "except ValueError:",
-        ("tests.attacks.test_bodies.Headers.test_retry_after_that_is_no_time",),
+        ("tests.attacks_slow.test_bodies.Headers.test_retry_after_that_is_no_time",),
     ),
 )
 _IDENTITY = (
@@ -478,7 +478,7 @@ _HINTS = (
         "runtime/workers/heartbeat.py",
         "or snapshot.target_closure != self._read_current():",
         "or False:",
-        ("tests.attacks.test_hints.Hints.test_malformed_snapshots",),
+        ("tests.attacks_slow.test_hints.Hints.test_malformed_snapshots",),
     ),
     Defence(
         "snapshots: another closure than the one that runs",
@@ -500,28 +500,28 @@ _HINTS = (
         "runtime/reducer.py",
         "or snapshot.last_event_seq > ADOPTED_SEQ_LIMIT",
         "or False",
-        ("tests.attacks.test_hints.Hints.test_huge_negative_and_overflowing_seqs",),
+        ("tests.attacks_slow.test_hints.Hints.test_huge_negative_and_overflowing_seqs",),
     ),
     Defence(
         "snapshots: any seq raises an open log's",
         "runtime/reducer.py",
         "raised = min(seq, record.last_event_seq + SEQ_RAISE_LIMIT)",
         "raised = seq",
-        ("tests.attacks.test_hints.Hints.test_seqs_of_an_open_rollout_rise_by_little",),
+        ("tests.attacks_slow.test_hints.Hints.test_seqs_of_an_open_rollout_rise_by_little",),
     ),
     Defence(
         "replay: the record of acceptance goes out too",
         "runtime/journal.py",
         "if name.seq >= max(1, from_seq):",
         "if name.seq >= from_seq:",
-        ("tests.attacks.test_hints.Hints.test_replay_from",),
+        ("tests.attacks_slow.test_hints.Hints.test_replay_from",),
     ),
     Defence(
         "replay: as often as it is asked for",
         "runtime/replays.py",
         "if rollout_id in self._last:",
         "if False:",
-        ("tests.attacks.test_hints.Hints.test_replay_from",),
+        ("tests.attacks_slow.test_hints.Hints.test_replay_from",),
     ),
     Defence(
         "an event that can't be signed ends the thread",
