@@ -229,11 +229,13 @@ class WriteFirstThenAct(Case):
             events = [self.host.event("ProbeObservedFirst", probe_name=f"p{number}") for number in range(count)]
             feeder = threading.Thread(target=lambda: [self.host.put(HostEvent(R, event)) for event in events])
             feeder.start()
+            self.host.clock.until_waiting(1)  # the stash is full: inputs are no longer taken, only time is waited for
             until(lambda: self.host.inputs.depth() == CAPACITY, "the queue is full")
             disk.mend()
-            self.host.let_it_retry(lambda: self.host.board.get("journal_error") is None, "the disk is well again")
-            feeder.join(20)
+            self.host.let_it_retry(lambda: not feeder.is_alive(), "every worker gets rid of its input")
+            feeder.join()
         self.host.settle()
+        self.assertIsNone(self.host.board.get("journal_error"))
         named = [entry.event.get("probeName") for entry in self.host.journal.read(R)]
         self.assertEqual(named[-count:], [f"p{number}" for number in range(count)])
 
