@@ -71,6 +71,8 @@ class Done:
     label: str
 
 
+ACCEPTED = Done("accepted")
+
 Outcome = Refuse | Keep | Expire | Done
 
 
@@ -105,7 +107,7 @@ def of_gates(hold: str | None, quarantine: str | None) -> Keep | None:
 def of_answer(answer: Answer | None, reason: str) -> Done | Keep:
     """What the reducer's reply means; no reply is shutdown, and the Dispatch stays for the next process."""
     if answer is Answer.ACCEPTED:
-        return Done("accepted")
+        return ACCEPTED
     if answer is Answer.REPEAT:
         return Done("repeat")
     return Keep("not_now", reason or "the agent is stopping", gated=True)

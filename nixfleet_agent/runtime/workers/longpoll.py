@@ -192,8 +192,10 @@ class LongPollWorker(Worker):
             self._keep(pending, outcome)
         else:
             self._end(pending.dispatch, outcome)
-        # Only now: what was verified goes to disk after everything that somebody waits for.
-        self._cache.flush()
+        # An accepted Dispatch carries its marks itself, and its artifacts are left to the next turn of the manifest
+        # poll: their five fsyncs would compete with the one that the acknowledgement waits for.
+        if outcome != decision.ACCEPTED:
+            self._cache.flush()
 
     def _measure(self, pending: Pending) -> Pending:
         monotonic = self.clock.monotonic()

@@ -52,7 +52,13 @@ class ManifestPollWorker(Worker):
             again = None if self.poll() else self.clock.monotonic() + self._backoff.next()
 
     def poll(self) -> bool:
-        """Fetch and verify the set as it is published now; False when no fleet could be had."""
+        """Fetch and verify the set as it is published now, and cache it; False when no fleet could be had."""
+        updated = self._update()
+        # Without a fleet too: the long poll leaves the artifacts of what it accepted to this turn.
+        self._cache.flush()
+        return updated
+
+    def _update(self) -> bool:
         try:
             fleet = self._cache.fetch_fleet()
         except (TransportError, Refusal) as error:
@@ -63,7 +69,6 @@ class ManifestPollWorker(Worker):
         self._set = self._rollouts(fleet)
         rollouts = tuple(self._set[channel] for channel in sorted(self._set))
         self._inputs.put_latest(ManifestSetUpdated(fleet.hash, fleet.signed_at, rollouts))
-        self._cache.flush()
         return True
 
     def _rollouts(self, fleet: VerifiedFleet) -> dict[str, str]:

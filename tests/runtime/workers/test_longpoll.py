@@ -183,7 +183,9 @@ class Accepting(LongPollTestCase):
         self.assertIsNone(self.pending())
         self.assertEqual(self.counted("dispatches"), {"received": 1, "accepted": 1})
 
-    def test_the_dispatch_is_durable_before_anything_is_fetched_and_caches_come_after_the_reducer(self) -> None:
+    def test_it_is_durable_before_anything_is_fetched_and_nothing_is_cached_before_the_acknowledgement(
+        self,
+    ) -> None:
         release = self.publish()
         steps: list[str] = []
         before, durable.boundary = durable.boundary, lambda step, path: steps.append(f"{step} {path.name}")
@@ -203,8 +205,17 @@ class Accepting(LongPollTestCase):
         written = ["create", "fsync", "rename"]
         self.assertEqual(at_fetch[0], [f"{step} pending-dispatch.json" for step in written] + ["fsync-dir state"])
         self.assertEqual(at_reducer, at_fetch[:1])
-        self.assertIn("rename fleet.resolved.json", steps)
-        self.assertGreater(steps.index("rename trust-marks.json"), steps.index("remove pending-dispatch.json"))
+        # The acknowledgement is written and sent by others now: no fsync of this worker competes with theirs.
+        self.assertEqual(steps, [*at_fetch[0], "remove pending-dispatch.json"])
+
+    def test_what_verified_for_a_dispatch_that_must_wait_is_cached_and_marked_at_once(self) -> None:
+        release = self.publish()
+        self.quarantine = "it failed here"
+        self.run_worker(self.dispatch(release))
+        self.seconds(1)
+        self.assertEqual(self.accepted, [])
+        self.assertTrue((self.state_dir / "fleet" / "fleet.resolved.json").exists())
+        self.assertEqual(self.marks_on_disk()["channels"], {"stable": "2026-05-16T01:00:00.000000Z"})
 
     def test_a_dispatch_of_a_rollout_that_ran_here_is_dropped_without_a_request(self) -> None:
         release = self.publish()

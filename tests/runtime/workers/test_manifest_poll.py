@@ -10,7 +10,7 @@ from nixfleet_agent.runtime.input_queue import InputQueue
 from nixfleet_agent.runtime.inputs import ManifestSetUpdated
 from nixfleet_agent.runtime.shutdown import ShutdownToken
 from nixfleet_agent.runtime.workers.manifest_poll import ManifestPollWorker
-from tests.runtime.release_base import FLEET_PATH, ReleaseTestCase, rollout_path
+from tests.runtime.release_base import FLEET_PATH, ReleaseTestCase, rollout_path, target
 from tests.support.https_server import Reply
 from tests.support.signing import CiSigner, Signed
 
@@ -48,6 +48,16 @@ class ManifestPoll(ReleaseTestCase):
             with self.assertLogs("nixfleet_agent.manifest_poll", "WARNING"):
                 self.assertFalse(self.worker.poll())
             self.assertIsNone(self.updated())
+
+    def test_what_the_long_poll_accepted_is_cached_without_a_fleet_too(self) -> None:
+        release = self.publish()
+        self.cache.terms("stable@def4567abc", "web-01", target(release))
+        self.server.route("GET", FLEET_PATH, Reply(503))
+        self.assertFalse((self.state_dir / "rollouts").exists())
+        with self.assertLogs("nixfleet_agent.manifest_poll", "WARNING"):
+            self.assertFalse(self.worker.poll())
+        self.assertTrue((self.state_dir / "rollouts" / "stable@def4567abc.json").exists())
+        self.assertEqual(set(self.marks_on_disk()["channels"]), {"stable"})
 
     def test_a_channel_that_fails_keeps_its_previous_rollout_and_the_others_go_on(self) -> None:
         self.publish()
