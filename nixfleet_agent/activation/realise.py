@@ -10,7 +10,7 @@ from nixfleet_agent.activation.context import Context
 from nixfleet_agent.activation.errors import CommandError, PhaseFailed
 from nixfleet_agent.activation.host import on_disk
 from nixfleet_agent.activation.model import EXIT_SIGNATURE_REFUSED
-from nixfleet_agent.activation.realise_progress import Progress, is_refused_signature
+from nixfleet_agent.activation.realise_progress import Progress
 
 PHASE = "realise"
 #: A fetch that takes longer than this tells how far it is, this often.
@@ -58,9 +58,11 @@ def _fetch(context: Context, closure: str, root: Path) -> None:
     if done != 0 and "log-format" in progress.text:  # a Nix before 2.4
         done, progress = _run(context, closure, root, structured=False)
     if done != 0:
-        refused = is_refused_signature(progress.text)
         reason = progress.text or f"nix-store --realise ended with {done} and said nothing"
-        raise PhaseFailed(PHASE, reason, EXIT_SIGNATURE_REFUSED) if refused else PhaseFailed(PHASE, reason)
+        if progress.refusal is None:
+            raise PhaseFailed(PHASE, reason)
+        told = reason if progress.refusal in reason else f"{reason}\n{progress.refusal}"
+        raise PhaseFailed(PHASE, told, EXIT_SIGNATURE_REFUSED)
     nix.check_root(closure, root)
 
 

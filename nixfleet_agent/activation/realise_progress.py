@@ -7,12 +7,15 @@ from pathlib import Path
 
 from nixfleet_agent.activation.nix import plain
 
-#: How Nix 2.3 to 2.3x, Lix and Determinate Nix say that no trusted key has signed a path.
+#: How Nix 2.3 to 2.3x, Lix and Determinate Nix say that no trusted key has signed a path. A substituter's refusal is a
+#: warning ("... is not signed by any of the keys in", after 2.8 "..., as it's not signed by any of the keys in"); the
+#: error that follows says only that nothing can build the path.
 REFUSED_SIGNATURE = (
     "lacks a valid signature",
     "lacks a signature by a trusted key",
-    "is not signed by any of the keys in",
-    "is not signed by a trusted key",
+    "does not have a valid signature",
+    "not signed by any of the keys in",
+    "not signed by a trusted key",
     "no signature is trusted",
     "no signatures matched",
     "untrusted signature",
@@ -34,12 +37,16 @@ def is_refused_signature(text: str) -> bool:
 
 
 class Progress:
-    """Fed with standard error; ``moved`` counts every sign that something has come in."""
+    """Fed with standard error; ``moved`` counts every sign that something has come in.
+
+    ``refusal`` is the first message by which a signature was refused, however much was said after it.
+    """
 
     def __init__(self) -> None:
         self.bytes = 0
         self.paths: set[str] = set()
         self.moved = 0
+        self.refusal: str | None = None
         self._done: dict[int, int] = {}
         self._copies: dict[int, str] = {}
         self._rest = b""
@@ -126,5 +133,7 @@ class Progress:
             self.moved += 1
 
     def _say(self, line: bytes) -> None:
+        if self.refusal is None and is_refused_signature(said := plain(line)):
+            self.refusal = said
         self._text += line + b"\n"
         del self._text[:-_TEXT_LIMIT]

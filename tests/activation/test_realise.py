@@ -11,6 +11,8 @@ from nixfleet_agent.activation.model import Completed, Failed, Interrupted
 from nixfleet_agent.activation.realise_progress import REFUSED_SIGNATURE, Progress, is_refused_signature
 from tests.activation.case import PipelineCase, processes_of, until
 
+AFTER_2_8 = "'s not signed by any of the keys in 'trusted-public-keys'"
+
 
 class RealiseTest(PipelineCase):
     def big(self, name: str) -> str:
@@ -48,6 +50,15 @@ class RealiseTest(PipelineCase):
         target = self.nixery.system("leaning", references=[library])
         self.nixery.unsign(library)
         self.assertEqual(self.assert_untouched(self.forward(target)).exit_code, -2)
+
+    def test_the_refusal_of_a_substituter_is_minus_two_however_much_nix_says_after_it(self) -> None:
+        refusal = f"warning: ignoring substitute for '/nix/store/x' from 'https://c', as it{AFTER_2_8}"
+        noise = "echo copying path >&2; " * 400
+        error = "error: path is required, but there is no substituter that can build it"
+        self.lie(f'echo "{refusal}" >&2; {noise} echo "{error}" >&2; exit 1')
+        outcome = self.assert_untouched(self.forward(self.v2, policy="halt"))
+        self.assertEqual((outcome.exit_code, outcome.phase), (-2, "realise"))
+        self.assertTrue(outcome.stderr_tail.endswith(f"{error}\n{refusal}"), outcome.stderr_tail[-300:])
 
     def test_a_changed_archive_is_refused(self) -> None:
         target = self.nixery.system("tampered", files={"text": "honest"})
@@ -171,6 +182,7 @@ class ProgressTest(unittest.TestCase):
         progress.feed(b"copying path '/nix/store/a' from 'https://c'...\nerror: path '/nix/store/a' lacks a va")
         progress.feed(b"lid signature\n")
         self.assertEqual(progress.paths, {"/nix/store/a"})
+        self.assertEqual(progress.refusal, "error: path '/nix/store/a' lacks a valid signature")
         self.assertTrue(is_refused_signature(progress.text))
 
     def test_a_line_of_an_older_nix_that_is_cut_short_names_no_path(self) -> None:
@@ -195,6 +207,20 @@ class ProgressTest(unittest.TestCase):
         for wording in REFUSED_SIGNATURE:
             self.assertTrue(is_refused_signature(f"error: The Path {wording.upper()} whatever"))
         self.assertFalse(is_refused_signature("error: unable to download: HTTP error 500"))
+
+    def test_what_each_nix_says_of_an_untrusted_path_is_a_refusal(self) -> None:
+        said = (
+            "warning: substituter 'https://c' does not have a valid signature for path '/nix/store/a'",  # 2.3 and 2.4
+            "warning: the substitute for 'a' from 'c' is not signed by any of the keys in 'trusted-public-keys'",  # 2.8
+            f"warning: ignoring substitute for '/nix/store/a' from 'https://c', as it{AFTER_2_8}",  # later
+            "error: cannot add path '/nix/store/a' because it lacks a valid signature",  # 2.3 to 2.8
+            "error: cannot add path '/nix/store/a' because it lacks a signature by a trusted key",  # current
+        )
+        for words in said:
+            with self.subTest(words):
+                progress = Progress()
+                progress.feed(f"{words}\nerror: don't know how to build these paths:\n".encode())
+                self.assertEqual(progress.refusal, words)
 
 
 if __name__ == "__main__":
