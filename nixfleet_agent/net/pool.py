@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 from typing import Any
 
 from urllib3.connection import HTTPConnection
@@ -10,10 +11,21 @@ from urllib3.connectionpool import HTTPConnectionPool
 HTTPS_PORT = 443
 
 
+class BoundedResponse(http.client.HTTPResponse):
+    """Chunk sizes are not negative: -1 would mean "all there is" to whoever reads, past every limit."""
+
+    def _read_next_chunk_size(self) -> int:
+        size: int = super()._read_next_chunk_size()  # type: ignore[misc]
+        if size < 0:
+            raise ValueError("negative chunk size")  # which ``http.client`` turns into IncompleteRead
+        return size
+
+
 class TlsConnection(HTTPConnection):
     """An HTTP connection whose ``connect`` (a subclass's) leaves a TLS stream in ``sock``."""
 
     default_port = HTTPS_PORT  # type: ignore[misc]
+    response_class = BoundedResponse
 
 
 class TlsPool(HTTPConnectionPool):

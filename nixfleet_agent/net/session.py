@@ -6,7 +6,6 @@ whole body of a redirect without a limit. A prepared request goes straight to a 
 
 from __future__ import annotations
 
-import http.client
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -80,20 +79,8 @@ class Session:
         return Answer(response.status_code, response.headers, body)
 
 
-class _Response(http.client.HTTPResponse):
-    """Chunk sizes are not negative: -1 would mean "all there is" to the reader below, past every limit."""
-
-    def _read_next_chunk_size(self) -> int:
-        size: int = super()._read_next_chunk_size()  # type: ignore[misc]
-        if size < 0:
-            raise ValueError("negative chunk size")  # which ``http.client`` turns into IncompleteRead
-        return size
-
-
 class _Connection(TlsConnection):
     """urllib3's connection, connected within the budget and over our TLS."""
-
-    response_class = _Response
 
     def __init__(self, host: str, port: int | None = None, **options: object) -> None:
         self._endpoint: Endpoint = options.pop("endpoint")  # type: ignore[assignment]

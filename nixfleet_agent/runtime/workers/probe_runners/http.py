@@ -16,15 +16,15 @@ from urllib3.connection import HTTPConnection
 from urllib3.util import parse_url
 
 from nixfleet_agent import __version__
-from nixfleet_agent.net.pool import HTTPS_PORT, TlsConnection, TlsPool
+from nixfleet_agent.net.pool import HTTPS_PORT, BoundedResponse, TlsConnection, TlsPool
 from nixfleet_agent.proto.probe_decls import HttpDecl
 from nixfleet_agent.runtime.workers.probe_runners.context import RunnerContext
 from nixfleet_agent.runtime.workers.probe_runners.outcome import RunnerOutcome, failed, passed
 from nixfleet_agent.runtime.workers.probe_runners.sockets import Deadline, PlainSocket, closing_down, connect
 
+HTTP_PORT = 80
 REDIRECT_LIMIT = 10
 BODY_LIMIT = 64 * 1024
-_CHUNK = 8192
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _HEADERS = {
     "User-Agent": f"nixfleet-agent/{__version__}",
@@ -83,16 +83,10 @@ def _judge(decl: HttpDecl, response: requests.Response) -> None:
         raise _ProbeError(f"status {response.status_code}, expected {decl.expect_status}")
     if decl.body_contains is None:
         return
-    needle = decl.body_contains.encode()
-    body = bytearray()
-    while len(body) < BODY_LIMIT:
-        chunk = response.raw.read(min(_CHUNK, BODY_LIMIT - len(body)), decode_content=True)
-        body += chunk
-        if needle in body[max(0, len(body) - len(chunk) - len(needle)) :]:
-            return
-        if not chunk:
-            break
-    raise _ProbeError(f"{decl.body_contains!r} is not in the first {len(body)} bytes of the body")
+    # All of it before a look: a server that hangs or dies behind the text that is looked for has not passed.
+    body: bytes = response.raw.read(BODY_LIMIT, decode_content=True)
+    if decl.body_contains.encode() not in body:
+        raise _ProbeError(f"{decl.body_contains!r} is not in the first {len(body)} bytes of the body")
 
 
 class _Session(requests.Session):
@@ -141,10 +135,11 @@ class _Door(HTTPAdapter):
         url = parse_url(request.url or "")
         pool: urllib3.HTTPConnectionPool
         if url.scheme == "https":
-            pool = TlsPool(url.host or "", url.port)
+            pool = TlsPool(url.host or "", url.port or HTTPS_PORT)
             pool.ConnectionCls = functools.partial(_TlsConnection, self)  # type: ignore[assignment]
         else:
-            pool = urllib3.HTTPConnectionPool(url.host or "", url.port)
+            # Without a port the last colon of an IPv6 address would be taken for the one before it.
+            pool = urllib3.HTTPConnectionPool(url.host or "", url.port or HTTP_PORT)
             pool.ConnectionCls = functools.partial(_PlainConnection, self)  # type: ignore[assignment]
         self._stack.callback(pool.close)
         return pool
@@ -154,12 +149,14 @@ class _Door(HTTPAdapter):
 
 
 class _PlainConnection(HTTPConnection):
+    response_class = BoundedResponse
+
     def __init__(self, door: _Door, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._door = door
 
     def _new_conn(self) -> PlainSocket:
-        return self._door.open(self.host, self.port or 80)
+        return self._door.open(self.host, self.port)
 
 
 class _TlsConnection(TlsConnection):
@@ -168,7 +165,7 @@ class _TlsConnection(TlsConnection):
         self._door = door
 
     def connect(self) -> None:
-        self.sock = self._door.secure(self._door.open(self.host, self.port or HTTPS_PORT), self.host)
+        self.sock = self._door.secure(self._door.open(self.host, self.port), self.host)
         self.is_verified = True
 
 
@@ -188,5 +185,7 @@ def _cause(error: BaseException) -> str:
             return f"TLS: {found.reason or found}"
         if isinstance(found, OSError) and not isinstance(found, requests.RequestException):
             return found.strerror or str(found) or type(found).__name__
+        if isinstance(found, HTTPException):
+            return f"no proper HTTP answer: {found!r}"
         waiting += [getattr(found, "reason", None), *found.args, found.__cause__, found.__context__]
     return f"{type(error).__name__}: {error}"
