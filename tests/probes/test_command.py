@@ -14,6 +14,7 @@ from typing import Any
 from unittest import mock
 
 from nixfleet_agent.proto.probe_decls import ExecDecl
+from nixfleet_agent.proto.probe_fields import LONGEST_SECS
 from nixfleet_agent.runtime.workers.probe_runners import RunnerContext, RunnerOutcome, command, run
 from tests.probes.support import ProbeCase, children, context, descriptors, stop_when
 
@@ -125,6 +126,9 @@ class TimeLimit(CommandCase):
         self.assert_quick(began, 2.0)
         self.assertIn("no end within 1 s: killed", outcome.failure_reason or "")
         self.assert_gone(self.pid_in("pid"))
+
+    def test_the_longest_time_limit_can_be_waited_for(self) -> None:
+        self.assertTrue(shell("sleep 0.1", timeout=LONGEST_SECS).passed)
 
     def test_its_whole_group_goes_with_it(self) -> None:
         script = f"sh -c 'trap \"\" TERM; echo $$ > {self.folder}/grandchild; sleep 60' & sleep 60"

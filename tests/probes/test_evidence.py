@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import tempfile
+import threading
 import unittest
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -17,10 +18,11 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from nixfleet_agent.identity.host_key import HostKey
+from nixfleet_agent.proto.events import to_wire
 from nixfleet_agent.proto.probe_decls import EvidenceDecl, Override
 from nixfleet_agent.proto.times import format_time
-from nixfleet_agent.runtime.workers.probe_runners import RunnerContext, RunnerOutcome, evidence_file, run
-from nixfleet_agent.state_machine.events import SubResult
+from nixfleet_agent.runtime.workers.probe_runners import RunnerContext, RunnerOutcome, evidence, evidence_file, run
+from nixfleet_agent.state_machine.events import LocalProbeResult, SubResult
 from nixfleet_agent.state_machine.states import Mode, ProbeStatus
 from tests.probes.support import MACHINE, context
 from tests.support.tls import new_host_key, write_host_key
@@ -123,6 +125,12 @@ class Signature(EvidenceCase):
         signature.write_bytes(good)
         self.assertTrue(self.probe().passed)
 
+    def test_a_signature_in_lines_as_base64_writes_it_is_read(self) -> None:
+        signature = Path(f"{self.path}.sig")
+        text = signature.read_text(encoding="ascii").strip()
+        signature.write_text(f"{text[:76]}\r\n{text[76:]}\n\n", encoding="ascii")
+        self.assertTrue(self.probe().passed)
+
     def test_no_usable_host_key_is_a_fail(self) -> None:
         public = Path(f"{self.key_file}.pub")
         for raw in (b"", b"ssh-ed25519 garbage", b"\xff"):
@@ -193,14 +201,21 @@ class Age(EvidenceCase):
         self.collected(seconds=100)
         self.assertTrue(self.probe().passed)
         self.assertTrue(self.probe(max_age=110.0).passed)
-        self.assert_fails("was collected 100 s ago, and maxAgeSecs is 90", max_age=90.0)
+        self.assert_fails("longer ago than maxAgeSecs (90)", max_age=90.0)
 
     def test_evidence_grows_old_while_its_file_stays_the_same(self) -> None:
         self.collected(seconds=100)
         self.assertTrue(self.probe(max_age=110.0).passed)
         later = datetime.now(timezone.utc) + timedelta(seconds=20)
         with mock.patch("nixfleet_agent.clock.SystemClock.now", return_value=later):
-            self.assert_fails("was collected 120 s ago", max_age=110.0)
+            self.assert_fails("longer ago than maxAgeSecs (110)", max_age=110.0)
+
+    def test_the_reason_stays_the_same_so_that_repeats_are_no_events(self) -> None:
+        self.collected(seconds=100)
+        first = self.probe(max_age=90.0)
+        later = datetime.now(timezone.utc) + timedelta(seconds=20)
+        with mock.patch("nixfleet_agent.clock.SystemClock.now", return_value=later):
+            self.assertEqual(self.probe(max_age=90.0), first)
 
     def test_evidence_from_the_future_does_not_stay_young_for_ever(self) -> None:
         self.collected(seconds=-1000)
@@ -247,6 +262,29 @@ class Caching(EvidenceCase):
         self.assertTrue(self.probe().passed)
         Path(f"{self.path}.sig").write_text(base64.b64encode(b"x" * 64).decode(), encoding="ascii")
         self.assert_fails("not signed by this host's key")
+
+    def test_a_file_that_hangs_delays_no_other(self) -> None:
+        real, entered, leave = evidence_file.read_regular, threading.Event(), threading.Event()
+        self.addCleanup(leave.set)
+
+        def hang(path: Path, limit: int) -> bytes:
+            if path.name == "hanging":
+                entered.set()
+                leave.wait(30)
+            return real(path, limit)
+
+        self.enterContext(mock.patch.object(evidence_file, "read_regular", hang))
+        elsewhere = EvidenceDecl(name="q", path=self.folder / "hanging", framework="nis2")
+        thread = threading.Thread(target=run, args=(elsewhere, self.ctx))
+        thread.start()
+        self.addCleanup(thread.join)
+        self.addCleanup(leave.set)
+        entered.wait(30)
+        other = threading.Thread(target=self.probe)
+        other.start()
+        other.join(10)
+        self.assertFalse(other.is_alive())
+        self.assertEqual(self.verified.call_count, 1)
 
     def test_a_fail_is_not_kept(self) -> None:
         Path(f"{self.path}.sig").rename(self.folder / "away")
@@ -353,6 +391,24 @@ class Selection(EvidenceCase):
     def test_every_copy_of_a_control_counts(self) -> None:
         self.collect(self.document(control("twice", nis2=["1"]), control("twice", False, nis2=["1"])))
         self.assert_fails("1 failing: twice")
+
+    def test_more_results_than_an_event_holds_fail_without_them(self) -> None:
+        self.collect(self.document(*(control(f"c{n}" + "x" * 200, nis2=["1"]) for n in range(3000))))
+        outcome = self.probe()
+        self.assertIsNone(outcome.sub_results)
+        self.assertIn("3000 results do not fit into one event", outcome.failure_reason or "")
+        self.collect(self.document(*(control(f"c{n}", nis2=["1"]) for n in range(3000))))
+        outcome = self.probe()
+        result = LocalProbeResult(
+            probe_name="p",
+            mode=ENFORCE,
+            status=outcome.status,
+            observed_at=datetime.now(timezone.utc),
+            sub_results=outcome.sub_results,
+        )
+        self.assertTrue(outcome.passed)
+        estimate = sum(map(evidence._size, outcome.sub_results or ()))
+        self.assertLess(len(json.dumps(to_wire(result), separators=(",", ":"))), estimate + 300)
 
     def test_many_failing_controls_make_a_reason_that_fits(self) -> None:
         self.collect(self.document(*(control(f"prüfung-{n}", False, nis2=["1"]) for n in range(200))))

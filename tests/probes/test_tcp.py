@@ -10,6 +10,7 @@ from unittest import mock
 
 from nixfleet_agent.proto.probe_decls import TcpDecl
 from nixfleet_agent.runtime.workers.probe_runners import RunnerOutcome, run
+from nixfleet_agent.runtime.workers.probe_runners.sockets import PlainSocket
 from tests.probes.support import ProbeCase, context, descriptors, stop_when
 
 
@@ -48,6 +49,20 @@ class Connections(ProbeCase):
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
         outcome = probe(port)
+        self.assertEqual(outcome.failure_reason, f"can't connect to 127.0.0.1 port {port}: Connection refused")
+
+    def test_a_connection_to_oneself_is_a_closed_port(self) -> None:
+        """What the kernel does now and then, by giving a port of its own range to both ends."""
+        real = PlainSocket.connect
+
+        def from_the_same_port(sock: PlainSocket, address: tuple[str, int]) -> None:
+            sock.bind(address)
+            real(sock, address)
+
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+        with mock.patch.object(PlainSocket, "connect", from_the_same_port):
+            outcome = probe(port)
         self.assertEqual(outcome.failure_reason, f"can't connect to 127.0.0.1 port {port}: Connection refused")
 
     def test_a_filtered_port_fails_when_time_is_up(self) -> None:

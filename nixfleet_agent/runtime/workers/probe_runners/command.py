@@ -25,6 +25,8 @@ _FLOOD_PAUSE = 0.01
 _KILL_SECS = 2.0
 #: Where the kernel can't report a child's end on a descriptor, it is asked this often.
 _POLL_SECS = 0.05
+#: poll(2) takes no more than 2^31 ms, 24 days; whoever waits looks at the time anyway.
+_LONGEST_POLL_SECS = 3600.0
 #: What the service manager says to the agent alone. With NOTIFY_SOCKET a child could feed the agent's own watchdog.
 _PRIVATE = ("NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_", "CREDENTIALS_DIRECTORY", "JOURNAL_STREAM", "NIXFLEET_")
 
@@ -140,7 +142,7 @@ class _Child:
             poll.register(self._exit, select.POLLIN)
         else:
             seconds = min(seconds, _POLL_SECS)
-        ready = {descriptor for descriptor, _ in poll.poll(math.ceil(seconds * 1000))}
+        ready = {descriptor for descriptor, _ in poll.poll(math.ceil(min(seconds, _LONGEST_POLL_SECS) * 1000))}
         if self._output is not None and self._output.fileno() in ready:
             self._read()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import datetime
 
@@ -16,6 +17,9 @@ from nixfleet_agent.state_machine.states import Mode, ProbeStatus
 CUSTOM = "custom"
 #: Evidence dated later than this many seconds from now would never grow old.
 FUTURE_SECS = 300.0
+#: Bytes of the results in one event. The control plane takes bodies of 1 MiB; of a larger one it would never learn, and
+#: refuse the Converged that follows.
+RESULTS_LIMIT = 900 * 1024
 
 
 def run(decl: EvidenceDecl, ctx: RunnerContext) -> RunnerOutcome:
@@ -32,10 +36,12 @@ def _require_fresh(decl: EvidenceDecl, evidence: Evidence, now: datetime) -> Non
     if decl.max_age is None:
         return
     age = (now - evidence.collected_at).total_seconds()
+    # Not the age itself: a reason that changes with every run would make every run an event.
+    collected = f"{decl.path} was collected at {evidence.collected_at:%F %T}Z"
     if age > decl.max_age:
-        raise EvidenceError(f"{decl.path} was collected {age:.0f} s ago, and maxAgeSecs is {decl.max_age:g}")
+        raise EvidenceError(f"{collected}, longer ago than maxAgeSecs ({decl.max_age:.10g})")
     if age < -FUTURE_SECS:
-        raise EvidenceError(f"{decl.path} was collected {-age:.0f} s in the future: check the clock")
+        raise EvidenceError(f"{collected}, which is in the future: check the clock")
 
 
 def judge(decl: EvidenceDecl, evidence: Evidence) -> RunnerOutcome:
@@ -51,9 +57,11 @@ def judge(decl: EvidenceDecl, evidence: Evidence) -> RunnerOutcome:
         if name not in there
         for result in _results(decl, Control(name, False, ()))
     ]
+    everything = tuple(results + missing)
+    if sum(map(_size, everything)) > RESULTS_LIMIT:
+        return failed(f"its {len(everything)} results do not fit into one event: ask for fewer controls in each probe")
     failing = sorted({r.control_id for r in results if _counts(r)})
     absent = sorted({r.control_id for r in missing if _counts(r)})
-    everything = tuple(results + missing)
     if not failing and not absent:
         return passed(everything)
     reasons = [f"{len(failing)} failing: {', '.join(failing)}"] if failing else []
@@ -65,6 +73,12 @@ def _covers(decl: EvidenceDecl, control: Control) -> bool:
     if decl.controls is not None:
         return control.control_id in decl.controls
     return any(framework == decl.framework for framework, _ in control.articles)
+
+
+def _size(result: SubResult) -> int:
+    """Bytes in the event, at most: the names of its fields take 110."""
+    texts = (result.control_id, result.framework, result.article, result.override_reason)
+    return 110 + len(json.dumps(texts))
 
 
 def _counts(result: SubResult) -> bool:

@@ -51,6 +51,15 @@ class Evidence:
     controls: tuple[Control, ...]
 
 
+class _Known:
+    """One file's last verified content. Whoever asks for this file meanwhile waits for the one verification."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.identities: tuple[Identity | None, ...] = ()
+        self.evidence: Evidence | None = None
+
+
 class EvidenceReader:
     """One per host, shared by its evidence probes: a file is verified once and not again until it changes."""
 
@@ -59,7 +68,7 @@ class EvidenceReader:
         self._host_key_file = host_key_file
         self._public_key_file = Path(f"{host_key_file}.pub")
         self._lock = threading.Lock()
-        self._known: dict[Path, tuple[tuple[Identity | None, ...], Evidence]] = {}
+        self._known: dict[Path, _Known] = {}
 
     def read(self, path: Path) -> Evidence:
         """The evidence at ``path``, whose signature is in the file of the same name with ``.sig``.
@@ -70,15 +79,15 @@ class EvidenceReader:
         signature_path = Path(f"{path}.sig")
         files = (path, signature_path, self._public_key_file, self._host_key_file)
         with self._lock:
+            known = self._known.setdefault(path, _Known())
+        with known.lock:
             # Looked at before reading: what changes in between is read again next time, never taken for known.
             identities = tuple(_identity(file) for file in files)
-            known = self._known.get(path)
-            if known is not None and known[0] == identities:
-                return known[1]
-            self._known.pop(path, None)
-            evidence = self._verified(path, signature_path)
-            self._known[path] = (identities, evidence)
-            return evidence
+            if known.evidence is None or known.identities != identities:
+                known.evidence = None
+                known.evidence = self._verified(path, signature_path)
+                known.identities = identities
+            return known.evidence
 
     def _verified(self, path: Path, signature_path: Path) -> Evidence:
         try:
@@ -87,7 +96,9 @@ class EvidenceReader:
         except (ProtoError, TrustError, ValueError) as error:
             raise EvidenceError(str(error)) from error
         try:
-            signature = base64.b64decode(_content(signature_path, SIGNATURE_LIMIT).strip(), validate=True)
+            # base64(1) breaks its lines at 76 characters, and a signature has 88.
+            words = _content(signature_path, SIGNATURE_LIMIT).split()
+            signature = base64.b64decode(b"".join(words), validate=True)
         except binascii.Error as error:
             raise EvidenceError(f"{signature_path} is not base64") from error
         if len(signature) != 64:

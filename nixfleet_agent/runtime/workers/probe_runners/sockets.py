@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -146,6 +147,10 @@ def _connect_one(sock: PlainSocket, address: Any, tries_left: int, deadline: Dea
         with closing_down(sock, cancel):
             sock.settimeout(deadline.left() / tries_left)
             sock.connect(address)
+            if sock.getsockname() == sock.getpeername():
+                # Nobody listens: the kernel gave this end the very port that was asked for, and TCP connected it to
+                # itself. About one attempt in 28,000 at a port of its own range.
+                raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
             if cancel.is_set:
                 raise OSError("stopped")
         sock.deadline = deadline
