@@ -16,7 +16,7 @@ from nixfleet_agent.activation.host import read_boot_id
 from nixfleet_agent.activation.model import ROLLBACK_AND_HALT, Forward, ForwardOutcome, Rollback
 from nixfleet_agent.activation.pipeline import Pipeline
 from nixfleet_agent.activation.records import Record, Records
-from nixfleet_agent.clock import SystemClock
+from nixfleet_agent.clock import Clock, SystemClock
 from tests.support.nix import Nixery, NixHost
 
 ROLLOUT = "stable@abc1"
@@ -66,6 +66,7 @@ class PipelineCase(unittest.TestCase):
         name = Path(tempfile.mkdtemp(dir=self.nixery.folder, prefix="host-")).name
         self.host: NixHost = self.nixery.host(name)
         self.host.boot(self.v1)
+        self.clock: Clock = SystemClock()
         self.reason: str | None = None
         self.wake = threading.Event()
         self.asked = 0
@@ -92,7 +93,7 @@ class PipelineCase(unittest.TestCase):
         return Pipeline(
             self.host.activation,
             self.host.state_dir,
-            SystemClock(),
+            self.clock,
             self.interrupted,
             lambda seconds: void(self.wake.wait(seconds)),
             self.log,

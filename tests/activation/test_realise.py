@@ -7,10 +7,13 @@ import random
 import shutil
 import unittest
 
+from nixfleet_agent.activation.host import process
 from nixfleet_agent.activation.model import Completed, Failed, Interrupted
 from nixfleet_agent.activation.realise_progress import REFUSED_SIGNATURE, Progress, is_refused_signature
+from nixfleet_agent.clock import SystemClock
 from tests.activation.case import PipelineCase, processes_of, until
 
+NIX_STORE = shutil.which("nix-store")
 AFTER_2_8 = "'s not signed by any of the keys in 'trusted-public-keys'"
 
 
@@ -120,6 +123,24 @@ class RealiseTest(PipelineCase):
         self.assertEqual(outcome.phase, "free-space")
         self.assertFalse(any(path.startswith("/nar/") and "huge" in path for path in self.nixery.server.requests))
 
+    def test_a_cache_that_takes_its_time_to_tell_sizes_only_costs_that_time(self) -> None:
+        asked = self.host.root / "asked"
+        slow = f"*--dry-run*) echo $$ >{asked}.new; mv {asked}.new {asked}; exec sleep 600 ;;"
+        self.program("nix-store", f'case $* in {slow} esac; exec {NIX_STORE} "$@"')
+
+        class Later(SystemClock):
+            """While Nix is asked, every look finds ten seconds gone."""
+
+            gone = 0.0
+
+            def monotonic(self) -> float:
+                if asked.exists() and process(int(asked.read_text())) is not None:
+                    self.gone += 10
+                return super().monotonic() + self.gone
+
+        self.clock = Later()
+        self.assertEqual(self.forward(self.v2, policy="halt"), Completed(self.v2, 0, ()))
+
     def test_a_root_that_can_not_be_made_is_a_failure(self) -> None:
         roots = self.host.state_dir / "gcroots"
         roots.mkdir()
@@ -127,17 +148,21 @@ class RealiseTest(PipelineCase):
         outcome = self.assert_untouched(self.forward(self.v2))
         self.assertEqual((outcome.exit_code, outcome.phase), (-1, "realise"))
 
-    def lie(self, act: str) -> None:
-        """A nix-store that says yes to ``--add-root`` and does something else."""
+    def program(self, name: str, script: str) -> None:
+        """Put a script of that name before the real program."""
         programs = self.host.root / "programs"
         programs.mkdir(exist_ok=True)
-        liar = programs / "nix-store"
-        liar.write_text(
-            f'#!/bin/sh\ncase $* in *--add-root*) ;; *) exec {shutil.which("nix-store")} "$@" ;; esac\n'
-            f'while [ "$1" != --add-root ]; do shift; done; root=$2; {act}\nexit 0\n'
-        )
-        liar.chmod(0o755)
+        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+        (programs / name).chmod(0o755)
         self.host.environment["PATH"] = f"{programs}:{os.environ['PATH']}"
+
+    def lie(self, act: str) -> None:
+        """A nix-store that says yes to ``--add-root`` and does something else."""
+        self.program(
+            "nix-store",
+            f'case $* in *--add-root*) ;; *) exec {NIX_STORE} "$@" ;; esac\n'
+            f'while [ "$1" != --add-root ]; do shift; done; root=$2; {act}\nexit 0',
+        )
 
     def test_a_nix_that_says_yes_but_holds_nothing_or_something_else_is_not_believed(self) -> None:
         elsewhere = f'ln -sfn /nix/store/{self.v1} "$root"'
