@@ -109,8 +109,9 @@ def why_not_now(host: Host, attempted: str | None) -> str | None:
 def handed_back(host: Host, current: str | None) -> Host:
     """The host after its active rollout ended without ever having fired a switch: what it superseded goes on.
 
-    Only a rollout whose target is what runs comes back, the newest such: one that soaked, or one whose switch or
-    reboot has come to its end unheard, for otherwise a release would run here that nobody watches.
+    The newest comes back that has something to do: one that still owes a rollback, whatever runs, for a restart in
+    the middle of it must not forget it; or one whose target is what runs (it soaked, or its switch or reboot has come
+    to its end unheard), for otherwise a release would run here that nobody watches.
     """
     active = host.active
     if active is None or not active.record.terminal or active.record.switch_fired is not False:
@@ -118,10 +119,9 @@ def handed_back(host: Host, current: str | None) -> Host:
     waiting = [
         rollout
         for rollout in host.rollouts.values()
-        if rollout.record.state in (State.ACTIVATING, State.DEFERRED, State.SOAKING)
-        and rollout.record.target_closure == current
-        and rollout.accepted.number < active.accepted.number
-        and not _switched_between(host, rollout, active)
+        if rollout.accepted.number < active.accepted.number
+        and _has_something_to_do(rollout.record, current)
+        and not _overtaken(host, rollout, active)
     ]
     if not waiting:
         return host
@@ -129,12 +129,18 @@ def handed_back(host: Host, current: str | None) -> Host:
     return replace(host.with_rollout(back.unprobed()), active_id=back.rollout_id)
 
 
-def _switched_between(host: Host, earlier: Rollout, later: Rollout) -> bool:
-    """Whether a rollout between the two began to switch: then the earlier one's closure did not run all the time."""
+def _has_something_to_do(record: RolloutRecord, current: str | None) -> bool:
+    unheard = record.state in (State.ACTIVATING, State.DEFERRED, State.SOAKING)
+    return record.rollback_owed or (unheard and record.target_closure == current)
+
+
+def _overtaken(host: Host, earlier: Rollout, later: Rollout) -> bool:
+    """Whether a rollout after the earlier one began to switch, or paid what it owed: then it is history."""
+    after = [r for r in host.rollouts.values() if earlier.accepted.number < r.accepted.number <= later.accepted.number]
     return any(
-        earlier.accepted.number < rollout.accepted.number < later.accepted.number
-        and rollout.record.activation_started_at is not None
-        for rollout in host.rollouts.values()
+        (rollout.record.activation_started_at is not None and rollout is not later)
+        or (rollout.accepted.inherited and rollout.record.state is State.REVERTED)
+        for rollout in after
     )
 
 

@@ -114,18 +114,24 @@ class Reducer(Worker):
         active = self._host.active
         if active is None:
             return
-        record = active.record
-        if record.state is State.PENDING:
+        if active.record.state is State.PENDING:
             self._acknowledge(active)
-        elif record.state is State.ACTIVATING and not active.accepted.adopted:
-            self._applier.activation.put(forward_order(active, resume=True))
-        elif record.state is State.FAILED and record.rollback_owed and record.prior_closure is not None:
-            self._applier.activation.put(rollback_order(active, record.prior_closure))
-        else:
-            if record.terminal:
+        elif not self._order_again(active):
+            if active.record.terminal:
                 # What it held may not have been let go of yet: the end and the letting go are two steps.
                 self._applier.activation.put(Release(active.rollout_id))
             self._on_tick(AdvanceTick(self._read_current()))
+
+    def _order_again(self, rollout: Rollout) -> bool:
+        """Give out the order that a rollout waits for the end of; False when it waits for none."""
+        record = rollout.record
+        if record.state is State.ACTIVATING and not rollout.accepted.adopted:
+            self._applier.activation.put(forward_order(rollout, resume=True))
+        elif record.rollback_owed and record.prior_closure is not None:
+            self._applier.activation.put(rollback_order(rollout, record.prior_closure))
+        else:
+            return False
+        return True
 
     # -- inputs -------------------------------------------------------------------------------
 
@@ -327,8 +333,7 @@ class Reducer(Worker):
             return
         fields = {"rollout_id": back.rollout_id}
         self.log.info("%s never fired a switch: %s goes on", ended, back.rollout_id, extra=fields)
-        if back.record.state is State.ACTIVATING and not back.accepted.adopted:
-            self._applier.activation.put(forward_order(back, resume=True))
+        self._order_again(back)
         self._publish()
 
     def _after_the_end(self, now: datetime) -> None:

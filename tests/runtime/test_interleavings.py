@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import unittest
 
-from nixfleet_agent.runtime.inputs import Activate, RollbackAttemptFailed
-from nixfleet_agent.runtime.orders import ActivateForward, ResetProbes, StopProbes
+from nixfleet_agent.runtime.inputs import Activate, Answer, RollbackAttemptFailed
+from nixfleet_agent.runtime.orders import ActivateForward, Release, ResetProbes, RollBack, StopProbes
 from nixfleet_agent.state_machine import ProbeStatus, State
 from tests.runtime.harness import HALT, NEWER, PRIOR, TARGET, THIRD, TestHost
 
@@ -90,6 +90,52 @@ class HandBack(Case):
         self.host.restart(TARGET)
         self.assertIs(self.host.record(R).state, State.SOAKING)
         self.assertEqual(self.host.view.active_id, R)
+
+    def test_is_remembered_when_what_came_back_fails_and_its_rollback_restarts_the_agent(self) -> None:
+        self.host.soaking(R)
+        self.host.dispatch(S, NEWER, policy=HALT)
+        self.host.tell(S, "ActivationFailed", switch_fired=False, observed_at_failure=TARGET)
+        self.host.tick()
+        self.host.declare(R, "web")
+        self.fails(R)
+        order = self.host.order()
+        self.assertEqual(order, RollBack(R, PRIOR, TARGET, True, TARGET))
+        for current in (TARGET, THIRD, None, PRIOR):
+            self.host.restart(current)
+            self.assertEqual(self.host.order(), order)
+        self.assertIs(self.host.tell(R, "RollbackComplete", reverted_to_closure=PRIOR), Answer.ACCEPTED)
+        self.host.restart(PRIOR)
+        self.assertIs(self.host.record(R).state, State.REVERTED)
+
+    def test_of_a_debt_whose_heir_may_not_roll_back(self) -> None:
+        self.host.soaking(R)
+        self.fails(R)
+        order = self.host.order()
+        self.host.put(RollbackAttemptFailed(R, "fire"))
+        self.host.dispatch(S, NEWER, policy=HALT)
+        self.host.order()
+        self.host.tell(S, "ActivationFailed", switch_fired=False, observed_at_failure=TARGET)
+        self.assertEqual(self.host.order(), order)
+        self.host.restart(TARGET)
+        self.assertEqual(self.host.order(), order)
+
+    def test_of_no_debt_that_its_heir_has_paid(self) -> None:
+        self.host.soaking(R)
+        self.fails(R)
+        self.host.put(RollbackAttemptFailed(R, "fire"))
+        self.host.dispatch(S, NEWER)
+        self.host.order()
+        self.host.tell(S, "ActivationFailed", switch_fired=False, observed_at_failure=TARGET)
+        self.assertEqual(self.host.order(), RollBack(S, PRIOR, NEWER, False, TARGET, inherited=True))
+        self.host.current = PRIOR
+        self.host.tell(S, "RollbackComplete", reverted_to_closure=PRIOR)
+        self.assertEqual((self.host.view.active_id, self.host.order()), (S, Release(S)))
+        self.host.dispatch(T, THIRD, policy=HALT)
+        self.host.order()
+        self.host.tell(T, "ActivationFailed", switch_fired=False, observed_at_failure=PRIOR)
+        self.assertEqual((self.host.view.active_id, self.host.order()), (T, Release(T)))
+        self.host.restart(PRIOR)
+        self.assertEqual((self.host.view.active_id, self.host.order()), (T, Release(T)))
 
 
 class AnOperatorsOwnSwitch(Case):
