@@ -50,8 +50,11 @@ def require_names(rollout_id: str, *closures: str | None) -> None:
 def update_bootloader(parts: Parts, rollout_id: str, target: str) -> None:
     """Run the target's ``switch-to-configuration boot`` (raises PhaseFailed). The guard is never armed for it."""
     with parts.context.phase("boot"):
-        record = parts.switches.fire(Job(rollout_id, BOOT, target, "boot"))
-        verify_poll.follow_script(parts.context, parts.switches, record, BOOT_PHASE)
+        switch_until_unlocked(
+            parts,
+            lambda: parts.switches.fire(Job(rollout_id, BOOT, target, "boot")),
+            lambda record: verify_poll.follow_script(parts.context, parts.switches, record, BOOT_PHASE),
+        )
 
 
 def switch_until_unlocked(parts: Parts, fire: Callable[[], Record], verify: Callable[[Record], _Verified]) -> _Verified:

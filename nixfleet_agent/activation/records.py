@@ -86,8 +86,14 @@ class Record:
 
     @property
     def lock_refused(self) -> bool:
-        """It ended because another switch held the lock: nothing was changed."""
-        return self.exit_code not in {None, 0} and _LOCK_REFUSED in self.output(4096).lower()
+        """It ended because another switch held the lock: nothing was changed.
+
+        The script takes the lock before all else, so those words are its last. In the middle they are those of some
+        unit that failed, and the host may be half switched.
+        """
+        if self.exit_code in {None, 0}:
+            return False
+        return self.output(4096).rstrip().rpartition("\n")[2].lower().startswith(_LOCK_REFUSED)
 
     def output(self, limit: int) -> str:
         """The last ``limit`` bytes of what the script said, as text."""

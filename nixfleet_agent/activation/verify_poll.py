@@ -15,7 +15,11 @@ from nixfleet_agent.activation.switches import Status, Switches
 
 #: How much of the script's last words is reported.
 TAIL_BYTES = 4096
-_FAILED_UNITS = re.compile(r"following units failed: ([^\n]+)")
+#: All that is kept of a script's words: the status of each failed unit comes after their names, in any length.
+_ALL_BYTES = 8 * 1024 * 1024
+_FAILED_UNITS = re.compile(r"following (?:user )?units failed: ([^\n]+)")
+#: As many failed units as are named; a script may say anything.
+_MOST_UNITS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +114,13 @@ def _judge(watched: Watched, status: Status, current: str, *, same_boot: bool) -
 def _ended(record: Record, current: str, status: Status) -> Ended:
     if status is Status.ENDED:
         code = _code(record)
-        match = _FAILED_UNITS.search(record.output(TAIL_BYTES)) if code else None
-        units = tuple(unit.strip() for unit in match[1].split(",") if unit.strip()) if match else ()
-        return Ended(current, code, units)
+        return Ended(current, code, _failed_units(record) if code else ())
     return Ended(current, EXIT_UNKNOWN, ())
+
+
+def _failed_units(record: Record) -> tuple[str, ...]:
+    named = ",".join(_FAILED_UNITS.findall(record.output(_ALL_BYTES))).split(",")
+    return tuple(dict.fromkeys(unit.strip() for unit in named if unit.strip()))[:_MOST_UNITS]
 
 
 def _over(watched: Watched, phase: str, budget: float, what: str) -> PhaseFailed:

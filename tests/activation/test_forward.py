@@ -8,7 +8,16 @@ import unittest
 from nixfleet_agent.activation.model import Completed, Deferred, Failed, Forward
 from nixfleet_agent.activation.way_back import root_of
 from tests.activation.case import ROLLOUT, PipelineCase, until
-from tests.support.nix import EXIT_0_WITHOUT_FLIP, EXIT_4, FAIL, LOCK_REFUSED, LOCK_REFUSED_ONCE, third_closure
+from tests.support.nix import (
+    EXIT_0_WITHOUT_FLIP,
+    EXIT_4,
+    FAIL,
+    LOCK_REFUSED,
+    LOCK_REFUSED_ONCE,
+    PREAMBLE,
+    SUCCEED,
+    third_closure,
+)
 
 
 class ForwardTest(PipelineCase):
@@ -85,6 +94,17 @@ class ForwardTest(PipelineCase):
         outcome = self.forward(self.nixery.system("exit4", EXIT_4))
         assert isinstance(outcome, Completed)
         self.assertEqual((outcome.exit_code, outcome.failed_units), (4, ("nginx.service", "foo@1.service")))
+
+    def test_failed_units_are_named_however_long_their_status_is(self) -> None:
+        user = 'echo "warning: the following user units failed: bar.service, foo@1.service" >&2\n'
+        status = (
+            "i=0; while [ $i -lt 400 ]; do i=$((i+1)); echo '     CGroup: /system.slice/nginx.service'; done; exit 4\n"
+        )
+        outcome = self.forward(self.nixery.system("exit4-status", EXIT_4.replace("exit 4\n", user + status)))
+        assert isinstance(outcome, Completed)
+        self.assertEqual(
+            (outcome.exit_code, outcome.failed_units), (4, ("nginx.service", "foo@1.service", "bar.service"))
+        )
 
     def test_units_that_fail_after_the_flip_are_a_failure_where_that_is_asked_for(self) -> None:
         self.host.configure(failed_units="fail")
@@ -181,6 +201,25 @@ class LockTest(PipelineCase):
         assert isinstance(outcome, Failed)
         self.assertEqual((outcome.phase, outcome.switch_fired), ("switch-lock", False))
         self.assertEqual(self.records("guard"), [])
+
+    def test_a_unit_that_misses_a_lock_of_its_own_is_a_failure_with_the_switch_fired(self) -> None:
+        words = 'echo "could not acquire lock on /var/lib/db" >&2; echo "error: db.service failed" >&2; exit 1\n'
+        outcome = self.forward(self.nixery.system("db", words))
+        assert isinstance(outcome, Failed)
+        self.assertEqual((outcome.phase, outcome.exit_code, outcome.switch_fired), ("switch", 1, True))
+        self.assertEqual(len(self.host.switches()), 1)
+        self.pipeline().release(ROLLOUT)
+
+    def test_a_boot_entry_that_the_lock_turned_away_is_written_again(self) -> None:
+        refused = self.host.root / "boot-refused"
+        once = f'[ -e {refused} ] || {{ : >{refused}; echo "Could not acquire lock" >&2; exit 1; }}\n'
+        target = self.nixery.path(
+            "nixos-system-late", {"bin/switch-to-configuration": PREAMBLE.replace("if [", once + "if [", 1) + SUCCEED}
+        )
+        self.host.boot(target, profile=False)
+        self.assertEqual(self.forward(target), Completed(target, 0, ()))
+        self.assertEqual(self.host.switches(), [f"boot {target}"] * 2)
+        self.assertEqual(self.host.bootloader.read_text(), f"{target}\n")
 
 
 class DeferTest(PipelineCase):
