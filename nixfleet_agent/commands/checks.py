@@ -24,10 +24,10 @@ from nixfleet_agent.identity.token import check_token, load_token
 from nixfleet_agent.net.client import SIGNATURE_LIMIT, ControlPlane
 from nixfleet_agent.net.failures import ClientCertificateRefusedError
 from nixfleet_agent.proto import health_checks
-from nixfleet_agent.proto.probe_decls import BadDecl
 from nixfleet_agent.proto.strict_json import BODY_LIMIT, loads_strict
 from nixfleet_agent.runtime.trust_store import MARKS_FILE, TrustStore
 from nixfleet_agent.runtime.workers.probe_runners.files import read_regular
+from nixfleet_agent.text import printable
 from nixfleet_agent.trust.errors import Refusal
 from nixfleet_agent.trust.marks import Marks
 from nixfleet_agent.trust.verify import CLOCK_SKEW
@@ -162,13 +162,12 @@ def health_check_file(config: Config) -> Iterator[Finding]:
         return
     floor = config.tuning.probe_min_interval
     declared = health_checks.parse(raw, floor)
-    # What fails each time it runs is a fault; what is merely odd is worth a look.
-    bad = {decl.name for decl in declared.probes if isinstance(decl, BadDecl)}
-    for line in health_checks.lint(raw, floor):
-        faulty = declared.broken or line.partition(": ")[0] in bad
-        yield Finding("health checks", FAIL if faulty else WARN, f"{path}: {line}")
-    names = ", ".join(decl.name for decl in declared.probes)
-    yield Finding("health checks", OK, f"{path} declares {len(declared.probes)}{': ' if names else ''}{names}")
+    for finding in health_checks.lint(raw, floor):
+        yield Finding("health checks", FAIL if finding.fails else WARN, f"{path}: {finding.text}")
+    if not declared.broken:
+        names = ", ".join(printable(decl.name, 80) for decl in declared.probes)
+        text = printable(f"{path} declares {len(declared.probes)}{': ' if names else ''}{names}")
+        yield Finding("health checks", OK, text)
 
 
 def nix(config: Config, context: Context) -> Iterator[Finding]:

@@ -31,6 +31,8 @@ from nixfleet_agent.text import clip, printable
 NAME_LIMIT = 200
 #: No wait is longer than 30 days; far larger numbers overflow the waits of the operating system.
 LONGEST_SECS = 30 * 86_400.0
+#: An age is compared, not waited for: evidence that is collected once a year is evidence too.
+LONGEST_AGE_SECS = 100 * 366 * 86_400.0
 
 COMMON_KEYS = frozenset({"kind", "mode", "intervalSeconds", "runOnce"})
 KIND_KEYS: Mapping[str, frozenset[str]] = {
@@ -93,10 +95,10 @@ class _Fields:
             raise _Refused(f"`{key}` must be a whole number from {lowest} to {highest}")
         return value
 
-    def seconds(self, key: str, default: float, *, above_zero: bool = True) -> float:
+    def seconds(self, key: str, default: float, *, above_zero: bool = True, most: float = LONGEST_SECS) -> float:
         value = default if self.get(key) is None else self.get(key)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not -math.inf < value <= LONGEST_SECS:
-            raise _Refused(f"`{key}` must be a number of seconds, at most {LONGEST_SECS:.0f}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not -math.inf < value <= most:
+            raise _Refused(f"`{key}` must be a number of seconds, at most {most:.0f}")
         if above_zero and value <= 0:
             raise _Refused(f"`{key}` must be above 0")
         return float(value)
@@ -188,7 +190,7 @@ def _evidence(common: dict[str, Any], fields: _Fields) -> ProbeDecl:
         controls=None if controls is None else _overrides("controls", controls),
         overrides={} if overrides is None else _overrides("controlOverrides", overrides),
         path=path,
-        max_age=None if fields.get("maxAgeSecs") is None else fields.seconds("maxAgeSecs", 0.0),
+        max_age=None if fields.get("maxAgeSecs") is None else fields.seconds("maxAgeSecs", 0.0, most=LONGEST_AGE_SECS),
     )
 
 

@@ -45,6 +45,21 @@ class Check(HostCase):
         self.assertIn("takes this host's certificate", ran.out)
         self.assertEqual(len(server.requests), 1)
 
+    def test_health_checks_are_a_line_each_and_a_broken_file_is_never_ok(self) -> None:
+        def lines() -> list[str]:
+            return [line for line in self.call("check", "--offline").out.splitlines() if "health checks" in line]
+
+        self.health('{"a\\nb": {"kind": "tcp", "port": 1}, "c": {"kind": "tcp", "port": 2}}')
+        (line,) = lines()
+        self.assertTrue(line.startswith("ok ") and line.endswith("declares 2: a\\nb, c"), line)
+        self.health("[")
+        (line,) = lines()
+        self.assertTrue(line.startswith("fail "), line)
+        (self.folder / "health-checks.json").unlink()
+        (self.folder / "health-checks.json").symlink_to(self.folder / "gone")
+        (line,) = lines()
+        self.assertTrue(line.startswith("fail ") and "leads nowhere" in line, line)
+
     def test_json(self) -> None:
         found = self.call("check", "--offline", "--json").json
         self.assertEqual({item["level"] for item in found}, {"ok"})
@@ -151,6 +166,7 @@ BREAKS: dict[str, tuple[Callable[[Check], object], str, tuple[str, ...]]] = {
     "state directory open to others": (lambda c: c.state.chmod(0o755), "fail", ("chmod 700",)),
     "health checks are no JSON": (lambda c: c.health("{"), "fail", ("health checks",)),
     "a probe that can only fail": (lambda c: c.health('{"a": {"kind": "htpp"}}'), "fail", ("a: ",)),
+    "one whose name looks like a line of this": (lambda c: c.health('{"a: b": {}}'), "fail", ("a: b: ",)),
     "a probe key that is ignored": (
         lambda c: c.health('{"a": {"kind": "tcp", "mode": "enforce", "port": 1, "prot": 2}}'),
         "warn",

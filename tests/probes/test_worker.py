@@ -22,7 +22,7 @@ from nixfleet_agent.runtime.mailbox import Mailbox
 from nixfleet_agent.runtime.orders import ProbeOrder, ResetProbes, StopProbes
 from nixfleet_agent.runtime.shutdown import ShutdownToken
 from nixfleet_agent.runtime.workers import probe_runners
-from nixfleet_agent.runtime.workers.probe import ProbeWorker
+from nixfleet_agent.runtime.workers.probe import ProbeWorker, read_declarations
 from nixfleet_agent.runtime.workers.probe_runners import RunnerContext, RunnerOutcome, failed, passed
 from nixfleet_agent.state_machine.events import (
     Event,
@@ -242,6 +242,24 @@ class BrokenFile(WorkerCase):
             self.told.wait(lambda: len(self.told.results("health-checks.json")) >= 2, "the second fail")
             self.assertEqual(descriptors(), before)
         self.assertIn("not a regular file", self.told.results("health-checks.json")[1].failure_reason or "")
+
+    def test_a_link_that_leads_nowhere_is_no_absent_file(self) -> None:
+        store = self.folder / "store"
+        self.file.symlink_to(store / "health-checks.json")
+        with mock.patch("nixfleet_agent.proto.health_checks.DEFAULT_INTERVAL", 0.1), self.working():
+            self.reset()
+            self.told.wait(lambda: bool(self.told.results("health-checks.json")), "the fail")
+            store.mkdir()
+            (store / "health-checks.json").write_text(json.dumps({"p": port()}), encoding="utf-8")
+            self.told.wait(lambda: bool(self.told.results("p")), "the probe of the file that came")
+        reason = self.told.results("health-checks.json")[0].failure_reason
+        self.assertEqual(reason, f"can't read {self.file}: {self.file} is a link that leads nowhere")
+
+    def test_a_link_to_its_folder_that_leads_nowhere_is_none_either(self) -> None:
+        (self.folder / "agent").symlink_to(self.folder / "gone")
+        declared = read_declarations(self.folder / "agent" / "health-checks.json", 5.0)
+        self.assertTrue(declared.broken)
+        self.assertFalse(read_declarations(self.folder / "nothing" / "health-checks.json", 5.0).broken)
 
 
 class Stopping(WorkerCase):

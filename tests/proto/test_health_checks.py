@@ -48,7 +48,7 @@ GOOD: dict[str, dict[str, Any]] = {
         "controls": {"c1": {"mode": "observe", "reason": "known"}, "c2": {}},
         "controlOverrides": {"c2": {"mode": "disabled"}},
         "evidencePath": "/run/evidence.json",
-        "maxAgeSecs": 3600,
+        "maxAgeSecs": 90 * 86400,
     },
     "nulls": {"kind": "evidence", "framework": "nis2", "controls": None, "maxAgeSecs": None, "mode": None},
 }
@@ -85,6 +85,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "override reason as number": ({"kind": "evidence", "controls": {"c": {"reason": 1}}}, "reason"),
     "relative evidence": ({"kind": "evidence", "framework": "f", "evidencePath": "e.json"}, "`evidencePath`"),
     "age 0": ({"kind": "evidence", "framework": "f", "maxAgeSecs": 0}, "`maxAgeSecs`"),
+    "endless age": ({"kind": "evidence", "framework": "f", "maxAgeSecs": 1e12}, "`maxAgeSecs`"),
     "interval as text": ({"kind": "tcp", "port": 1, "intervalSeconds": "30"}, "`intervalSeconds`"),
     "endless interval": ({"kind": "tcp", "port": 1, "intervalSeconds": 1e12}, "`intervalSeconds`"),
     "runOnce as text": ({"kind": "tcp", "port": 1, "runOnce": "no"}, "`runOnce`"),
@@ -143,7 +144,7 @@ class GoodDeclarations(unittest.TestCase):
                 controls={"c1": Override(mode=Mode.OBSERVE, reason="known"), "c2": Override()},
                 overrides={"c2": Override(mode=Mode.DISABLED)},
                 path=Path("/run/evidence.json"),
-                max_age=3600.0,
+                max_age=7776000.0,
             ),
         )
 
@@ -216,6 +217,18 @@ class TheFile(unittest.TestCase):
                 self.assertEqual((bad.interval, declared.broken), (30.0, True))
                 self.assertIn(words, bad.reason)
 
+    def test_more_probes_than_a_host_can_run_are_one_failing_probe(self) -> None:
+        most = {f"p{n}": GOOD["tcp"] for n in range(health_checks.PROBES_LIMIT)}
+        self.assertEqual(len(parse(most).probes), health_checks.PROBES_LIMIT)
+        declared = parse({**most, "one": GOOD["tcp"]})
+        (bad,) = declared.probes
+        assert isinstance(bad, BadDecl)
+        self.assertTrue(declared.broken)
+        self.assertEqual(bad.reason, "health-checks.json declares 1001 probes, and the limit is 1000")
+        self.assertEqual(
+            [f.text for f in health_checks.lint(json.dumps({**most, "one": {}}).encode(), 5)], [bad.reason]
+        )
+
 
 class Schema(unittest.TestCase):
     def setUp(self) -> None:
@@ -239,8 +252,8 @@ class Schema(unittest.TestCase):
 
 
 class Lint(unittest.TestCase):
-    def lint(self, declaration: dict[str, Any]) -> list[str]:
-        return health_checks.lint(json.dumps({"p": declaration}).encode(), FLOOR)
+    def lint(self, declaration: dict[str, Any], name: str = "p") -> list[str]:
+        return [finding.text for finding in health_checks.lint(json.dumps({name: declaration}).encode(), FLOOR)]
 
     def test_good_declarations_have_no_findings(self) -> None:
         for name, declaration in GOOD.items():
@@ -270,8 +283,16 @@ class Lint(unittest.TestCase):
 
     def test_findings_are_one_line_each_whatever_the_file_holds(self) -> None:
         raw = json.dumps({"a\nb\x1b[31m": {"kind": "x\ny", "k\x1b": 1, "mode": "\x07"}}).encode()
-        for line in health_checks.lint(raw, FLOOR):
-            self.assertTrue(line.isprintable(), repr(line))
+        for finding in health_checks.lint(raw, FLOOR):
+            self.assertTrue(finding.text.isprintable(), repr(finding.text))
+
+    def test_what_fails_is_told_from_what_is_odd_whatever_the_name(self) -> None:
+        for name in ("p", "a: b", "a\nb", "x" * 150, "", "ü" * 150):
+            raw = json.dumps({name: {"kind": "htpp", "mod": 1}}).encode()
+            self.assertEqual([f.fails for f in health_checks.lint(raw, FLOOR)], [True, False], name)
+        raw = json.dumps({"p": {**GOOD["tcp"], "prot": 1}}).encode()
+        self.assertEqual([f.fails for f in health_checks.lint(raw, FLOOR)], [False])
+        self.assertEqual([f.fails for f in health_checks.lint(b"[]", FLOOR)], [True])
 
 
 if __name__ == "__main__":
