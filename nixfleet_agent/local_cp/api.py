@@ -6,6 +6,7 @@ What a caller may not do is raised as ``RequestRefused``; ``Api.answer`` turns i
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -76,6 +77,8 @@ def dispatch(api: Api, request: Request) -> Response:
         wait = float(request.params.get("wait", "0"))
     except ValueError as error:
         raise RequestRefused(HTTPStatus.BAD_REQUEST, "wait is not a number of seconds") from error
+    if math.isnan(wait):  # it is neither more nor less than any limit: the poll would never end
+        raise RequestRefused(HTTPStatus.BAD_REQUEST, "wait is not a number of seconds")
     turn = api.control.next_turn(peer.hostname, min(max(wait, 0.0), LONGEST_WAIT), request.gone)
     if turn is None:
         return NO_CONTENT

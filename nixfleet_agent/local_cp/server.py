@@ -5,6 +5,7 @@ A client that is slow at the handshake or hangs in the middle of a request holds
 
 from __future__ import annotations
 
+import json
 import logging
 import select
 import socket
@@ -24,10 +25,16 @@ from cryptography.x509.oid import NameOID
 
 from nixfleet_agent.local_cp.ca import public_bytes
 from nixfleet_agent.local_cp.faults import Faults
+from nixfleet_agent.text import printable
 
 LOG = logging.getLogger("nixfleet_agent.local_cp")
 
 BODY_LIMIT = 1024 * 1024
+#: Of a body that is refused so much is still read: closing on unread bytes would take the answer back on its way.
+DRAIN_LIMIT = 16 * BODY_LIMIT
+DRAIN_SECS = 10.0
+#: A number of more digits is no length of anything; Python refuses to read one of thousands.
+LENGTH_DIGITS = 20
 HANDSHAKE_SECS = 10.0
 #: An agent beats every 60 s on the same connection: closing earlier would cost it a handshake each time.
 IDLE_SECS = 90.0
@@ -174,23 +181,49 @@ class _Handler(BaseHTTPRequestHandler):
             LOG.debug("a connection broke: %s", error)
 
     def do_GET(self) -> None:
+        if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
+            # A body that is not read would be taken for the next request.
+            self.close_connection = True
         self._serve(b"")
 
     def do_POST(self) -> None:
-        length = self.headers.get("Content-Length", "")
-        if not length.isdecimal() or int(length) > BODY_LIMIT:
-            status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE if length.isdecimal() else HTTPStatus.LENGTH_REQUIRED
-            self.close_connection = True
-            self._write(Response(status=status, body=b'{"error": "a body of at most 1 MiB with its length is needed"}'))
+        length = self._declared_length()
+        if length is None or length > BODY_LIMIT:
+            status = HTTPStatus.LENGTH_REQUIRED if length is None else HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+            self.send_error(status, "a body of at most 1 MiB with its length is needed")
+            self._drain(DRAIN_LIMIT if length is None else length)
             return
-        body = self.rfile.read(int(length))
-        if len(body) == int(length):
+        body = self.rfile.read(length)
+        if len(body) == length:
             self._serve(body)
         else:
             self.close_connection = True
 
+    def _declared_length(self) -> int | None:
+        """Bytes of the body, at most ``DRAIN_LIMIT``; None where the head does not say."""
+        text = self.headers.get("Content-Length", "")
+        if not text.isdecimal() or "Transfer-Encoding" in self.headers:
+            return None
+        return min(int(text), DRAIN_LIMIT) if len(text) < LENGTH_DIGITS else DRAIN_LIMIT
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """As the endpoints say no; called by the base too, for what is no HTTP. The connection ends with it."""
+        self.close_connection = True
+        reason = message or HTTPStatus(code).phrase
+        self._write(Response(status=code, body=json.dumps({"error": printable(reason, 200)}).encode()))
+
+    def _drain(self, length: int) -> None:
+        """Read on, so that the client gets to see its refusal."""
+        self.connection.settimeout(DRAIN_SECS)
+        while length > 0 and (piece := self.rfile.read1(min(length, 65536))):
+            length -= len(piece)
+
     def _serve(self, body: bytes) -> None:
-        url = urlsplit(self.path)
+        try:
+            url = urlsplit(self.path)
+        except ValueError:
+            self.send_error(HTTPStatus.BAD_REQUEST, "the address can't be read")
+            return
         request = Request(
             method=self.command,
             path=url.path,
