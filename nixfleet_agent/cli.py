@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -56,22 +57,40 @@ CONFIG_FLAGS = {
 _VALUE_FLAGS = {"--config", *("--" + key.replace("_", "-") for key in CONFIG_FLAGS)}
 
 
+class OutputError(AgentError):
+    """What a command has to say can't be written."""
+
+
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
     """Run one command; returns its exit code and never raises for what an operator can cause."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and arguments[0] in ("--version", "-V"):
-        print(f"{PROGRAM} {__version__}")
-        return EXIT_OK
-    command, rest = split_command(arguments)
-    if command is None:
-        if not arguments:
-            print(overview(), file=sys.stderr)
-            return EXIT_USAGE
-        print(overview())
-        return EXIT_OK
-    if command not in COMMANDS:
-        return _fail(f"unknown command {printable(command, 80)!r}{_nearest(command)}: see {PROGRAM} --help", EXIT_USAGE)
-    return _run(command, rest, os.environ if environ is None else environ)
+    debug = "--debug" in arguments
+    if sys.stderr is None:  # closed by the caller: print() would take stdout for it
+        sys.stderr = io.StringIO()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that has no letter for a name in a reason
+    try:
+        code = _run(arguments, os.environ if environ is None else environ)
+        say(flush=True)
+        return code
+    except AgentError as error:
+        # A durable write says what the system said; what to do about it depends on who asked.
+        advice = ": run it as root" if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM) else ""
+        return _fail(f"{error}{advice}", error.exit_code, debug)
+    except BrokenPipeError:
+        # The reader (head, less) went away; nothing more can be said on stdout.
+        _mute_stdout()
+        return EXIT_CHECK_FAILED
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        if isinstance(error, PermissionError):
+            return _fail(f"{error.strerror}:{where}: run it as root", EXIT_CHECK_FAILED, debug)
+        return _fail(f"{error.strerror or error}{where}", EXIT_INTERNAL, debug)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130, debug)
+    except Exception as error:  # noqa: BLE001 - the last line of defence: whatever it is, one line and exit 70
+        advice = "" if debug else "; run it again with --debug and report what it prints"
+        return _fail(f"internal error: {type(error).__name__}: {error}{advice}", EXIT_INTERNAL, debug)
 
 
 def split_command(arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -109,35 +128,49 @@ def overview() -> str:
     )
 
 
-def _run(command: str, arguments: list[str], environ: Mapping[str, str]) -> int:
-    debug = "--debug" in arguments
+def _run(arguments: list[str], environ: Mapping[str, str]) -> int:
+    """The exit code of what the arguments ask for; raises whatever goes wrong."""
+    if arguments and arguments[0] in ("--version", "-V"):
+        say(f"{PROGRAM} {__version__}")
+        return EXIT_OK
+    command, rest = split_command(arguments)
+    if command is None and arguments:
+        say(overview())
+        return EXIT_OK
+    if command is None:
+        print(overview(), file=sys.stderr)
+        return EXIT_USAGE
+    if command not in COMMANDS:
+        return _fail(f"unknown command '{printable(command, 80)}'{_nearest(command)}", EXIT_USAGE)
+    invocation: Any = importlib.import_module("nixfleet_agent.commands.invocation")
+    module: Any = importlib.import_module(f"nixfleet_agent.commands.{command}")
+    call = invocation.parse(command, COMMANDS[command], module.configure, rest, environ)
+    code: int = call if isinstance(call, int) else module.run(call)
+    return code
+
+
+def say(*lines: str, flush: bool = False) -> None:
+    """Print to stdout, which may be closed: then to nowhere.
+
+    Raises:
+        OutputError: what is behind it takes no more (a full disk).
+        BrokenPipeError: its reader went away.
+    """
     try:
-        invocation: Any = importlib.import_module("nixfleet_agent.commands.invocation")
-        module: Any = importlib.import_module(f"nixfleet_agent.commands.{command}")
-        call = invocation.parse(command, COMMANDS[command], module.configure, arguments, environ)
-        if isinstance(call, int):
-            return call
-        code: int = module.run(call)
-        sys.stdout.flush()
-        return code
-    except AgentError as error:
-        # A durable write says what the system said; what to do about it depends on who asked.
-        advice = ": run it as root" if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM) else ""
-        return _fail(f"{error}{advice}", error.exit_code, debug)
+        for line in lines:
+            print(line)
+        if flush and sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
-        # The reader (head, less) went away; nothing more can be said on stdout, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_CHECK_FAILED
+        raise
     except OSError as error:
-        where = f" {error.filename}" if error.filename else ""
-        if isinstance(error, PermissionError):
-            return _fail(f"{error.strerror}:{where}: run it as root", EXIT_CHECK_FAILED, debug)
-        return _fail(f"{error.strerror or error}{where}", EXIT_INTERNAL, debug)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130, debug)
-    except Exception as error:  # noqa: BLE001 - the last line of defence: whatever it is, one line and exit 70
-        advice = "" if debug else "; run it again with --debug and report what it prints"
-        return _fail(f"internal error: {type(error).__name__}: {error}{advice}", EXIT_INTERNAL, debug)
+        _mute_stdout()
+        raise OutputError(f"can't write to stdout: {error.strerror or error}") from error
+
+
+def _mute_stdout() -> None:
+    """Python writes what is left at exit, and would complain about it again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int, debug: bool = False) -> int:
@@ -151,4 +184,4 @@ def _fail(message: str, code: int, debug: bool = False) -> int:
 def _nearest(command: str) -> str:
     difflib: Any = importlib.import_module("difflib")
     near = difflib.get_close_matches(command, COMMANDS, 1)
-    return f", did you mean {near[0]!r}?" if near else ""
+    return f": did you mean {near[0]!r}?" if near else f": see {PROGRAM} --help"

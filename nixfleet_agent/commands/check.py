@@ -22,6 +22,8 @@ _COLOURS = {OK: GREEN, checks.WARN: YELLOW, FAIL: RED}
 
 
 def configure(parser: Parser) -> None:
+    parser.details("One line for each thing, with what to do about it. Exit code 1 when one fails; a warning is none.")
+    parser.example("nixfleet-agent check", "nixfleet-agent check --offline", "nixfleet-agent check --print-config")
     parser.add_argument("--print-config", action="store_true", help="each key, its value, and where it comes from")
     parser.add_argument("--offline", action="store_true", help="do not call the control plane")
 

@@ -14,6 +14,13 @@ MOST_PORTS = 65535
 
 
 def configure(parser: Parser) -> None:
+    parser.details("It has a control plane and a CI of its own, and each agent a Nix store.")
+    parser.example(
+        "nixfleet-agent demo",
+        "nixfleet-agent demo --list-scenarios",
+        "nixfleet-agent demo --fault kill --agents 5",
+        "nixfleet-agent demo --keep",
+    )
     # The demo brings the local control plane with it, which no agent on a host ever loads.
     from nixfleet_agent.demo.scenario import FAULTS, PLAIN
 

@@ -11,6 +11,8 @@ from nixfleet_agent.proto.times import format_time
 
 
 def configure(parser: Parser) -> None:
+    parser.details("The agent does this by itself at its first start. It takes a bootstrap token.")
+    parser.example("nixfleet-agent enroll", "nixfleet-agent enroll --force")
     parser.add_argument("--force", action="store_true", help="use the token although there is a valid certificate")
 
 

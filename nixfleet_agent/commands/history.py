@@ -26,6 +26,13 @@ class UnknownRolloutError(AgentError):
 
 
 def configure(parser: Parser) -> None:
+    parser.details("A timeline, with the states of the rollout replayed.")
+    parser.example(
+        "nixfleet-agent history",
+        "nixfleet-agent history --list",
+        "nixfleet-agent history stable@def4567abc",
+        "nixfleet-agent history --verify events.json",
+    )
     parser.add_argument("rollout", metavar="ROLLOUT", nargs="?", help="a rollout id, or how it begins; default: newest")
     parser.add_argument("--list", action="store_true", help="one line for each rollout")
     parser.add_argument(

@@ -10,6 +10,8 @@ from nixfleet_agent.runtime.hold import HoldStore, parse_until
 
 
 def configure(parser: Parser) -> None:
+    parser.details("What runs, a rollback and renewals go on. It ends by itself.")
+    parser.example('nixfleet-agent hold --reason "disk swap, ask Kim" --until 4h')
     parser.add_argument("--reason", metavar="TEXT", required=True, help="what the next operator should know")
     parser.add_argument("--until", metavar="T", help="a length (90m, 4h, 2d) or a time; default: 24h")
 

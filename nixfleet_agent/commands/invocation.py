@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from nixfleet_agent.cli import CONFIG_FLAGS, PROGRAM
+from nixfleet_agent.cli import CONFIG_FLAGS, PROGRAM, say
 from nixfleet_agent.errors import EXIT_OK, EXIT_USAGE
 from nixfleet_agent.text import printable
 
@@ -28,6 +29,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)  # a shortened flag in a unit file would change meaning with a new one
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **kwargs)
         common = self.add_argument_group("after any command")
         absent = argparse.SUPPRESS
@@ -43,11 +45,34 @@ class Parser(argparse.ArgumentParser):
             flag = "--" + key.replace("_", "-")
             shown = summary if listed else absent
             flags.add_argument(flag, dest=f"config:{key}", metavar="VALUE", default=absent, help=shown)
-        if not listed:
-            self.epilog = f"The flags of `{PROGRAM} run` that set the configuration are accepted too."
+        self._closing = "" if listed else f"The flags of `{PROGRAM} run` that set the configuration are accepted too."
+        self.epilog = self._closing
+        #: Command lines as somebody would type them; for the help and the manual.
+        self.examples: tuple[str, ...] = ()
+
+    def details(self, text: str) -> None:
+        """Sentences that follow the summary in the help and the manual."""
+        self.description = textwrap.fill(f"{self.description} {text}", 80)
+
+    def example(self, *lines: str) -> None:
+        """Command lines to show with the help; a test runs each."""
+        self.examples = lines
+        shown = "\n".join(["examples:", *(f"  {line}" for line in lines)])
+        self.epilog = f"{shown}\n\n{self._closing}".rstrip()
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}: see {self.prog} --help")
+
+
+def add_action(actions: Any, name: str, summary: str) -> Parser:
+    """A sub-command: its line in the command's help, and its own."""
+    parser: Parser = actions.add_parser(name, help=summary, description=sentence(summary))
+    return parser
+
+
+def sentence(summary: str) -> str:
+    """``what it does`` as ``What it does.``"""
+    return f"{summary[:1].upper()}{summary[1:]}."
 
 
 class UsageError(Exception):
@@ -94,14 +119,19 @@ class Invocation:
     def print(self, text: str = "", colour: str = "") -> None:
         """One or more lines; whatever a terminal could act on is escaped, for much of it comes from outside."""
         for line in text.split("\n"):
-            print(self.colour(printable(line, 16384), colour) if colour else printable(line, 16384))
+            say(self.colour(printable(line, 16384), colour) if colour else printable(line, 16384))
 
     def print_json(self, value: object) -> None:
-        print(json.dumps(value, indent=2, ensure_ascii=True, default=str))
+        say(json.dumps(value, indent=2, ensure_ascii=True, default=str))
 
     def colour(self, text: str, code: str) -> str:
         """``text`` in an ANSI colour, on a terminal whose user did not say ``NO_COLOR``."""
-        if sys.stdout.isatty() and not self.environ.get("NO_COLOR") and self.environ.get("TERM") != "dumb":
+        if (
+            sys.stdout is not None
+            and sys.stdout.isatty()
+            and not self.environ.get("NO_COLOR")
+            and self.environ.get("TERM") != "dumb"
+        ):
             return f"\x1b[{code}m{text}\x1b[0m"
         return text
 
@@ -110,7 +140,7 @@ class Invocation:
         shown = [[printable(cell, 300) for cell in row] for row in [head, *rows]]
         widths = [max(len(row[i]) for row in shown) for i in range(len(head))]
         for row in shown:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+            say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def parse(
@@ -121,7 +151,7 @@ def parse(
     environ: Mapping[str, str],
 ) -> Invocation | int:
     """The invocation, or the exit code when there is nothing to run (help, a usage error)."""
-    parser = Parser(prog=f"{PROGRAM} {command}", description=summary[:1].upper() + summary[1:] + ".")
+    parser = Parser(prog=f"{PROGRAM} {command}", description=sentence(summary))
     try:
         configure(parser)
         return Invocation(parser.parse_args(arguments), environ)

@@ -30,6 +30,8 @@ class Ran:
 
 
 def configure(parser: Parser) -> None:
+    parser.details("Exit code 1 when a probe that gates a rollout fails, or the one that was asked for.")
+    parser.example("nixfleet-agent probe", "nixfleet-agent probe web")
     parser.add_argument("name", metavar="NAME", nargs="?", help="only this probe, even if it is disabled")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nixfleet_agent.activation.quarantine import Entry, QuarantineStore
 from nixfleet_agent.clock import SystemClock
-from nixfleet_agent.commands.invocation import Invocation, Parser
+from nixfleet_agent.commands.invocation import Invocation, Parser, add_action
 from nixfleet_agent.commands.times import ago, local_time
 from nixfleet_agent.errors import EXIT_OK, EXIT_USAGE, AgentError
 from nixfleet_agent.proto.times import format_time
@@ -17,9 +17,11 @@ class NotQuarantinedError(AgentError):
 
 
 def configure(parser: Parser) -> None:
+    parser.details("They failed here, and are refused on the same channel for quarantine_hours.")
+    parser.example("nixfleet-agent quarantine list", "nixfleet-agent quarantine clear --all")
     actions = parser.add_subparsers(dest="action", required=True, metavar="list|clear")
-    actions.add_parser("list", help="what is refused, and until when")
-    clear = actions.add_parser("clear", help="lift it")
+    add_action(actions, "list", "what is refused, and until when")
+    clear = add_action(actions, "clear", "let a closure be tried again, with a new rollout")
     what = clear.add_mutually_exclusive_group(required=True)
     what.add_argument("closure", metavar="CLOSURE", nargs="?", help="a closure, or how its name begins")
     what.add_argument("--all", action="store_true", help="everything")

@@ -8,7 +8,7 @@ from dataclasses import replace
 from nixfleet_agent import durable
 from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.commands import journal_view
-from nixfleet_agent.commands.invocation import Invocation, Parser
+from nixfleet_agent.commands.invocation import Invocation, Parser, add_action
 from nixfleet_agent.commands.journal_view import Found
 from nixfleet_agent.commands.times import ago
 from nixfleet_agent.errors import EXIT_OK, EXIT_USAGE, AgentError, ProtoError
@@ -27,13 +27,20 @@ class QueueEntryError(AgentError):
 
 
 def configure(parser: Parser) -> None:
+    parser.details("`retry` and `drop` act on rejected and corrupt ones only: the others are on their way.")
+    parser.example(
+        "nixfleet-agent queue list", "nixfleet-agent queue show stable@def4567abc/3", "nixfleet-agent queue retry --all"
+    )
     actions = parser.add_subparsers(dest="action", required=True, metavar="list|show|retry|drop")
-    listing = actions.add_parser("list", help="undelivered, rejected and corrupt events")
+    listing = add_action(actions, "list", "undelivered, rejected and corrupt events")
     listing.add_argument("--all", action="store_true", help="delivered and dropped ones too")
-    show = actions.add_parser("show", help="one event with all that is known of it")
+    show = add_action(actions, "show", "one event with all that is known of it")
     show.add_argument("id", metavar="ID", help="as `queue list` shows it: ROLLOUT/SEQ or a file's name")
-    for action, what in (("retry", "send rejected events again"), ("drop", "give events up for good")):
-        command = actions.add_parser(action, help=what)
+    for action, what in (
+        ("retry", "send refused events again"),
+        ("drop", "give refused events up; they are kept in outbound-dropped/"),
+    ):
+        command = add_action(actions, action, what)
         named = command.add_mutually_exclusive_group(required=True)
         named.add_argument("id", metavar="ID", nargs="?", help="ROLLOUT/SEQ or a file's name")
         named.add_argument("--all", action="store_true", help="all rejected and corrupt ones")

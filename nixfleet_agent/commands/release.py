@@ -9,7 +9,7 @@ from nixfleet_agent.runtime.hold import HoldStore
 
 
 def configure(parser: Parser) -> None:
-    """It has no arguments of its own."""
+    parser.example("nixfleet-agent release")
 
 
 def run(call: Invocation) -> int:

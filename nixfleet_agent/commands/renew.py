@@ -12,6 +12,8 @@ _PROOF = {True: "the control plane takes it", False: "it could not be tried yet"
 
 
 def configure(parser: Parser) -> None:
+    parser.details("The agent does this by itself when less than half of its life is left.")
+    parser.example("nixfleet-agent renew", "nixfleet-agent renew --force")
     parser.add_argument("--force", action="store_true", help="renew although it is not due")
 
 

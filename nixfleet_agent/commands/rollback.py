@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from nixfleet_agent.commands.invocation import Invocation, Parser
+from nixfleet_agent.commands.invocation import Invocation, Parser, add_action
 from nixfleet_agent.commands.snapshot import snapshot_of
 from nixfleet_agent.errors import EXIT_OK, AgentError
 from nixfleet_agent.runtime.rollback_control import RollbackControl
 
 
 def configure(parser: Parser) -> None:
+    parser.details("`nixfleet-agent why` says what stands in the way of it.")
+    parser.example("nixfleet-agent rollback retry", "nixfleet-agent rollback give-up")
     actions = parser.add_subparsers(dest="action", required=True, metavar="retry|give-up")
-    actions.add_parser("retry", help="try again now, not when the pause after the last failure is over")
-    actions.add_parser("give-up", help="leave the host as it is; a newer rollout, or `retry`, ends that")
+    add_action(actions, "retry", "try again now, not when the pause after the last failure is over")
+    add_action(actions, "give-up", "leave the host as it is; a newer rollout, or `retry`, ends that")
 
 
 def run(call: Invocation) -> int:

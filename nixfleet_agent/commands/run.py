@@ -6,7 +6,8 @@ from nixfleet_agent.commands.invocation import Invocation, Parser
 
 
 def configure(parser: Parser) -> None:
-    """It has no arguments of its own."""
+    parser.details("Flags without a command mean this one.")
+    parser.example("nixfleet-agent run", "nixfleet-agent run --config /etc/nixfleet/agent.toml")
 
 
 def run(call: Invocation) -> int:

@@ -32,7 +32,8 @@ _STAMPS = {
 
 
 def configure(parser: Parser) -> None:
-    """It has no arguments of its own."""
+    parser.details("While it does not run, what its files say.")
+    parser.example("nixfleet-agent status", "nixfleet-agent status --json")
 
 
 def run(call: Invocation) -> int:

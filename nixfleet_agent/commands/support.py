@@ -30,7 +30,11 @@ _JOURNALCTL_SECS = 20.0
 
 
 def configure(parser: Parser) -> None:
-    parser.add_argument("--output", metavar="FILE", type=Path, help="default: nixfleet-agent-support-TIME.tar.gz here")
+    parser.details("Status, history, configuration and the end of the log; no key, token or certificate.")
+    parser.example("nixfleet-agent support", "nixfleet-agent support --output /tmp/report.tar.gz")
+    parser.add_argument(
+        "--output", metavar="FILE", type=Path, help="default: nixfleet-agent-support-HOST-TIME.tar.gz here"
+    )
 
 
 def run(call: Invocation) -> int:

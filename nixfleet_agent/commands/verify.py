@@ -23,11 +23,18 @@ _TRUST_LIMIT = 1024 * 1024
 
 
 def configure(parser: Parser) -> None:
+    parser.details(
+        "Says which check failed. Uses the configured trust file and freshness window, and remembers nothing."
+    )
+    parser.example(
+        "nixfleet-agent verify --fleet fleet.resolved --sig fleet.resolved.sig",
+        "nixfleet-agent verify --manifest manifest.json --sig manifest.json.sig --host web-01",
+    )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--fleet", metavar="FILE", type=Path, help="a fleet.resolved as CI published it")
     what.add_argument("--manifest", metavar="FILE", type=Path, help="a rollout manifest as CI published it")
     parser.add_argument("--sig", metavar="FILE", type=Path, required=True, help="its signature (64 raw bytes)")
-    parser.add_argument("--host", help="with --manifest: also require exactly one entry for this host")
+    parser.add_argument("--host", metavar="NAME", help="with --manifest: also require exactly one entry for this host")
     parser.add_argument("--rollout", metavar="ID", help="with --manifest: the rollout id it must be for")
 
 

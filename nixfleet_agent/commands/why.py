@@ -13,7 +13,7 @@ from nixfleet_agent.text import printable
 
 
 def configure(parser: Parser) -> None:
-    """It has no arguments of its own."""
+    parser.example("nixfleet-agent why")
 
 
 def run(call: Invocation) -> int:

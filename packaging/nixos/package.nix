@@ -28,6 +28,7 @@ python3Packages.buildPythonApplication {
     installManPage packaging/man/nixfleet-agent.8 packaging/man/nixfleet-agent.toml.5
     installShellCompletion --bash packaging/completions/nixfleet-agent.bash
     installShellCompletion --zsh packaging/completions/_nixfleet-agent
+    installShellCompletion --fish packaging/completions/nixfleet-agent.fish
   '';
 
   # The tests start Nix, a control plane and agents of their own: run them with packaging/dev test.

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import pty
 import re
+import shlex
 import subprocess
 import sys
 import unittest
+from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from nixfleet_agent import __version__
@@ -214,6 +217,57 @@ class Frame(HostCase):
             ran = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False)
             self.assertEqual(ran.stderr, "")
             self.assertTrue(ran.stdout)
+
+    def test_a_full_disk_behind_stdout_is_one_line(self) -> None:
+        config = str(self.write_config())
+        for words in (["--version"], ["--help"], ["check", "--print-config", "--config", config]):
+            for unbuffered in ("", "1"):
+                with self.subTest(words, unbuffered=unbuffered), Path("/dev/full").open("w") as full:
+                    ran = self._process(words, stdout=full, environ={"PYTHONUNBUFFERED": unbuffered})
+                    said = "nixfleet-agent: can't write to stdout: No space left on device\n"
+                    self.assertEqual((ran.returncode, ran.stderr), (1, said))
+
+    def test_a_closed_stdout_is_nothing_to_write_to(self) -> None:
+        config = str(self.write_config())
+        for words in (["--version"], ["check", "--print-config"], ["hold", "--reason", "x", "--json"]):
+            with self.subTest(words):
+                line = shlex.join([sys.executable, "-m", "nixfleet_agent", *words, "--config", config])
+                ran = subprocess.run(["/bin/sh", "-c", f"{line} >&-"], capture_output=True, text=True, check=False)
+                self.assertEqual((ran.returncode, ran.stderr), (0, ""))
+        self.assertTrue((self.state / "hold.json").exists())
+
+    def test_with_stderr_closed_an_error_does_not_get_into_what_a_script_reads(self) -> None:
+        line = shlex.join([sys.executable, "-m", "nixfleet_agent", "frobnicate"])
+        ran = subprocess.run(["/bin/sh", "-c", f"{line} 2>&-"], capture_output=True, text=True, check=False)
+        self.assertEqual((ran.returncode, ran.stdout), (2, ""))
+
+    def test_a_letter_that_the_terminal_does_not_have_is_escaped(self) -> None:
+        self.call("hold", "--reason", "für Kim")
+        words = ["status", "--config", str(self.write_config())]
+        ran = self._process(words, stdout=subprocess.PIPE, environ={"PYTHONIOENCODING": "ascii"})
+        self.assertEqual(ran.returncode, 0, ran.stderr)
+        self.assertIn("f\\xfcr Kim", ran.stdout)
+
+    @staticmethod
+    def _process(words: list[str], *, stdout: Any, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "nixfleet_agent", *words]
+        variables = {"PATH": os.environ["PATH"], **environ}
+        return subprocess.run(
+            command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, env=variables, timeout=60
+        )
+
+    def test_the_help_of_an_action_says_what_it_does(self) -> None:
+        for words, says in (
+            (("queue", "drop"), "Give refused events up"),
+            (("quarantine", "clear"), "Let a closure be tried again"),
+            (("rollback", "give-up"), "Leave the host as it is"),
+        ):
+            self.assertIn(says, self.bare(*words, "--help").out)
+
+    def test_the_help_shows_how_a_command_is_typed(self) -> None:
+        for command in COMMANDS:
+            with self.subTest(command):
+                self.assertRegex(self.bare(command, "--help").out, rf"(?m)^examples:\n  nixfleet-agent {command}")
 
     def test_version_and_help_load_nothing_heavy(self) -> None:
         heavy = {"requests", "OpenSSL", "cryptography", "jsonschema", "prometheus_client", "ssl", "logging", "tomllib"}

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nixfleet_agent.commands.invocation import Parser
+from nixfleet_agent.cli import COMMANDS
+from nixfleet_agent.commands.invocation import Parser, sentence
 
 PACKAGE = Path(__file__).resolve().parents[2] / "nixfleet_agent"
 #: Parts that no host runs as its agent.
@@ -56,13 +57,18 @@ def all_lines() -> set[str]:
 
 def flags_of(command: str) -> set[str]:
     """The command's own flags, its sub-commands' included."""
-    module: Any = importlib.import_module(f"nixfleet_agent.commands.{command}")
-    parser = Parser(prog=f"nixfleet-agent {command}")
-    module.configure(parser)
-    parsers, flags = [parser], set()
+    parsers, flags = [parser_of(command)], set()
     while parsers:
         for action in parsers.pop()._actions:
             flags |= {flag for flag in action.option_strings if flag.startswith("--")}
             if action.nargs == "A..." and isinstance(action.choices, dict):
                 parsers += action.choices.values()
     return flags
+
+
+def parser_of(command: str) -> Parser:
+    """The parser of a command, as the command line makes it."""
+    module: Any = importlib.import_module(f"nixfleet_agent.commands.{command}")
+    parser = Parser(prog=f"nixfleet-agent {command}", description=sentence(COMMANDS[command]))
+    module.configure(parser)
+    return parser

@@ -18,6 +18,7 @@ from nixfleet_agent.commands.invocation import Invocation, parse
 from nixfleet_agent.trust.canonical import canonical
 from tests.commands.host_case import MACHINE, OLD, HostCase
 from tests.docs.pages import PAGES, TOP, blocks, inline_code
+from tests.docs.said import parser_of
 
 #: They change the world outside: that their arguments are understood is what can be said here.
 ELSEWHERE = {"run", "enroll", "renew", "demo", "rollback"}
@@ -93,6 +94,22 @@ class Commands(HostCase):
                     self.assertIsNotNone(result.json)
                 ran += 1
         self.assertGreater(ran, 15)
+
+    def test_every_example_of_the_help_runs(self) -> None:
+        for command in COMMANDS:
+            examples = parser_of(command).examples
+            self.assertTrue(examples, command)
+            for line in examples:
+                with self.subTest(line):
+                    words = shlex.split(line)
+                    self.assertEqual(words[:2], ["nixfleet-agent", command])
+                    self.understood(words[1:])
+                    if command in ELSEWHERE:
+                        continue
+                    extra = ["--offline"] if words[1:] == ["check"] else []
+                    result = self.call(*words[1:], *extra)
+                    self.assertEqual((result.code, result.err), (0, ""), result.out)
+                    self.assertNotEqual(result.out, "")
 
     def test_every_command_in_the_text_is_understood(self) -> None:
         checked = 0

@@ -16,6 +16,7 @@ from nixfleet_agent.cli import COMMANDS, CONFIG_FLAGS
 from nixfleet_agent.config.schema import Schema
 from nixfleet_agent.config.sources import from_file
 from nixfleet_agent.demo.scenario import FAULTS
+from tests.docs import manual
 from tests.docs.said import flags_of
 from tests.packaging.exposition import families, samples
 
@@ -94,21 +95,50 @@ class Systemd(unittest.TestCase):
 
 
 class Completions(unittest.TestCase):
-    def test_both_know_every_command_and_fault(self) -> None:
-        for name in ("nixfleet-agent.bash", "_nixfleet-agent"):
+    FILES = ("nixfleet-agent.bash", "_nixfleet-agent", "nixfleet-agent.fish")
+
+    def test_all_know_every_command_and_fault(self) -> None:
+        for name in self.FILES:
             text = (PACKAGING / "completions" / name).read_text()
             for word in [*COMMANDS, *FAULTS]:
                 with self.subTest(name, word=word):
                     self.assertRegex(text, rf"\b{re.escape(word)}\b")
 
-    def test_both_know_every_flag_and_none_that_is_gone(self) -> None:
+    def test_all_know_every_flag_and_none_that_is_gone(self) -> None:
         known = {flag for command in COMMANDS for flag in flags_of(command)}
         configuration = {"--" + key.replace("_", "-") for key in CONFIG_FLAGS} - {"--trust-file"}
-        for name, elsewhere in (("nixfleet-agent.bash", {"--version"}), ("_nixfleet-agent", {"--version"})):
-            words = set(re.findall(r"--[a-z][\w-]*", (PACKAGING / "completions" / name).read_text()))
+        for name in self.FILES:
+            # fish writes `-l json` for `--json`.
+            text = (PACKAGING / "completions" / name).read_text()
+            text = re.sub(r"(?m)^(complete .*) -l (?=\w)", r"\1 --", text)
+            words = set(re.findall(r"--[a-z][\w-]*", text))
             with self.subTest(name):
-                self.assertEqual(words - known - elsewhere - {"--verify"}, set())
+                self.assertEqual(words - known - {"--version", "--verify"}, set())
                 self.assertEqual(known - words - (configuration if name.startswith("_") else set()), set())
+
+    @unittest.skipUnless(shutil.which("fish"), "fish is not installed: apt-get install fish")
+    def test_fish_completes(self) -> None:
+        def complete(line: str) -> set[str]:
+            code = f"source {PACKAGING / 'completions' / 'nixfleet-agent.fish'}; complete -C '{line}'"
+            ran = run("fish", "--no-config", "-c", code)
+            self.assertEqual((ran.returncode, ran.stderr), (0, ""))
+            return {row.partition("\t")[0] for row in ran.stdout.splitlines()}
+
+        self.assertEqual(complete("nixfleet-agent qu"), {"queue", "quarantine"})
+        self.assertEqual(complete("nixfleet-agent --config /x qu"), {"queue", "quarantine"})
+        self.assertEqual(complete("nixfleet-agent queue "), {"list", "show", "retry", "drop"})
+        self.assertEqual(complete("nixfleet-agent demo --fault "), set(FAULTS))
+        flags = {"--" + key.replace("_", "-") for key in CONFIG_FLAGS}
+        self.assertLessEqual(flags, complete("nixfleet-agent run --"))
+        for command in COMMANDS:
+            action = " clear" if command == "quarantine" else ""
+            with self.subTest(command):
+                self.assertLessEqual(flags_of(command) - flags, complete(f"nixfleet-agent {command}{action} --"))
+
+    @unittest.skipUnless(shutil.which("zsh"), "zsh is not installed: apt-get install zsh")
+    def test_zsh_can_read_its_own(self) -> None:
+        ran = run("zsh", "-n", str(PACKAGING / "completions" / "_nixfleet-agent"))
+        self.assertEqual((ran.returncode, ran.stderr), (0, ""))
 
     def test_bash_completes(self) -> None:
         script = PACKAGING / "completions" / "nixfleet-agent.bash"
@@ -146,6 +176,9 @@ class Manuals(unittest.TestCase):
                 text = page.read_text().replace("\\-", "-")
                 for word in words:
                     self.assertRegex(text, rf"(?m)^\.\w+ .*\b{re.escape(word)}\b", word)
+
+    def test_the_commands_in_the_manual_are_those_of_the_help(self) -> None:
+        self.assertEqual(manual.PAGE.read_text(), manual.page(manual.PAGE.read_text()), "python -m tests.docs.manual")
 
     def test_the_defaults_in_the_manual_are_those_of_the_example(self) -> None:
         text = (PACKAGING / "man" / "nixfleet-agent.toml.5").read_text().replace("\\-", "-").replace("\\(dq", '"')

@@ -53,6 +53,8 @@ class Deb(unittest.TestCase):
             "etc/init.d/nixfleet-agent",
             "usr/share/man/man8/nixfleet-agent.8.gz",
             "usr/share/bash-completion/completions/nixfleet-agent",
+            "usr/share/zsh/vendor-completions/_nixfleet-agent",
+            "usr/share/fish/vendor_completions.d/nixfleet-agent.fish",
             "usr/lib/nixfleet-agent/nixfleet_agent/conf/schemas/agent.schema.json",
             "usr/lib/nixfleet-agent/nixfleet_agent/activation/scripts/wrapper.sh",
         ):
@@ -90,7 +92,8 @@ class Deb(unittest.TestCase):
             self.assertEqual(ran.returncode, 0, ran.stdout + ran.stderr)
             return calls.read_text().split("\n")[:-1]
 
-        self.assertEqual(dpkg("--install", str(self.package)), ["update-rc.d nixfleet-agent defaults"])
+        compiled = "py3compile -p nixfleet-agent /usr/lib/nixfleet-agent"
+        self.assertEqual(dpkg("--install", str(self.package)), [compiled, "update-rc.d nixfleet-agent defaults"])
         for path in (
             "usr/bin/nixfleet-agent",
             "etc/init.d/nixfleet-agent",
@@ -99,19 +102,23 @@ class Deb(unittest.TestCase):
             self.assertTrue((root / path).is_file(), path)
         self.assertFalse((root / "etc/nixfleet").exists(), "what it runs with is the operator's to write")
 
-        # An operator's change of a configuration file outlives an upgrade; under systemd what runs is restarted.
+        # An operator's change of a configuration file outlives an upgrade; what runs is restarted.
         changed = root / "etc/logrotate.d/nixfleet-agent"
         changed.write_text("# changed\n")
+        cleaned, asked = "py3clean -p nixfleet-agent", "invoke-rc.d nixfleet-agent status"
+        calls = dpkg("--install", str(self.package))
+        again = ["update-rc.d nixfleet-agent defaults", asked, "invoke-rc.d nixfleet-agent restart"]
+        self.assertEqual(calls, [cleaned, compiled, *again])
         (root / "run/systemd/system").mkdir(parents=True)
         calls = dpkg("--install", str(self.package))
-        self.assertEqual(calls, ["systemctl daemon-reload", "systemctl try-restart nixfleet-agent.service"])
+        again = ["systemctl daemon-reload", "systemctl try-restart nixfleet-agent.service"]
+        self.assertEqual(calls, [cleaned, compiled, *again])
         self.assertEqual(changed.read_text(), "# changed\n")
 
         state = root / "var/lib/nixfleet-agent"
         state.mkdir(parents=True)
-        self.assertEqual(
-            dpkg("--remove", "nixfleet-agent"), ["systemctl --no-reload disable --now nixfleet-agent.service"]
-        )
+        disabled = "systemctl --no-reload disable --now nixfleet-agent.service"
+        self.assertEqual(dpkg("--remove", "nixfleet-agent"), [disabled, cleaned])
         self.assertFalse((root / "usr/lib/nixfleet-agent").exists())
         self.assertTrue(state.exists() and changed.exists(), "a package that is only removed may come back")
         dpkg("--purge", "nixfleet-agent")
@@ -137,7 +144,7 @@ class Deb(unittest.TestCase):
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(library, place)
         (root / "usr/bin/sh").symlink_to("dash")
-        for tool in ("systemctl", "update-rc.d", "invoke-rc.d"):
+        for tool in ("systemctl", "update-rc.d", "invoke-rc.d", "py3compile", "py3clean"):
             script = root / "usr/sbin" / tool
             script.write_text(f'#!/bin/sh\necho "{tool} $*" >>/calls\n')
             script.chmod(0o755)
