@@ -9,8 +9,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import chain
-from operator import itemgetter, methodcaller
 from types import NoneType
 from typing import Any
 
@@ -108,7 +106,7 @@ class Fleet:
             channels={name: _channel(name, entry, what) for name, entry in value["channels"].items()},
             policies={name: entry["onHealthFailure"] for name, entry in (value.get("rolloutPolicies") or {}).items()},
             waves={name: _waves(name, entries, what) for name, entries in (value.get("waves") or {}).items()},
-            channels_in_use=frozenset(map(itemgetter("channel"), hosts.values())),
+            channels_in_use=frozenset(entry["channel"] for entry in hosts.values()),
             meta=Meta.parse(value["meta"]),
             hosts=hosts,
         )
@@ -156,20 +154,17 @@ def _outer_waves(entries: Any) -> Any:
 
 
 def _check_hosts(hosts: Mapping[str, Any], what: str) -> None:
-    """All entries at once by the set of types that each field has; only a fault is looked for one by one.
-
-    Without a line of Python for each entry: of 10,000 hosts that is half the time.
-    """
+    """All entries at once by the set of types that each field has; only a fault is looked for one by one."""
     entries = hosts.values()
     try:
         good = (
-            set(map(type, entries)) <= {dict}
-            and set(map(type, map(itemgetter("system"), entries))) <= {str}
-            and set(map(type, map(itemgetter("channel"), entries))) <= {str}
-            and set(map(type, map(itemgetter("tags"), entries))) <= {list}
-            and set(map(type, chain.from_iterable(map(itemgetter("tags"), entries)))) <= {str}
-            and set(map(type, map(methodcaller("get", "closureHash"), entries))) <= _OPTIONAL_TEXT
-            and set(map(type, map(methodcaller("get", "pubkey"), entries))) <= _OPTIONAL_TEXT
+            {entry.__class__ for entry in entries} <= {dict}
+            and {entry["system"].__class__ for entry in entries} <= {str}
+            and {entry["channel"].__class__ for entry in entries} <= {str}
+            and {entry["tags"].__class__ for entry in entries} <= {list}
+            and {tag.__class__ for entry in entries for tag in entry["tags"]} <= {str}
+            and {entry.get("closureHash").__class__ for entry in entries} <= _OPTIONAL_TEXT
+            and {entry.get("pubkey").__class__ for entry in entries} <= _OPTIONAL_TEXT
         )
     except KeyError:
         good = False

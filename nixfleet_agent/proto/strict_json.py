@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from itertools import chain
 from typing import Any, NoReturn
 
 from nixfleet_agent.errors import ProtoError
@@ -24,8 +23,8 @@ _SAFE_INTEGER = 2**53 - 1
 #: Longest literal of a number: the longest that a JCS writer makes has 25 characters.
 _LITERAL_LIMIT = 64
 #: Measured worst case of CPython 3.11 for one byte of JSON, ``[[[[]]]]``: an empty list costs 56 bytes and its place 8
-#: to 32, so a body made to fill memory needs about 48 times its own size.
-_WORST_BYTES_PER_BYTE = 48
+#: to 32, so a body made to fill memory needs about 48 times its own size; 4 more where one emoji makes the text wide.
+_WORST_BYTES_PER_BYTE = 52
 #: One value with its place in a container, taken generously over the mixes that real documents have.
 _BYTES_PER_VALUE = 96
 #: No body that becomes less than this is worth a refusal, however small its limit.
@@ -78,16 +77,17 @@ def loads_strict(raw: bytes, *, limit: int = BODY_LIMIT, depth: int = DEPTH_LIMI
         raise NotUtf8Error(f"{what} is not UTF-8: byte {error.start} is wrong") from error
     try:
         value = _DECODER.decode(text)
+        if _strings_kept(value, depth) != _strings_written(raw):
+            # A key stands twice: this one names it. It makes a third slower, so that it is not the first to read.
+            del value
+            value = _PAIRS_DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise NotJsonError(f"{what} is not JSON: {error.msg} at character {error.pos}") from error
-    except RecursionError as error:
+    except (RecursionError, TooDeepError) as error:
         raise TooDeepError(f"{what} is nested deeper than {depth} levels") from error
     except ProtoError as error:
         raise type(error)(f"{what}: {error}") from error
-    # Fewer brackets than levels can't be nested too deep; nearly every document passes here.
-    if raw.count(b"[") + raw.count(b"{") > depth:
-        _check_depth(value, depth, what)
-    if _SURROGATE_ESCAPE.search(text):
+    if b"\\" in raw and _SURROGATE_ESCAPE.search(text):
         _check_surrogates(value, what)
     return value
 
@@ -97,9 +97,22 @@ def _check_size(raw: bytes, limit: int, what: str) -> None:
         raise TooLargeError(f"{what} has {len(raw)} bytes, and the limit is {limit}")
     if len(raw) * _WORST_BYTES_PER_BYTE <= max(4 * limit, _HARMLESS):
         return
-    values = sum(raw.count(mark) for mark in (b",", b":", b"[", b"{"))
-    if values * _BYTES_PER_VALUE + len(raw) > 4 * limit:
+    # Escapes count as values: a string with escapes is put together from as many pieces.
+    values = sum(raw.count(mark) for mark in (b",", b":", b"[", b"{", b"\\"))
+    if values * _BYTES_PER_VALUE + len(raw) * _copies(raw) > 4 * limit:
         raise TooLargeError(f"{what} has about {values} values in {len(raw)} bytes: more than its limit allows")
+
+
+def _copies(raw: bytes) -> int:
+    """How many times its own size a document takes that is one string: the bytes, the text and the string.
+
+    A text has 1, 2 or 4 bytes for each character, as the widest of them needs: one emoji makes four of a megabyte.
+    An escape can hide one, and its string is encoded once more to look for half a pair.
+    """
+    if raw.isascii() and b"\\u" not in raw:
+        return 3
+    wide = b"\\u" in raw or any(bytes((lead,)) in raw for lead in range(0xF0, 0xF5))
+    return 10 if wide else 5
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -135,27 +148,58 @@ def _shown(literal: str) -> str:
     return literal if len(literal) <= 32 else literal[:32] + "..."
 
 
-def _check_depth(value: Any, depth: int, what: str) -> None:
-    """Level by level, so that no recursion of ours meets what the sender chose."""
-    level: list[Any] = [value] if value.__class__ in _CONTAINERS else []
-    for _ in range(depth):
-        if not level:
-            return
-        inside = chain.from_iterable(node.values() if node.__class__ is dict else node for node in level)
-        level = [node for node in inside if node.__class__ in _CONTAINERS]
-    if level:
-        raise TooDeepError(f"{what} is nested deeper than {depth} levels")
+def _strings_written(raw: bytes) -> int:
+    """How many strings, keys too, stand in the text of a JSON document: half of its quotes that are not escaped."""
+    quotes = raw.count(b'"')
+    if b"\\" in raw:
+        # Backslashes escape from left to right. Without those that escape one another, each left escapes what follows.
+        quotes -= raw.replace(b"\\\\", b"").count(b'\\"')
+    return quotes // 2
+
+
+def _strings_kept(value: Any, depth: int) -> int:
+    """How many strings, keys too, the built value has: fewer than were written only if an object had a key twice.
+
+    Level by level, so that no recursion of ours meets what the sender chose.
+
+    Raises:
+        TooDeepError: there are more than ``depth`` levels of containers.
+    """
+    strings, inside = 0, [value]
+    for _ in range(depth + 1):
+        others = [item for item in inside if item.__class__ is not str]
+        strings += len(inside) - len(others)
+        containers = [item for item in others if item.__class__ in _CONTAINERS]
+        if not containers:
+            return strings
+        inside = []
+        for container in containers:
+            if container.__class__ is dict:
+                strings += len(container)
+                inside += container.values()
+            else:
+                inside += container
+    raise TooDeepError
 
 
 def _check_surrogates(value: Any, what: str) -> None:
     """Escaped pairs have become one character each by now; a half that is left has no UTF-8 form."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise LoneSurrogateError(f"{what} has half a surrogate pair in a string") from error
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if item.__class__ is dict:
+            waiting += item
+            waiting += item.values()
+        elif item.__class__ is list:
+            waiting += item
+        elif item.__class__ is str:
+            try:
+                item.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise LoneSurrogateError(f"{what} has half a surrogate pair in a string") from error
 
 
 _CONTAINERS = frozenset({dict, list})
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_object, parse_int=_integer, parse_float=_fraction, parse_constant=_constant
-)
+_NUMBERS: dict[str, Any] = {"parse_int": _integer, "parse_float": _fraction, "parse_constant": _constant}
+_DECODER = json.JSONDecoder(**_NUMBERS)
+_PAIRS_DECODER = json.JSONDecoder(object_pairs_hook=_object, **_NUMBERS)

@@ -27,6 +27,9 @@ from nixfleet_agent.trust.roots import PublicKey, TrustRoots
 FLEET_LIMIT = 64 * 1024 * 1024
 MANIFEST_LIMIT = 16 * 1024 * 1024
 SIGNATURE_LIMIT = 4 * 1024
+#: Share of its limit up to which an artifact is canonicalised: that takes ten times as long as reading it and up to
+#: eleven times its size, and nothing of it is signed yet.
+CANONICAL_SHARE = 3
 #: How far two clocks that are both right may differ.
 CLOCK_SKEW = timedelta(seconds=60)
 
@@ -177,6 +180,11 @@ def _signed_value(
     # Bytes that verify are what was signed; only others (indented, reordered on their way) are canonicalised.
     signer = _signer(keys, signature, raw)
     signed = raw
+    if signer is None and len(raw) * CANONICAL_SHARE > limit:
+        raise errors.MalformedArtifact(
+            f"{what}: its {len(raw)} bytes as they are were not signed by an active CI release key, and they are too "
+            f"many to look at in another form (at most {limit // CANONICAL_SHARE})"
+        )
     if signer is None:
         signed = canonical(value)
         signer = _signer(keys, signature, signed) if signed != raw else None

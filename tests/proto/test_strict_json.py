@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tracemalloc
 import unittest
 from typing import Any
@@ -20,6 +21,70 @@ VALUES: Any = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
     max_leaves=20,
 )  # fmt: skip
+
+
+#: Strings as they may stand in a document: with quotes, colons and backslashes, raw and escaped, equal and nearly so.
+STRINGS = st.sampled_from(
+    [
+        '""',
+        '"a"',
+        '"b"',
+        r'"\u0061"',
+        r'"a\""',
+        r'"\"a"',
+        r'"a\\"',
+        r'"a\\\""',
+        r'"\\\\"',
+        '":a"',
+        r'"\":1,\"a"',
+        '"{"',
+        '"é"',
+    ]
+)
+SPACE = st.sampled_from(["", " ", "\n\t"])
+
+
+def _joined(brackets: str, parts: Any) -> Any:
+    return st.tuples(parts, SPACE).map(lambda made: brackets[0] + ("," + made[1]).join(made[0]) + made[1] + brackets[1])
+
+
+#: Documents that any JSON reader takes; in every second one some object has a key twice.
+DOCUMENTS: Any = st.recursive(
+    STRINGS | st.sampled_from(["1", "-2.5e1", "true", "null"]),
+    lambda inner: (
+        _joined("[]", st.lists(inner, max_size=4))
+        | _joined(
+            "{}", st.lists(st.tuples(STRINGS, SPACE, inner).map(lambda m: f"{m[0]}{m[1]}:{m[1]}{m[2]}"), max_size=4)
+        )
+    ),
+    max_leaves=12,
+)
+
+
+def _has_a_key_twice(text: str) -> bool:
+    twice = []
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        twice.append(len({key for key, _ in pairs}) < len(pairs))
+
+    json.loads(text, object_pairs_hook=look)
+    return any(twice)
+
+
+class DuplicateKeys(unittest.TestCase):
+    @settings(max_examples=400, deadline=None)
+    @given(DOCUMENTS)
+    def test_a_document_is_refused_exactly_if_an_object_has_a_key_twice(self, text: str) -> None:
+        if _has_a_key_twice(text):
+            self.assertRaises(strict_json.DuplicateKeyError, loads_strict, text.encode())
+        else:
+            self.assertEqual(loads_strict(text.encode()), json.loads(text))
+
+    @settings(max_examples=400, deadline=None)
+    @given(DOCUMENTS)
+    def test_the_strings_of_a_document_are_counted_without_reading_it(self, text: str) -> None:
+        pattern = r'"(?:[^"\\]|\\.)*"'
+        self.assertEqual(strict_json._strings_written(text.encode()), len(re.findall(pattern, text)))
 
 
 class Accepted(unittest.TestCase):
@@ -115,19 +180,37 @@ class Refused(unittest.TestCase):
     def test_what_is_accepted_stays_within_four_times_the_limit(self) -> None:
         limit = 1024 * 1024
         for unit in (b"[[[[[]]]]],", b"{},", b'{"a":{}},', b"1.5,", b'"ab",', b"[1],"):
-            body = b""
-            for share in range(100, 0, -2):
-                body = b"[" + unit * (limit * share // 100 // len(unit)) + b"0]"
-                tracemalloc.start()
-                try:
-                    loads_strict(body, limit=limit)
-                except strict_json.TooLargeError:
-                    continue
-                finally:
-                    peak = tracemalloc.get_traced_memory()[1]
-                    tracemalloc.stop()
-                self.assertLess(peak + len(body), 4 * limit, f"{unit!r} in {len(body)} bytes")
-                break
+            self._assert_within_four_times(limit, b"[", unit, b"0]")
+            self._assert_within_four_times(limit, '["\N{GRINNING FACE}",'.encode(), unit, b"0]")
+
+    def test_one_wide_character_does_not_make_many_times_the_limit_of_a_body(self) -> None:
+        limit = 1024 * 1024
+        for start in ('"\N{GRINNING FACE}', '"\N{GREEK CAPITAL LETTER OMEGA}', '"é', r'"\ud83d\ude00'):
+            self._assert_within_four_times(limit, start.encode(), b"a", b'"')
+            self._assert_within_four_times(limit, b"[" + start.encode() + b'"', b',"' + b"a" * 40 + b'"', b"]")
+
+    def test_a_duplicate_at_the_end_of_a_large_body_costs_no_second_copy_of_it(self) -> None:
+        unit = b'{"a":"' + b"b" * 50 + b'"},'
+        self._assert_within_four_times(1024 * 1024, b"[", unit, b'{"b":1,"b":1}]')
+
+    def _assert_within_four_times(self, limit: int, start: bytes, unit: bytes, end: bytes) -> None:
+        """The largest body of this kind that is read at all (to the end, or to its duplicate)."""
+        for share in range(100, 0, -2):
+            body = start + unit * ((limit * share // 100 - len(start) - len(end)) // len(unit)) + end
+            tracemalloc.start()
+            try:
+                loads_strict(body, limit=limit)
+            except strict_json.TooLargeError:
+                continue
+            except strict_json.DuplicateKeyError:
+                pass
+            finally:
+                peak = tracemalloc.get_traced_memory()[1]
+                tracemalloc.stop()
+            objects = 4096  # the decoder and what else does not depend on the body
+            self.assertLess(peak + len(body), 4 * limit + objects, f"{start!r} and {unit!r} in {len(body)} bytes")
+            return
+        self.fail(f"no body of {unit!r} is read")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ import json
 import unittest
 from datetime import datetime, timedelta, timezone
 from typing import Any, ClassVar
+from unittest import mock
 
-from nixfleet_agent.trust import errors
+from nixfleet_agent.trust import errors, verify
 from nixfleet_agent.trust.canonical import sha256_hex
 from nixfleet_agent.trust.marks import Marks
 from nixfleet_agent.trust.roots import TrustRoots, parse_trust
@@ -177,6 +178,17 @@ class Refused(unittest.TestCase):
         self.refused(errors.MalformedArtifact, Signed(b" " * (64 * 1024 * 1024 + 1), bytes(64)))
         with self.assertRaises(errors.MalformedArtifact):
             opened_manifest(Signed(b" " * (16 * 1024 * 1024 + 1), bytes(64)))
+
+    def test_bytes_in_another_form_are_canonicalised_up_to_a_share_of_the_limit(self) -> None:
+        asked = CI.sign(fleet(edges=[{"gated": "a", "gates": "b", "reason": "x" * 10_000}]))
+        indented = Signed(json.dumps(asked.value, indent=1).encode(), asked.signature)
+        for limit, accepted in ((3 * len(indented.raw), True), (3 * len(indented.raw) - 1, False)):
+            with mock.patch.object(verify, "FLEET_LIMIT", limit):
+                opened(asked)  # as it was signed, it may have all of the limit
+                if accepted:
+                    opened(indented)
+                else:
+                    self.assertRaisesRegex(errors.MalformedArtifact, "too many", opened, indented)
 
     def test_a_signature_that_is_a_document(self) -> None:
         self.refused(errors.MalformedArtifact, Signed(CI.sign(fleet()).raw, bytes(4097)))
