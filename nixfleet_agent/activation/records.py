@@ -23,6 +23,7 @@ FORWARD, BOOT, ROLLBACK, GUARD = "forward", "boot", "rollback", "guard"
 
 _INTENT = "intent.json"
 _WITHDRAWN = "withdrawn"
+_ADOPTED = "adopted"
 _PIPE = "pipe"
 #: Files that the wrapper writes into in place and then renames, so that a full disk can't lose them.
 _RESERVED = ("waiting", "started", "exit", "drained")
@@ -95,6 +96,17 @@ class Record:
             return False
         return self.output(4096).rstrip().rpartition("\n")[2].lower().startswith(_LOCK_REFUSED)
 
+    def serves(self, rollout_id: str, direction: str) -> bool:
+        """Whether it is that rollout's switch in that direction: fired for it, or adopted by it while it ran."""
+        if (self.intent.rollout_id, self.intent.direction) == (rollout_id, direction):
+            return True
+        return _first_line(self.path / _ADOPTED) == f"{direction} {rollout_id}"
+
+    def adopt(self, rollout_id: str, direction: str) -> None:
+        """Make it that rollout's too, so that its failure leaves units to put back (raises StorageError)."""
+        if not self.serves(rollout_id, direction):
+            durable.write(self.path / _ADOPTED, f"{direction} {rollout_id}\n".encode())
+
     def output(self, limit: int) -> str:
         """The last ``limit`` bytes of what the script said, as text."""
         raw = b"".join(_tail(self.path / name, limit) for name in _OUTPUTS)
@@ -135,8 +147,8 @@ class Records:
         return sorted(found, key=lambda record: record.number)
 
     def of(self, rollout_id: str, direction: str) -> list[Record]:
-        """The records of one rollout in one direction, oldest first."""
-        return [r for r in self.all() if r.intent.rollout_id == rollout_id and r.intent.direction == direction]
+        """The records that serve one rollout in one direction, oldest first."""
+        return [record for record in self.all() if record.serves(rollout_id, direction)]
 
     def prepare(self, intent: Intent) -> Record:
         """A new record, durable, ready for the wrapper.

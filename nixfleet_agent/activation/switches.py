@@ -113,6 +113,7 @@ class Switches:
         running = self.running()
         if running is not None and (running.intent.target, running.intent.action) == (job.target, job.action):
             self._context.log.info("a switch of ours to %s still runs: adopting it", job.target)
+            running.adopt(job.rollout_id, job.direction)
             if arm is not None:
                 arm(running)
             return running

@@ -6,7 +6,7 @@ import os
 import signal
 import unittest
 
-from nixfleet_agent.activation.model import Completed, Failed, Interrupted
+from nixfleet_agent.activation.model import Completed, Failed, Forward, Interrupted, Rollback, RolledBack
 from tests.activation.case import ROLLOUT, PipelineCase, processes_of, until
 from tests.support.nix import FLOOD, FORK, FORK_AND_FAIL, HANG, HANG_AFTER_FLIP, SLOW
 
@@ -165,6 +165,20 @@ class VerifyTest(PipelineCase):
         self.host.configure(poll_budget_secs=10.0)
         self.assertEqual(self.forward(target, policy="halt"), Completed(target, 0, ()))
         self.assertEqual(self.host.switches(), [f"switch {target}"])
+
+    def test_a_switch_that_another_rollout_adopted_is_that_rollouts_to_take_back(self) -> None:
+        self.host.configure(poll_budget_secs=0.2)
+        target = self.nixery.system("hang", HANG)
+        self.assertIsInstance(self.forward(target), Failed)
+        newer = Forward("stable@def2", target, self.v1, "rollback-and-halt")
+        outcome = self.pipeline().forward(newer, self.methods.append)
+        assert isinstance(outcome, Failed)
+        self.assertEqual((outcome.phase, outcome.switch_fired), ("switch-poll-timeout", True))
+        self.assertTrue(self.pipeline().forward_fired("stable@def2"), "known after a restart too")
+        self.host.configure(poll_budget_secs=10.0)
+        back = Rollback("stable@def2", self.v1, target, False, None)
+        self.assertEqual(self.pipeline().rollback(back), RolledBack(self.v1, 0))
+        self.assertEqual(self.host.switches(), [f"switch {target}", f"switch {self.v1}"])
 
 
 if __name__ == "__main__":
