@@ -36,6 +36,15 @@ _SALT_NEEDS = (
 )
 
 
+#: Puppet's agent and what of its dependencies is not on every Debian machine.
+_PUPPET_NEEDS = (
+    *("puppet-agent", "facter", "hiera", "libaugeas0", "libgdbm6", "libruby3.1", "libyaml-0-2", "ruby3.1"),
+    *("ruby-augeas", "ruby-concurrent", "ruby-deep-merge", "ruby-hocon", "ruby-json", "ruby-net-telnet", "ruby-rbtree"),
+    *("ruby-rubygems", "ruby-sdbm", "ruby-semantic-puppet", "ruby-shadow", "ruby-sorted-set", "ruby-thor"),
+    *("ruby-webrick", "ruby-xmlrpc", "rubygems-integration"),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Peer:
     """One agent: its name with version, and how it is started."""
@@ -71,6 +80,32 @@ def salt(folder: Path) -> Peer:
         "log_level: quiet\nlog_level_logfile: quiet\nretry_dns: 0\n"
     )
     return Peer(f"salt-minion {version(python, 'salt')}", [str(python.parent / "salt-minion"), "-c", str(folder)], {})
+
+
+def puppet(folder: Path) -> Peer:
+    """Puppet's agent (Ruby): asks its server for a certificate every two minutes, and would for a catalogue."""
+    number, *_ = (unpack(folder, package) for package in _PUPPET_NEEDS)
+    root, own = folder / "usr", folder / "puppet"
+    ruby = [root / "lib/ruby", *root.glob("lib/*-linux-gnu/ruby")]
+    gems = root / "share/rubygems-integration/all"
+    paths = [
+        *(place / part for place in ruby for part in ("vendor_ruby", "vendor_ruby/3.1.0", "3.1.0")),
+        *gems.glob("gems/*/lib"),
+    ]
+    for name in ("conf", "var", "run"):
+        (own / name).mkdir(parents=True)
+    command = [
+        *(str(root / "bin/ruby3.1"), str(root / "bin/puppet"), "agent", "--no-daemonize", "--logdest", "console"),
+        *("--server", "127.0.0.1", "--serverport", "1", "--certname", MACHINE, "--waitforcert", "120"),
+        *("--confdir", str(own / "conf"), "--vardir", str(own / "var"), "--rundir", str(own / "run")),
+        *("--ssldir", str(own / "ssl"), "--publicdir", str(own / "public")),
+    ]
+    environment = {
+        "LD_LIBRARY_PATH": ":".join(map(str, root.glob("lib/*-linux-gnu"))),
+        "RUBYLIB": ":".join(map(str, paths)),
+        "GEM_PATH": str(gems),
+    }
+    return Peer(f"puppet-agent {number}", command, environment)
 
 
 def supervisor(folder: Path) -> Peer:
@@ -184,7 +219,7 @@ def watch(peers: Sequence[Peer], folder: Path, span: float, settle: float) -> di
 
 
 def measure(quick: bool) -> list[Figure]:
-    makers = (ours, supervisor, node_exporter, zabbix) if quick else (ours, salt, supervisor, node_exporter, zabbix)
+    makers = (ours, *(() if quick else (salt, puppet)), supervisor, node_exporter, zabbix)
     shown = []
     with tempfile.TemporaryDirectory(prefix="peers-") as name:
         folder = Path(name)
