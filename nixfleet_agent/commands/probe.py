@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from nixfleet_agent.clock import SystemClock
@@ -46,15 +49,34 @@ def run(call: Invocation) -> int:
     clock = SystemClock()
     context = probe_runners.make_context(config, clock)
     rows = []
-    for decl in declared:
-        if only is not None and decl.name != only:
-            continue
-        began = clock.monotonic()
-        skipped = decl.mode is Mode.DISABLED and only is None
-        outcome = None if skipped else probe_runners.run(decl, context)
-        rows.append(Ran(decl, outcome, clock.monotonic() - began))
+    with _answering_for_children():
+        for decl in declared:
+            if only is not None and decl.name != only:
+                continue
+            began = clock.monotonic()
+            skipped = decl.mode is Mode.DISABLED and only is None
+            outcome = None if skipped else probe_runners.run(decl, context)
+            rows.append(Ran(decl, outcome, clock.monotonic() - began))
     _show(call, rows)
     return EXIT_CHECK_FAILED if any(_counts(ran, only) for ran in rows) else EXIT_OK
+
+
+@contextmanager
+def _answering_for_children() -> Iterator[None]:
+    """Whatever ends this command first kills what a probe runs, as Ctrl-C does: it has a session of its own."""
+    handlers = {
+        number: signal.default_int_handler
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN  # nohup
+    }
+    # Where a parent ignored the ends of its children, every one would seem to end with code 0.
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _counts(ran: Ran, only: str | None) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 from nixfleet_agent.commands.invocation import Invocation, Parser
 
 
@@ -13,6 +15,8 @@ def configure(parser: Parser) -> None:
 def run(call: Invocation) -> int:
     """Until the agent is told to stop; its exit code."""
     config = call.config
+    # A parent that ignores the ends of its children passes that on, and then every child seems to end with code 0.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     # Only now, so that a mistake in the configuration is answered at once.
     from nixfleet_agent.runtime.lean import ENCODING_GUESSERS, SECOND_OPENSSL, without
 

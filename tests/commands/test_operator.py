@@ -5,8 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import signal
+import subprocess
+import sys
 import unittest
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 
 from nixfleet_agent.activation.quarantine import Entry, QuarantineStore
 from nixfleet_agent.proto.times import format_time, parse_time
@@ -15,10 +20,19 @@ from nixfleet_agent.runtime.state_dir import StateDir
 from nixfleet_agent.state_machine.events import LocalProbeTopologyDeclared, LocalSustainedFailureCrossed
 from nixfleet_agent.state_machine.states import Policy
 from tests.commands.host_case import MACHINE, NEW, OLD, HostCase
+from tests.runtime.harness import until
 from tests.support.https_server import Reply, Request
 from tests.support.tls import pem_of
 
 ROLLOUT = "stable@abc123"
+
+
+def gone(process: Path) -> bool:
+    """Ended, or a zombie that its new parent has yet to reap."""
+    try:
+        return not (process / "cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 class Hold(HostCase):
@@ -169,6 +183,34 @@ class Probe(HostCase):
     def test_a_file_that_cannot_be_read_is_a_failure(self) -> None:
         (self.folder / "health-checks.json").write_text("{")
         self.assertEqual(self.call("probe").code, 1)
+
+    def process(self, *before: str) -> subprocess.Popen[str]:
+        command = [*before, sys.executable, "-m", "nixfleet_agent", "probe", "--config", str(self.write_config())]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.addCleanup(process.communicate)
+        self.addCleanup(process.kill)
+        return process
+
+    def test_whatever_ends_it_leaves_no_child(self) -> None:
+        script = f"trap '' TERM HUP; echo $$ > {self.folder}/new; mv {self.folder}/new {self.folder}/pid; sleep 60"
+        self.declare(slow={"kind": "exec", "command": ["/bin/sh", "-c", script], "timeoutSecs": 60})
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            process, pid = self.process(), self.folder / "pid"
+            until(pid.exists, "the probe's child")
+            process.send_signal(number)
+            _, said = process.communicate(timeout=30)
+            self.assertEqual((process.returncode, said), (130, "nixfleet-agent: interrupted\n"))
+            child = Path("/proc") / pid.read_text().strip()
+            until(partial(gone, child), f"the end of the child by {number!r}")
+            pid.unlink()
+
+    def test_a_parent_that_ignores_the_ends_of_its_children_changes_no_exit_code(self) -> None:
+        self.declare(bad={"kind": "exec", "command": ["/bin/false"]}, good={"kind": "exec", "command": ["/bin/true"]})
+        process = self.process("/bin/sh", "-c", "trap '' CHLD; exec \"$@\"", "sh")
+        out, err = process.communicate(timeout=30)
+        self.assertRegex(out, r"(?m)^bad +exec +enforce +fail .*exit code 1, expected")
+        self.assertRegex(out, r"(?m)^good +exec +enforce +pass ")
+        self.assertEqual((process.returncode, err), (1, ""))
 
     def test_no_file(self) -> None:
         ran = self.call("probe")

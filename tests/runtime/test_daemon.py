@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -49,6 +50,7 @@ from nixfleet_agent.runtime import daemon
 def die(self): raise KeyError("a defect of the main thread")
 daemon._Main._look_around = die
 """
+_IGNORES_CHILDREN = "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)"
 _RUN = "import sys\n{defect}\nfrom nixfleet_agent.cli import main\nsys.exit(main(['run', '--config', sys.argv[1]]))"
 
 
@@ -109,6 +111,16 @@ class Scraped(Case):
         for path, says in (("/metrics", "nixfleet_agent_build_info"), ("/healthz", "ok")):
             with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
                 self.assertIn(says, answer.read().decode())
+        self.terminated(process)
+
+
+class Children(Case):
+    def test_their_ends_are_seen_where_a_parent_ignored_them(self) -> None:
+        """Otherwise every child, a failed switch too, would seem to have ended with code 0."""
+        process = self.start(_IGNORES_CHILDREN)
+        self.until_logged("started")
+        (ignored,) = re.findall(r"(?m)^SigIgn:\t(.*)$", Path(f"/proc/{process.pid}/status").read_text())
+        self.assertEqual(int(ignored, 16) >> (signal.SIGCHLD - 1) & 1, 0)
         self.terminated(process)
 
 
