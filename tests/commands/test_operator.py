@@ -206,7 +206,10 @@ class Probe(HostCase):
 
     def test_a_parent_that_ignores_the_ends_of_its_children_changes_no_exit_code(self) -> None:
         self.declare(bad={"kind": "exec", "command": ["/bin/false"]}, good={"kind": "exec", "command": ["/bin/true"]})
-        process = self.process("/bin/sh", "-c", "trap '' CHLD; exec \"$@\"", "sh")
+        ignore = (
+            "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+        )
+        process = self.process(sys.executable, "-c", ignore)
         out, err = process.communicate(timeout=30)
         self.assertRegex(out, r"(?m)^bad +exec +enforce +fail .*exit code 1, expected")
         self.assertRegex(out, r"(?m)^good +exec +enforce +pass ")
