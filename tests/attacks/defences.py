@@ -39,6 +39,12 @@ _VERIFIER = (
         "    signer = signer or keys[0]\n    if signer is None:\n        names",
         (_ARTIFACTS + "wrongly_signed", _ARTIFACTS + "unsigned"),
     ),
+    _gone(
+        "signature: any number of unsigned bytes is canonicalised",
+        "trust/verify.py",
+        "signer is None and len(raw) * CANONICAL_SHARE > limit",
+        _VERIFY,
+    ),
     _gone("signature: its length is not limited", "trust/verify.py", "len(signature) > SIGNATURE_LIMIT", _VERIFY),
     Defence(
         "signature: the key's own verdict is not asked",
@@ -258,8 +264,18 @@ _READERS = (
     _gone(
         "JSON: values that fill memory",
         "proto/strict_json.py",
-        "values * _BYTES_PER_VALUE + len(raw) > 4 * limit",
+        "values * _BYTES_PER_VALUE + len(raw) * _copies(raw) > 4 * limit",
         _JSON,
+    ),
+    Defence(
+        "JSON: wide texts that fill memory", "proto/strict_json.py", "return 10 if wide else 5", "return 3", (_JSON,)
+    ),
+    _gone(
+        "JSON: strings that are missing say nothing",
+        "proto/strict_json.py",
+        "_strings_kept(value, depth) != _strings_written(raw)",
+        _BODIES + "Json.test_an_order_that_is_no_strict_json",
+        to="_strings_kept(value, depth) < 0",
     ),
     _gone(
         "JSON: duplicate keys",
@@ -282,15 +298,15 @@ _READERS = (
     Defence(
         "JSON: NaN and infinities",
         "proto/strict_json.py",
-        "parse_float=_fraction, parse_constant=_constant",
-        "parse_float=_fraction",
+        '"parse_float": _fraction, "parse_constant": _constant',
+        '"parse_float": _fraction',
         (_BODIES + "Json.test_an_order_that_is_no_strict_json",),
     ),
     Defence(
         "JSON: depth",
         "proto/strict_json.py",
-        "    _check_depth(value, depth, what)\n",
-        "",
+        "    raise TooDeepError\n",
+        "    return strings\n",
         (_BODIES + "Json.test_an_order_that_is_no_strict_json",),
     ),
     Defence(
@@ -340,7 +356,7 @@ _READERS = (
         "        pieces.append(piece)",
         ("tests.net.test_limits.Sizes.test_an_endless_body_ends_at_the_limit",),
     ),
-    _gone("bodies: negative chunks", "net/session.py", "size < 0", _BODIES + "Sizes.test_broken_answers"),
+    _gone("bodies: negative chunks", "net/pool.py", "size < 0", _BODIES + "Sizes.test_broken_answers"),
     Defence(
         "bodies: the deadline of a call",
         "net/budget.py",
@@ -437,8 +453,8 @@ _IDENTITY = (
     Defence(
         "evidence: what was seen once is good for ever",
         "runtime/workers/probe_runners/evidence_file.py",
-        "if known is not None and known[0] == identities:",
-        "if known is not None:",
+        "if known.evidence is None or known.identities != identities:",
+        "if known.evidence is None:",
         ("tests.probes.test_evidence",),
     ),
     Defence(
