@@ -6,7 +6,9 @@ What a caller may not do is raised as ``RequestRefused``; ``Api.answer`` turns i
 from __future__ import annotations
 
 import json
+import logging
 import math
+import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -30,6 +32,8 @@ from nixfleet_agent.proto.times import format_time
 from nixfleet_agent.text import printable
 from nixfleet_agent.trust.canonical import canonical
 
+LOG = logging.getLogger("nixfleet_agent.local_cp")
+
 PROTOCOL = "1"
 LONGEST_WAIT = 60.0
 NO_CONTENT = Response(status=HTTPStatus.NO_CONTENT)
@@ -51,6 +55,9 @@ class Api:
             return refused(refusal.status, str(refusal))
         except (ProtoError, TrustError) as error:
             return refused(HTTPStatus.BAD_REQUEST, str(error))
+        except sqlite3.Error as error:  # the agent keeps what it sent, and tries again
+            LOG.warning("%s %s got 503: the database can't be used: %s", request.method, request.path, error)
+            return refused(HTTPStatus.SERVICE_UNAVAILABLE, f"the database can't be used: {error}")
 
     def _endpoint(self, request: Request) -> Endpoint:
         if request.path in PAGES:

@@ -63,9 +63,9 @@ class ControlPlane:
         return dispatch if wrong is None else replace(dispatch, target_closure=wrong)
 
     def not_delivered(self, dispatch: Dispatch) -> None:
-        """The answer broke on the way: the turn goes back into the queue."""
-        self.store.enqueue(replace(dispatch, target_closure=self._target(dispatch.rollout_id, dispatch.hostname)))
-        self.waiters.wake(dispatch.hostname)
+        """The answer broke on the way: the planner may give the turn again at once, if it still would."""
+        self.store.take_back(dispatch)
+        self.dispatcher.kick()
 
     def take_event(
         self, hostname: str, rollout_id: str, event: Event, body: Mapping[str, Any], signature: str | None

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from nixfleet_agent.errors import ConfigError
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS hosts (hostname TEXT PRIMARY KEY, seen_at TEXT NOT NULL, agent_version TEXT NOT NULL,
     current_closure TEXT, rollout_id TEXT, uptime_secs INTEGER NOT NULL, reported TEXT NOT NULL) WITHOUT ROWID;
@@ -43,13 +45,21 @@ class Database:
     """Thread-safe; ``transaction`` makes several calls one.
 
     With ``read_only`` the file must be there, and is another process's that may be writing to it.
+
+    Raises:
+        ConfigError: from the constructor, when the file is no database or can't be made.
+        sqlite3.Error: from every call, when the disk is full or somebody holds the file for too long; nothing has
+            changed then, and the same call may succeed later.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
         self._read_only = read_only
         self._lock = threading.RLock()
-        self._db = self._open()
+        try:
+            self._db = self._open()
+        except sqlite3.Error as error:
+            raise ConfigError(f"{path} can't be used: {error}: move it away, replays fill a new one") from error
 
     def _open(self) -> sqlite3.Connection:
         mode = "ro" if self._read_only else "rwc"
@@ -57,9 +67,13 @@ class Database:
         db = sqlite3.connect(address, uri=True, check_same_thread=False, isolation_level=None, cached_statements=256)
         if self._read_only:
             return db
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = NORMAL")
-        db.executescript(_SCHEMA)
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = NORMAL")
+            db.executescript(_SCHEMA)
+        except sqlite3.Error:
+            db.close()
+            raise
         return db
 
     def close(self) -> None:

@@ -5,6 +5,8 @@ No request ever plans. However many events come in, the thread rests several tim
 
 from __future__ import annotations
 
+import logging
+import sqlite3
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,8 +21,12 @@ from nixfleet_agent.proto.dispatch import Dispatch
 from nixfleet_agent.proto.ids import channel_of
 from nixfleet_agent.state_machine import RolloutRecord, State
 
+LOG = logging.getLogger("nixfleet_agent.local_cp")
+
 #: The planner rests this many times as long as its last round took: at most a fifth of a core.
 REST = 4.0
+#: How long it waits before it plans again where the database could not be used, in seconds.
+RETRY_SECS = 1.0
 #: A look into the future is never nearer than this, in seconds.
 NEAREST_LOOK = 0.05
 
@@ -80,7 +86,12 @@ class Dispatcher:
         while not self._stopping.is_set():
             self._kick.clear()
             began = self._clock.monotonic()
-            self.plan_once()
+            try:
+                self.plan_once()
+            except sqlite3.Error as error:
+                LOG.warning("no turns are given while the database can't be used: %s", error)
+                self._clock.wait(self._stopping, RETRY_SECS)
+                continue
             rest = REST * (self._clock.monotonic() - began)
             self._clock.wait(self._stopping, rest)
             self._clock.wait(self._kick, self._until_next_look())

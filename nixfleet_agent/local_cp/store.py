@@ -192,6 +192,11 @@ class Store(Database):
             )
             return dispatch
 
+    def take_back(self, dispatch: Dispatch) -> None:
+        """A turn that was dequeued did not reach its host."""
+        sql = "UPDATE records SET delivered_at = NULL WHERE rollout_id = ? AND hostname = ?"
+        self.run(sql, dispatch.rollout_id, dispatch.hostname)
+
     def queued(self) -> dict[str, list[str]]:
         """Rollout ids of the turns that wait, by host."""
         waiting: dict[str, list[str]] = {}
