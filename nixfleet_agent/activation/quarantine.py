@@ -51,7 +51,7 @@ class QuarantineStore:
     """``{state_dir}/quarantine.json``, read anew at each question, so that an operator's ``clear`` counts at once."""
 
     def __init__(self, state_dir: Path) -> None:
-        self._path = state_dir / "quarantine.json"
+        self.path = state_dir / "quarantine.json"
         self._lock = threading.Lock()
 
     @property
@@ -112,11 +112,11 @@ class QuarantineStore:
             }
             for entry in kept
         ]
-        durable.write(self._path, json.dumps({"entries": body}, indent=1).encode() + b"\n")
+        durable.write(self.path, json.dumps({"entries": body}, indent=1).encode() + b"\n")
 
     def _read(self) -> tuple[Entry, ...] | None:
         try:
-            body = json.loads(self._path.read_bytes())
+            body = json.loads(self.path.read_bytes())
             found = [_entry(item) for item in body["entries"]]
         except (OSError, ValueError, KeyError, TypeError, RecursionError, ProtoError):
             return None

@@ -54,6 +54,7 @@ def _findings(loaded: Loaded, *, offline: bool) -> Iterator[Finding]:
         yield from checks.configuration(loaded)
         yield from checks.state_directory(config)
         yield from checks.trust_file(config, clock)
+        yield from checks.ca_file(config)
         yield from checks.clock_and_marks(config, clock)
         yield from checks.identity(config, clock)
         yield from checks.health_check_file(config)

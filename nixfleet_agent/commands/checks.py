@@ -18,6 +18,7 @@ from nixfleet_agent.clock import Clock
 from nixfleet_agent.config.load import Loaded
 from nixfleet_agent.config.model import Config
 from nixfleet_agent.errors import AgentError, ConfigError, IdentityError, ProtoError, TransportError
+from nixfleet_agent.identity.anchors import load_anchors
 from nixfleet_agent.identity.certificate import load_certificate, name_is_ours
 from nixfleet_agent.identity.host_key import load_host_key, permission_warnings
 from nixfleet_agent.identity.token import check_token, load_token
@@ -64,7 +65,13 @@ def state_directory(config: Config) -> Iterator[Finding]:
         yield Finding("state directory", WARN, f"{path} does not exist yet: the agent makes it at its first start")
         return
     mode = stat.S_IMODE(path.stat().st_mode)
-    if not path.is_dir() or not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+    if not path.is_dir():
+        yield Finding("state directory", FAIL, f"{path} is not a directory: set state_dir")
+        return
+    if os.statvfs(path).f_flag & os.ST_RDONLY:
+        yield Finding("state directory", FAIL, f"{path} is on a read-only file system: remount it, or set state_dir")
+        return
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
         yield Finding("state directory", FAIL, f"{path} can't be written: run this as root, or set state_dir")
         return
     if mode & 0o077:
@@ -92,6 +99,22 @@ def trust_file(config: Config, clock: Clock) -> Iterator[Finding]:
     yield Finding("trust file", OK, f"{config.trust_file}; releases may be signed by: {', '.join(usable)}")
 
 
+def ca_file(config: Config) -> Iterator[Finding]:
+    """What the control plane's certificate is judged by."""
+    if config.ca_cert is None:
+        yield Finding("CA", OK, "ca_cert is not set: the control plane's certificate is judged by the system's CAs")
+        return
+    try:
+        count = len(load_anchors((), config.ca_cert))
+    except IdentityError as error:
+        yield Finding("CA", FAIL, f"{error}: put the fleet's there, or unset ca_cert to use the system's CAs")
+        return
+    if warning := _writable_by_others(config.ca_cert):
+        yield Finding("CA", FAIL, warning)
+    text = f"{config.ca_cert}: {count} certificate{'' if count == 1 else 's'}, the only ones that are trusted"
+    yield Finding("CA", OK, text)
+
+
 def clock_and_marks(config: Config, clock: Clock) -> Iterator[Finding]:
     path = config.state_dir / MARKS_FILE
     try:
@@ -115,7 +138,7 @@ def identity(config: Config, clock: Clock) -> Iterator[Finding]:
         yield Finding("host key", FAIL, str(error))
         return
     yield Finding("host key", OK, f"{config.client_key}, fingerprint {key.fingerprint}")
-    secrets = dict.fromkeys((config.client_key, config.ssh_host_key_file, config.bootstrap_token_file))
+    secrets = (config.client_key, config.ssh_host_key_file, config.bootstrap_token_file)
     for warning in permission_warnings(*secrets):
         yield Finding("permissions", FAIL, warning)
     try:
@@ -146,7 +169,10 @@ def _certificate(config: Config, clock: Clock, public_raw: bytes) -> Finding:
     if not name_is_ours(certificate.common_name, config.machine_id):
         return Finding("certificate", FAIL, f"{where} is for {certificate.common_name!r}, not {config.machine_id!r}")
     if certificate.expired(clock.now()):
-        return Finding("certificate", FAIL, f"{where} expired at {certificate.not_after:%F %T}Z: enroll again")
+        expired = f"{where} expired at {certificate.not_after:%F %T}Z"
+        return Finding(
+            "certificate", FAIL, f"{expired}: `nixfleet-agent renew --force`; where that is refused, enroll again"
+        )
     return Finding("certificate", OK, f"{where}, valid until {certificate.not_after:%F %T}Z ({left:.0%} left)")
 
 
@@ -183,7 +209,8 @@ def nix(config: Config, context: Context) -> Iterator[Finding]:
         )
         yield Finding("nix", OK, done.stdout.strip())
     except (OSError, subprocess.SubprocessError) as error:
-        yield Finding("nix", FAIL, f"nix-store does not run ({error}): is Nix installed and in the agent's PATH?")
+        said = (getattr(error, "stderr", None) or str(error)).strip().rpartition("\n")[2]
+        yield Finding("nix", FAIL, f"nix-store does not run ({said}): is Nix installed and in the agent's PATH?")
     try:
         method = choose(context).method
         if config.activation.backend == "systemd" and not _SYSTEMD_RUNS.is_dir():
@@ -212,8 +239,10 @@ def reachability(config: Config, control_plane: ControlPlane, *, enrolled: bool)
         yield _welcome(url, enrolled, str(error))
         return
     except TransportError as error:
-        text = f"{error}: is the address right, is it up, does a firewall stand between?"
-        yield Finding("control plane", FAIL, text)
+        # Somebody was there, or nobody could be asked: neither the network nor a firewall is to blame.
+        tls = "is that the control plane, and ca_cert the CA of its fleet?"
+        cause = tls if error.kind == "tls" else "is the address right, is it up, does a firewall stand between?"
+        yield Finding("control plane", FAIL, f"{error}: {cause}")
         return
     except ConfigError as error:
         yield Finding("control plane", FAIL, str(error))

@@ -36,9 +36,15 @@ def active_record(snapshot: Snapshot) -> Mapping[str, Any] | None:
 
 
 def _agent(snapshot: Snapshot) -> Iterator[str]:
-    if not snapshot.get("running"):
+    reason = snapshot.get("not_running", "nobody answers")
+    if not snapshot.get("running") and (pid := snapshot.get("holder_pid")):
         yield (
-            f"The agent does not run ({snapshot.get('not_running', 'nobody answers')}), so nothing happens: "
+            f"The agent (pid {pid}) runs and does not answer ({reason}): it is just starting, or it hangs. If that "
+            f"lasts, systemd restarts it; `kill -USR1 {pid}` writes its stacks to the log. As its files say:"
+        )
+    elif not snapshot.get("running"):
+        yield (
+            f"The agent does not run ({reason}), so nothing happens: "
             "start it with `systemctl start nixfleet-agent`. As its files say:"
         )
     if silent := snapshot.get("silent_workers"):
@@ -54,7 +60,10 @@ def _trouble(snapshot: Snapshot, now: datetime) -> Iterator[str]:
         why = f" ({certificate['failure']})" if certificate.get("failure") else ""
         yield f"The certificate {certificate.get('path')} is {state}{why}: run `nixfleet-agent check`."
     if (drift := snapshot.get("drift")) is not None:
-        yield f"Somebody switched this host by hand: {drift} runs, which is not what the rollout left; it is let be."
+        yield (
+            f"Somebody switched this host by hand: {drift} runs, which is not what the rollout left. It is let be: "
+            "switch back, or roll out what should run."
+        )
 
 
 def _rollout(snapshot: Snapshot, now: datetime, quarantine_hours: float) -> Iterator[str]:
@@ -122,7 +131,7 @@ def _converged(record: Mapping[str, Any], snapshot: Snapshot, now: datetime, hou
 
 
 def _failed(record: Mapping[str, Any], snapshot: Snapshot, now: datetime, hours: float) -> Iterator[str]:
-    failed = f"{record['rollout_id']} failed {_ago(record['failed_at'], now)}"
+    failed = f"{record['rollout_id']} failed {_ago(record['failed_at'], now)}{_cause(record)}"
     rollback = snapshot.get("rollback") or {}
     if not record["rollback_owed"]:
         prior = record["current_closure_at_dispatch"]
@@ -140,15 +149,27 @@ def _failed(record: Mapping[str, Any], snapshot: Snapshot, now: datetime, hours:
         yield f"{failed}, and the host is on its way back to {record['current_closure_at_dispatch']}."
 
 
+def _cause(record: Mapping[str, Any]) -> str:
+    """What a rollout failed of, as far as its record says."""
+    if record["activation_failed_at"]:
+        return " (its activation did: `nixfleet-agent history` shows where, and what was said)"
+    failing = [
+        f"probe {name}: {probe['failure_reason']}"
+        for name, probe in sorted(record["probes"].items())
+        if probe["mode"] == "enforce" and probe["status"] != "pass"
+    ]
+    return f" ({'; '.join(failing)})" if failing else ""
+
+
 def _reverted(record: Mapping[str, Any], snapshot: Snapshot, now: datetime, hours: float) -> Iterator[str]:
-    reverted = f"{record['rollout_id']} failed and was rolled back {_ago(record['reverted_at'], now)}"
+    reverted = f"{record['rollout_id']} failed{_cause(record)} and was rolled back {_ago(record['reverted_at'], now)}"
     yield f"{reverted}: {record['reverted_to']} runs again. A rollout runs once on a host: going on needs a new one."
     for entry in snapshot.get("quarantine") or ():
         until = parse_time(entry["since"]) + timedelta(hours=hours)
         if entry["closure"] == record["target_closure"] and now < until:
             yield (
                 f"The closure is refused on {channel_of(record['rollout_id'])} until {local_time(until)}; "
-                "`nixfleet-agent quarantine clear` lifts that."
+                f"`nixfleet-agent quarantine clear {entry['closure'].partition('-')[0]}` lifts that."
             )
 
 

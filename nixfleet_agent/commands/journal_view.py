@@ -30,6 +30,11 @@ class Found:
         """What `queue show|retry|drop` call it: ``stable@abc/3``, or the file's own name."""
         return f"{self.name.rollout_id}/{self.name.seq}" if self.name else self.path.name
 
+    @property
+    def where(self) -> str:
+        """Its place for people: the accepted Dispatch lies among the sent events, and is never sent."""
+        return "kept" if self.place == "sent" and self.name is not None and self.name.seq == 0 else self.place
+
     def read(self) -> Entry:
         """Its content.
 

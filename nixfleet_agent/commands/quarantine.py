@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from nixfleet_agent.activation.quarantine import Entry, QuarantineStore
 from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.commands.invocation import Invocation, Parser, add_action
@@ -29,6 +31,8 @@ def configure(parser: Parser) -> None:
 
 def run(call: Invocation) -> int:
     store = QuarantineStore(call.config.state_dir)
+    with suppress(FileNotFoundError):
+        store.path.open("rb").close()  # the store takes a file that may not be read for one that is not there
     if call.options.action == "list":
         _list(call, store)
     else:
@@ -70,4 +74,4 @@ def _clear(call: Invocation, store: QuarantineStore) -> None:
     if call.json:
         call.print_json({"lifted": lifted})
     else:
-        call.print(f"lifted: {lifted}. They may be activated when the control plane sends them again.")
+        call.print(f"lifted: {lifted}. A new rollout may bring what was refused; one that was here never runs again.")

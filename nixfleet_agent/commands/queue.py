@@ -67,9 +67,9 @@ def _list(call: Invocation) -> None:
             entry = item.read()
             refusal = entry.refusal or {}
             said = f"{refusal.get('status')}: {refusal.get('answer')}" if refusal else ""
-            rows.append((item.id, entry.kind, item.place, ago(entry.created_at, now), said))
+            rows.append((item.id, entry.kind, item.where, ago(entry.created_at, now), said))
         except ProtoError as error:
-            rows.append((item.id, item.name.kind if item.name else "?", item.place, "?", str(error)))
+            rows.append((item.id, item.name.kind if item.name else "?", item.where, "?", str(error)))
     call.table(("ID", "EVENT", "WHERE", "CREATED", "WHY"), rows)
 
 
@@ -81,7 +81,7 @@ def _show(call: Invocation) -> None:
         return
     for key, value in row.items():
         if value is not None:
-            call.print(f"{key + ':':<10} {json.dumps(value) if isinstance(value, dict) else value}")
+            call.print(f"{key + ':':<11} {json.dumps(value) if isinstance(value, dict) else value}")
 
 
 def _retry(call: Invocation) -> None:
@@ -122,7 +122,7 @@ def _report(call: Invocation, moved: list[str], what: str, note: str) -> None:
     if call.json:
         call.print_json({"entries": moved})
     else:
-        call.print(f"{what}: {', '.join(moved) or 'nothing'}{note}")
+        call.print(f"{what}: {', '.join(moved)}{note}" if moved else "there is nothing rejected or corrupt.")
 
 
 def _chosen(call: Invocation) -> list[Found]:
@@ -134,7 +134,7 @@ def _chosen(call: Invocation) -> list[Found]:
     except QueueEntryError:
         elsewhere = _find(_scan(call, tuple(journal_view.PLACES)), call.options.id)
         raise QueueEntryError(
-            f"{elsewhere.id} is {elsewhere.place}: only rejected and corrupt events can be retried or dropped"
+            f"{elsewhere.id} is {elsewhere.where}: only rejected and corrupt events can be retried or dropped"
         ) from None
 
 
@@ -150,7 +150,7 @@ def _find(found: list[Found], wanted: str) -> Found:
 
 
 def _row(item: Found) -> dict[str, object]:
-    row: dict[str, object] = {"id": item.id, "where": item.place, "path": str(item.path), "problem": None}
+    row: dict[str, object] = {"id": item.id, "where": item.where, "path": str(item.path), "problem": None}
     try:
         entry = item.read()
     except ProtoError as error:

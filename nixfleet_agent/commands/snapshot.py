@@ -24,9 +24,10 @@ def snapshot_of(config: Config) -> dict[str, Any]:
     except AgentNotRunningError as error:
         # What reads them costs more than the answer of an agent that runs: state machine, journal, certificates.
         from nixfleet_agent.commands.snapshot_files import sections_from_files
+        from nixfleet_agent.runtime.state_dir import holder
 
         sections = sections_from_files(config)
-        sections |= {"running": False, "not_running": str(error)}
+        sections |= {"running": False, "not_running": str(error), "holder_pid": holder(config.state_dir)}
     sections["quarantine"] = [entry for entry in sections.get("quarantine") or () if _in_force(entry, config)]
     sections.setdefault("machine_id", config.machine_id)
     return sections

@@ -52,6 +52,8 @@ def run(call: Invocation) -> int:
     record = active_record(snapshot)
     if record is not None and record["probes"]:
         call.print()
+        if record["state"] != "Soaking":
+            call.print(f"The last results while {record['rollout_id']} soaked:")
         probes = [_probe_row(name, probe, now) for name, probe in sorted(record["probes"].items())]
         call.table(("PROBE", "MODE", "RESULT", "LAST RUN", "REASON"), probes)
     return EXIT_OK
@@ -63,6 +65,8 @@ def _lines(snapshot: Snapshot, now: datetime) -> Iterator[tuple[str, str, str]]:
         started = _ago(snapshot.get("started_at"), now)
         said = f"running, version {agent.get('version')}, pid {agent.get('pid')}, started {started}"
         yield "agent", said, GREEN
+    elif pid := snapshot.get("holder_pid"):
+        yield "agent", f"pid {pid} starts, or hangs ({snapshot['not_running']}); from its files:", RED
     else:
         yield "agent", f"not running ({snapshot['not_running']}); from its files:", RED
     yield "host", str(snapshot.get("machine_id")), ""
@@ -104,7 +108,8 @@ def _facts(snapshot: Snapshot, now: datetime) -> Iterator[tuple[str, str, str]]:
     queue = snapshot.get("queue") or {}
     oldest = f", the oldest from {_ago(queue['oldest'], now)}" if queue.get("oldest") else ""
     rejected = f", {queue['rejected']} rejected" if queue.get("rejected") else ""
-    yield "queue", f"{queue.get('queued', 0)} events{oldest}{rejected}", ""
+    queued = queue.get("queued", 0)
+    yield "queue", f"{queued} event{'' if queued == 1 else 's'}{oldest}{rejected}", ""
     certificate = snapshot.get("certificate") or {}
     until = f" until {local_time(parse_time(certificate['not_after']))}" if certificate.get("not_after") else ""
     failure = f" ({certificate['failure']})" if certificate.get("failure") else ""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -105,11 +106,12 @@ def _queue(call: Invocation) -> list[dict[str, str]]:
 
 def _files(state_dir: Path) -> list[dict[str, object]]:
     """Names, sizes and modes of what is in the state directory; of no file the content."""
-    return [
-        {"path": str(path.relative_to(state_dir)), "bytes": info.st_size, "mode": oct(info.st_mode)}
-        for path in sorted(state_dir.rglob("*"))
-        if (info := path.lstat()) is not None
-    ]
+    found: list[dict[str, object]] = []
+    for path in sorted(state_dir.rglob("*")):
+        with suppress(FileNotFoundError):  # a running agent moves its files while they are listed
+            info = path.lstat()
+            found.append({"path": str(path.relative_to(state_dir)), "bytes": info.st_size, "mode": oct(info.st_mode)})
+    return found
 
 
 def _recent_log(call: Invocation) -> str:

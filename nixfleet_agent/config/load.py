@@ -143,7 +143,7 @@ def _senseless(config: Config, settings: Mapping[str, Setting], schema: Schema) 
         problems.append(f"{subject('control_plane_url')} {reason}: write https://HOST:PORT")
     if not HOSTNAME.fullmatch(config.machine_id):
         problems.append(f"{subject('machine_id')} is not a host name: {config.machine_id!r} (letters, digits, . _ -)")
-    if config.state_dir == Path("/"):
+    if not os.path.normpath(config.state_dir).strip("/"):
         problems.append(f"{subject('state_dir')} must be a folder of the agent's own, not /")
     activation, tuning = config.activation, config.tuning
     least = activation.poll_budget_secs + activation.settle_budget_secs + GUARD_MARGIN_SECS
@@ -181,6 +181,8 @@ def _url_problem(url: str) -> str | None:
         port = parts.port
     except ValueError as error:
         return f"is not a URL ({error})"
+    if any(character.isspace() for character in url):
+        return f"contains a space: {url!r}"
     if parts.scheme != "https":
         return f"must start with https://, is {url!r}" if parts.scheme != "http" else "uses http, which is not safe"
     if not parts.hostname or not HOSTNAME.fullmatch(parts.hostname.strip("[]").replace(":", "x")):

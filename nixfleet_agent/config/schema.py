@@ -57,7 +57,7 @@ class Schema:
             if isinstance(value, float) and not math.isfinite(value):
                 found.append(f"{subject(name)} must be a finite number, is {value}")
             elif isinstance(value, str) and not value.isprintable():
-                found.append(f"{subject(name)} contains a control character: {value!a}")
+                found.append(f"{subject(name)} contains a character that can't be printed: {value!a}")
         return found
 
     def _phrase(self, error: jsonschema.ValidationError, subject: Callable[[str], str]) -> Iterator[str]:
@@ -79,7 +79,7 @@ class Schema:
                     f": did you mean {near[0]!r}?" if near else ""
                 )
             case "minLength":
-                yield f"{subject(table)} is empty: set it, or leave the key out"
+                yield f"{subject(table)} is empty: set it, or leave it out"
             case "maxLength":
                 yield f"{subject(table)} is longer than {limit} characters"
             case validator:
@@ -87,12 +87,16 @@ class Schema:
 
     def hint(self, unknown: str) -> str:
         """`` : did you mean ...?`` for the nearest known key, or where the list of keys is."""
-        last = unknown.rpartition(".")[2]
-        same = [name for name in self.keys if name.rpartition(".")[2] == last]
-        near = same or difflib.get_close_matches(unknown.replace("-", "_").lower(), self.keys, 1)
-        near = near or [
-            name for name in self.keys if difflib.get_close_matches(last, [name.rpartition(".")[2]], 1, 0.75)
-        ]
+        inside, _, last = unknown.rpartition(".")
+        leaf = {name: name.rpartition(".")[2] for name in self.keys}
+        there = [leaf[name] for name in self.keys if inside and name.startswith(f"{inside}.")]
+        word = last.replace("-", "_").lower()
+        near = [name for name in self.keys if leaf[name] == last]
+        near = near or [f"{inside}.{name}" for name in difflib.get_close_matches(word, there, 1)]
+        near = near or ([] if inside else difflib.get_close_matches(word, self.keys, 1))
+        near = near or [name for name in self.keys if difflib.get_close_matches(last, [leaf[name]], 1, 0.75)]
+        if not near and there:
+            return f": [{inside}] has {', '.join(there)}"
         if not near:
             return ": see conf/agent.toml for every key"
         table, _, name = near[0].rpartition(".")

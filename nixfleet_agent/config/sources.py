@@ -21,6 +21,7 @@ from nixfleet_agent.config.schema import (
     nested,
 )
 from nixfleet_agent.errors import ConfigError
+from nixfleet_agent.text import printable
 
 DEFAULT_FILE = Path("/etc/nixfleet/agent.toml")
 #: A configuration is a few KiB; the limit keeps a wrong path (a disk image, a log) from filling the memory.
@@ -131,7 +132,8 @@ def _read(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ConfigProblemsError([f"can't read the configuration {path}: {reason}"]) from error
+        advice = ": run it as root" if isinstance(error, PermissionError) else ""
+        raise ConfigProblemsError([f"can't read the configuration {path}: {reason}{advice}"]) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # a pipe would block, a folder has no content
         os.close(descriptor)
         raise ConfigProblemsError([f"the configuration {path} is not a regular file: give the path of a TOML file"])
@@ -146,10 +148,13 @@ def _read(path: Path) -> bytes:
 
 def _parse(raw: bytes, path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(raw.decode("utf-8"))
+        return tomllib.loads(raw.decode("utf-8-sig"))  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
         raise ConfigProblemsError([f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8"]) from error
     except RecursionError as error:
         raise ConfigProblemsError([f"{path} is not a configuration: it is nested too deeply"]) from error
     except ValueError as error:
-        raise ConfigProblemsError([f"{path} is not valid TOML: {ascii(str(error))[1:-1][:300]}"]) from error
+        said = printable(str(error), 300)
+        # Python's words for it do not say what it means.
+        twice = ": it is there twice" if said.startswith(("Cannot overwrite", "Cannot declare")) else ""
+        raise ConfigProblemsError([f"{path} is not valid TOML: {said}{twice}"]) from error

@@ -12,7 +12,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from nixfleet_agent.errors import IdentityError
+from nixfleet_agent.errors import EXIT_CONFIG, IdentityError
 
 #: A private key file is a few hundred bytes; anything far larger is some other file.
 _SIZE_LIMIT = 64 * 1024
@@ -22,6 +22,8 @@ _PUBLIC_PREFIXES = (b"ssh-", b"ecdsa-", b"sk-")
 
 class HostKeyError(IdentityError):
     """The host key can't be used; the message names the file and the remedy."""
+
+    exit_code = EXIT_CONFIG
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ def load_host_key(path: Path) -> HostKey:
 def permission_warnings(*paths: Path | None) -> list[str]:
     """One line for each of these secret files that others than its owner can read or write; missing files are not."""
     warnings = []
-    for path in paths:
+    for path in dict.fromkeys(paths):
         if path is None:
             continue
         try:

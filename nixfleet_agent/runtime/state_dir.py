@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -31,7 +32,9 @@ class StateDir:
             durable.make_directory(path)
             descriptor = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except (StorageError, OSError) as error:
-            raise ConfigError(f"can't use the state directory {path}: {error}; check state_dir") from error
+            reason = error.strerror if isinstance(error, OSError) else str(error).rpartition(": ")[2]
+            advice = "run it as root" if getattr(error, "errno", None) == errno.EACCES else "check state_dir"
+            raise ConfigError(f"can't use the state directory {path}: {reason}: {advice}") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -49,6 +52,25 @@ class StateDir:
     def let_go(self) -> None:
         """Give the lock up before the process ends (tests run several agents in one process)."""
         os.close(self._descriptor)
+
+
+def holder(path: Path) -> int | None:
+    """The pid of the agent that holds this state directory; None when nobody does, or it can't be seen.
+
+    The lock itself is never tried: an agent that starts at that moment would give up for good.
+    """
+    try:
+        lock = (path / LOCK_NAME).stat()
+        pid = int((path / LOCK_NAME).read_text())
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                if os.path.samestat(entry.stat(), lock):
+                    return pid
+            except OSError:
+                continue  # closed meanwhile
+    except (OSError, ValueError):
+        return None
+    return None
 
 
 def _remove_temporaries(path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import unittest
 from collections.abc import Callable
 from datetime import timedelta
@@ -12,7 +14,7 @@ from nixfleet_agent.identity.host_key import HostKey
 from nixfleet_agent.proto.times import format_time
 from tests.commands.host_case import MACHINE, NEW, HostCase, Ran
 from tests.support.https_server import Reply
-from tests.support.tls import DAY, new_host_key, now, write_host_key
+from tests.support.tls import DAY, Authority, new_host_key, now, write_host_key
 
 PROOF = ("GET", "/v1/fleet.resolved/sig")
 
@@ -32,6 +34,7 @@ class Check(HostCase):
             "configuration",
             "state",
             "trust",
+            "CA",
             "host",
             "certificate",
             "health",
@@ -115,6 +118,25 @@ class Check(HostCase):
         self.assertEqual(ran.code, 1)
         self.assertRegex(self.lines(ran, "fail")[0], "Connection refused.*is the address right")
 
+    def test_somebody_else_at_the_control_planes_address_is_no_matter_of_firewalls(self) -> None:
+        self.serve()
+        Authority().write_ca(self.ca)
+        (line,) = self.lines(self.call("check"), "fail")
+        self.assertIn("ca_cert the CA of its fleet?", line)
+        self.assertNotIn("firewall", line)
+
+    def test_a_state_directory_that_can_only_be_read_is_no_matter_of_rights(self) -> None:
+        flags = mock.Mock(f_flag=os.ST_RDONLY)
+        with mock.patch("nixfleet_agent.commands.checks.os.statvfs", return_value=flags):
+            (line,) = self.lines(self.call("check", "--offline"), "fail")
+        self.assertIn("is on a read-only file system: remount it", line)
+
+    def test_what_nix_said_is_shown_when_it_does_not_run(self) -> None:
+        died = subprocess.CalledProcessError(1, ["nix-store"], stderr="warning: x\nerror: no store\n")
+        with mock.patch("nixfleet_agent.commands.checks.subprocess.run", side_effect=died):
+            (line,) = self.lines(self.call("check", "--offline"), "fail")
+        self.assertIn("nix-store does not run (error: no store)", line)
+
     def test_a_host_that_is_not_enrolled_yet_learns_whether_anybody_is_there(self) -> None:
         self.serve()
         self.certificate.unlink()
@@ -161,8 +183,17 @@ BREAKS: dict[str, tuple[Callable[[Check], object], str, tuple[str, ...]]] = {
     "certificate expired": (
         lambda c: client(c, not_before=now() - 2 * DAY, not_after=now() - DAY),
         "fail",
-        ("expired", "enroll again"),
+        ("expired", "renew --force", "enroll again"),
     ),
+    "state directory is a file": (
+        lambda c: (c.state.rmdir(), c.state.write_text("")),
+        "fail",
+        ("state directory", "is not a directory"),
+    ),
+    "CA missing": (lambda c: c.ca.unlink(), "fail", ("can't read ca_cert", "put the fleet's there")),
+    "CA that is a key": (lambda c: c.ca.write_text("x"), "fail", ("is not a PEM certificate",)),
+    "CA that anybody can change": (lambda c: c.ca.chmod(0o666), "fail", ("CA", "chmod go-w")),
+    "no CA, so the system's": (lambda c: c.settings.pop("ca_cert"), "ok", ("judged by the system's CAs",)),
     "state directory open to others": (lambda c: c.state.chmod(0o755), "fail", ("chmod 700",)),
     "health checks are no JSON": (lambda c: c.health("{"), "fail", ("health checks",)),
     "a probe that can only fail": (lambda c: c.health('{"a": {"kind": "htpp"}}'), "fail", ("a: ",)),

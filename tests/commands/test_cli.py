@@ -58,7 +58,7 @@ MISUSE: list[tuple[str, str, int, tuple[str, ...]]] = [
     (
         "to enroll without a key",
         "enroll --force --bootstrap-token-file /t --client-key /nowhere",
-        1,
+        78,
         ("ssh-keygen -A",),
     ),
     ("no configuration", "status --config /nowhere", 78, ("can't read the configuration /nowhere",)),

@@ -88,6 +88,22 @@ SITUATIONS: dict[str, tuple[RolloutRecord | None, dict[str, Any], tuple[str, ...
         {},
         ("failed 9 min ago", "no rollback follows", "halt", "stays as it is"),
     ),
+    "failed at a probe": (
+        replace(
+            RECORD,
+            state=State.FAILED,
+            failed_at=at(minutes=9),
+            policy_applied=Policy.HALT,
+            probes=MappingProxyType({"web": FAIL, "watched": replace(FAIL, mode=Mode.OBSERVE)}),
+        ),
+        {},
+        ("failed 9 min ago (probe web: status 500), and no rollback follows",),
+    ),
+    "failed at its activation": (
+        replace(RECORD, state=State.FAILED, failed_at=at(minutes=9), activation_failed_at=at(minutes=9)),
+        {},
+        ("(its activation did: `nixfleet-agent history` shows where",),
+    ),
     "failed, no way back": (
         replace(
             RECORD,
@@ -117,7 +133,24 @@ SITUATIONS: dict[str, tuple[RolloutRecord | None, dict[str, Any], tuple[str, ...
     "reverted": (
         replace(RECORD, state=State.REVERTED, reverted_at=at(minutes=2), reverted_to=OLD),
         {"quarantine": [{"closure": NEW, "channel": "stable", "since": format_time(at(hours=1))}]},
-        ("rolled back 2 min ago", OLD, "needs a new one", "refused on stable until", "quarantine clear"),
+        (
+            "rolled back 2 min ago",
+            OLD,
+            "needs a new one",
+            "refused on stable until",
+            f"`nixfleet-agent quarantine clear {NEW.partition('-')[0]}`",
+        ),
+    ),
+    "reverted because of a probe": (
+        replace(
+            RECORD,
+            state=State.REVERTED,
+            reverted_at=at(minutes=2),
+            reverted_to=OLD,
+            probes=MappingProxyType({"web": FAIL}),
+        ),
+        {},
+        ("stable@abc failed (probe web: status 500) and was rolled back 2 min ago",),
     ),
     "a kept Dispatch": (
         None,
@@ -150,7 +183,7 @@ SITUATIONS: dict[str, tuple[RolloutRecord | None, dict[str, Any], tuple[str, ...
         {"hold": {"reason": "disk swap", "until": format_time(NOW + timedelta(hours=1))}},
         ("holds back new activations", "disk swap", "nixfleet-agent release"),
     ),
-    "drift": (RECORD, {"drift": OLD}, ("by hand", OLD)),
+    "drift": (RECORD, {"drift": OLD}, ("by hand", OLD, "switch back, or roll out")),
     "a full disk": (RECORD, {"journal_error": "No space left"}, ("can't be made durable", "No space left", "free")),
     "no certificate": (
         None,
@@ -210,6 +243,13 @@ class Explain(unittest.TestCase):
         text = explain({"running": False, "not_running": "no agent answers"}, NOW, quarantine_hours=24)
         self.assertIn("does not run (no agent answers)", text)
         self.assertIn("systemctl start nixfleet-agent", text)
+
+    def test_an_agent_that_runs_and_says_nothing_is_not_one_to_start(self) -> None:
+        silent = {"running": False, "not_running": "timed out", "holder_pid": 4711}
+        text = explain(silent, NOW, quarantine_hours=24)
+        self.assertIn("(pid 4711) runs and does not answer (timed out)", text)
+        self.assertIn("kill -USR1 4711", text)
+        self.assertNotIn("systemctl start", text)
 
     def test_quarantine_that_is_over_is_not_mentioned(self) -> None:
         record, sections, _ = SITUATIONS["reverted"]

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 import threading
 import unittest
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import rfc8785
 
 from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.runtime.journal import CORRUPT, DROPPED, QUEUE, REJECTED, SENT
 from nixfleet_agent.runtime.shutdown import ShutdownToken
+from nixfleet_agent.runtime.state_dir import StateDir
 from nixfleet_agent.runtime.status_socket import Handler, StatusSocketWorker
 from tests.commands.host_case import MACHINE, NEW, OLD, HostCase
 
@@ -61,14 +64,17 @@ class Queue(Case):
         self.assertRegex(ran.out, r"(?m)^stable@abc123/2 +ActivationStarted +queued ")
         self.assertNotIn("/0", ran.out)
         self.assertEqual(
-            [row["where"] for row in self.call("queue", "list", "--json", "--all").json], ["sent", "rejected", "queued"]
+            [row["where"] for row in self.call("queue", "list", "--json", "--all").json], ["kept", "rejected", "queued"]
         )
 
     def test_show(self) -> None:
         path = self.rejected()
         shown = self.call("queue", "show", f"{ROLLOUT}/1", "--json").json
         self.assertEqual((shown["refusal"]["status"], shown["event"]["kind"]), (422, "DispatchAck"))
-        self.assertIn("DispatchAck", self.call("queue", "show", path.name).out)
+        out = self.call("queue", "show", path.name).out
+        self.assertIn("DispatchAck", out)
+        starts = {len(line) - len(line.partition(":")[2].lstrip()) for line in out.splitlines()}
+        self.assertEqual(len(starts), 1, out)
 
     def test_retry_puts_the_same_event_back_and_wakes_the_agent(self) -> None:
         path = self.rejected()
@@ -86,6 +92,9 @@ class Queue(Case):
         self.rejected()
         self.assertIn("when it is started", self.call("queue", "retry", "--all").out)
 
+    def test_to_retry_nothing_speaks_of_nothing_else(self) -> None:
+        self.assertEqual(self.call("queue", "retry", "--all").out, "there is nothing rejected or corrupt.\n")
+
     def test_drop_keeps_the_event_and_its_number(self) -> None:
         path = self.rejected()
         self.assertEqual(self.call("queue", "drop", "--all").code, 0)
@@ -95,7 +104,7 @@ class Queue(Case):
     def test_what_is_on_its_way_or_delivered_is_not_touched(self) -> None:
         self.rejected()
         for action in ("retry", "drop"):
-            for seq, place in ((2, "queued"), (0, "sent")):
+            for seq, place in ((2, "queued"), (0, "kept")):
                 with self.subTest(action=action, place=place):
                     ran = self.call("queue", action, f"{ROLLOUT}/{seq}")
                     self.fails(2, f"is {place}", "only rejected and corrupt", ran=ran)
@@ -201,6 +210,27 @@ class Status(Case):
         snapshot = self.call("status", "--json").json
         self.assertEqual((snapshot["running"], snapshot["queue"]["queued"]), (False, 3))
 
+    def test_an_agent_that_starts_or_hangs_is_not_said_to_be_down(self) -> None:
+        held = StateDir.take(self.state)
+        self.addCleanup(held.let_go)
+        self.assertRegex(
+            self.call("status").out, rf"(?m)^agent: +pid {os.getpid()} starts, or hangs \(no agent answers"
+        )
+        self.assertIn(f"(pid {os.getpid()}) runs and does not answer", self.call("why").out.replace("\n", " "))
+        self.assertEqual(self.call("status", "--json").json["holder_pid"], os.getpid())
+
+    def test_probes_of_a_rollout_that_is_over_are_not_taken_for_those_of_what_runs(self) -> None:
+        probe = {"status": "fail", "mode": "enforce", "last_observed_at": None, "failure_reason": "status 500"}
+        accepted = self.accept(ROLLOUT)
+        self.log(accepted, *self.converged(accepted))
+        snapshot = self.call("status", "--json").json
+        snapshot["rollouts"][0]["probes"] = {"web": probe}
+        for state, said in (("Converged", True), ("Soaking", False)):
+            snapshot["rollouts"][0]["state"] = state
+            with self.agent({"status": lambda _: dict(snapshot)}):
+                out = self.call("status").out
+            self.assertEqual(f"The last results while {ROLLOUT} soaked:\nPROBE " in out, said, out)
+
     def test_what_the_running_agent_says(self) -> None:
         snapshot = {
             "agent": {"version": "9.9", "pid": 42}, "host": {"active_id": None}, "rollouts": [], "drift": OLD,
@@ -219,6 +249,26 @@ class Status(Case):
         ):
             self.assertIn(part, ran.out)
         self.assertIn("has accepted no rollout yet", why)
+
+    def test_support_lists_files_that_a_running_agent_moves_meanwhile(self) -> None:
+        accepted = self.accept(ROLLOUT)
+        self.log(accepted, *self.activated(accepted), delivered=False)
+        really = Path.lstat
+
+        def moved(path: Path) -> os.stat_result:
+            if path.name.endswith("-DispatchAck.json"):
+                raise FileNotFoundError(2, "No such file or directory", str(path))
+            return really(path)
+
+        archive = self.folder / "s.tar.gz"
+        with mock.patch.object(Path, "lstat", moved):
+            self.assertEqual(self.call("support", "--output", str(archive)).code, 0)
+        with tarfile.open(archive) as tar:
+            (name,) = [name for name in tar.getnames() if name.endswith("/files.json")]
+            file = tar.extractfile(name)
+            assert file is not None
+            listed = {item["path"] for item in json.loads(file.read())}
+        self.assertTrue(any(path.endswith("-ActivationStarted.json") for path in listed), listed)
 
     def test_support_has_no_secret(self) -> None:
         accepted = self.accept(ROLLOUT)

@@ -12,6 +12,8 @@ import unittest
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 from nixfleet_agent.activation.quarantine import Entry, QuarantineStore
 from nixfleet_agent.proto.times import format_time, parse_time
@@ -68,6 +70,19 @@ class Quarantine(HostCase):
         self.assertEqual(self.call("quarantine", "clear", "--all").code, 0)
         self.assertEqual(self.store.entries(), ())
         self.assertIn("nothing is in quarantine", self.call("quarantine", "list").out)
+
+    def test_to_one_who_may_not_read_it_the_list_is_not_empty(self) -> None:
+        really = Path.open
+
+        def refuse(path: Path, *arguments: Any, **options: Any) -> Any:
+            if path == self.store.path:
+                raise PermissionError(13, "Permission denied", str(path))
+            return really(path, *arguments, **options)
+
+        for words in (("list",), ("clear", "--all")):
+            with mock.patch.object(Path, "open", refuse):
+                self.fails(1, "quarantine.json: run it as root", ran=self.call("quarantine", *words))
+        self.assertEqual(len(self.store.entries()), 3)
 
 
 class Rollback(HostCase):

@@ -37,7 +37,10 @@ MISTAKES = [
     Mistake("date for a string", ("'trust_file'", "must be a string"), "trust_file = 2026-05-16"),
     Mistake("value for a table", ("'tuning'", "must be a table, is 3"), "tuning = 3"),
     Mistake("table for a value", ("'state_dir'", "must be a string in quotes, is a table"), "[state_dir]\nx = 1"),
-    Mistake("duplicate key", ("not valid TOML",), 'ca_cert = "/a"\nca_cert = "/b"'),
+    Mistake("duplicate key", ("not valid TOML", "line 4", "it is there twice"), 'ca_cert = "/a"\nca_cert = "/b"\n'),
+    Mistake("table declared twice", ("it is there twice",), "[logging]\n[metrics]\n[logging]\n"),
+    Mistake("nothing like it in the table", ("[logging] has level, format",), "[logging]\ncolour = 1"),
+    Mistake("list of tables", ("'logging'", "must be a table, is a list"), "[[logging]]\n"),
     Mistake("negative seconds", ("at least 0, is -1",), "health_failure_threshold_secs = -1"),
     Mistake("zero interval", ("'tuning.drain_interval'", "more than 0"), "[tuning]\ndrain_interval = 0"),
     Mistake("dispatch wait too long", ("at most 60, is 90",), "[tuning]\ndispatch_wait = 90"),
@@ -55,8 +58,9 @@ MISTAKES = [
     Mistake("relative path in the file", ("'state_dir'", "absolute path", "'var/lib'"), 'state_dir = "var/lib"'),
     Mistake("home path", ("'ca_cert'", "absolute path"), 'ca_cert = "~/ca.pem"'),
     Mistake("empty path", ("'client_cert'", "is empty"), 'client_cert = ""'),
-    Mistake("NUL in a path", ("'ca_cert'", "control character"), 'ca_cert = "/a\\u0000b"'),
-    Mistake("escape sequence in a name", ("control character", "\\x1b"), 'trust_file = "/a\\u001b[2J"'),
+    Mistake("NUL in a path", ("'ca_cert'", "can't be printed"), 'ca_cert = "/a\\u0000b"'),
+    Mistake("escape sequence in a name", ("can't be printed", "\\x1b"), 'trust_file = "/a\\u001b[2J"'),
+    Mistake("root by another name", ("'state_dir'", "not /"), 'state_dir = "//etc/.."'),
     Mistake("root as state directory", ("'state_dir'", "not /"), 'state_dir = "/"'),
     Mistake(
         "guard too short", ("'activation.guard_secs'", "= 1200", "is 1200", "set 0"), "[activation]\nguard_secs = 1200"
@@ -75,6 +79,7 @@ MISTAKES = [
         "plain http", ("uses http", "https://HOST:PORT"), whole='control_plane_url = "http://cp"\nmachine_id = "a"'
     ),
     Mistake("no scheme", ("must start with https://",), whole='control_plane_url = "cp:8443"\nmachine_id = "a"'),
+    Mistake("space in a URL", ("contains a space",), whole='control_plane_url = " https://cp"\nmachine_id = "a"'),
     Mistake("no host", ("names no host",), whole='control_plane_url = "https://"\nmachine_id = "a"'),
     Mistake(
         "password in the URL", ("user or password",), whole='control_plane_url = "https://u:p@cp"\nmachine_id = "a"'

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import tempfile
 import tomllib
 import unittest
 from pathlib import Path
+from unittest import mock
 
 from nixfleet_agent.config import Config
 from nixfleet_agent.config.load import load, split_address
@@ -60,6 +62,11 @@ class Mistakes(Case):
         self.file.unlink()
         self.assertIn("can't read the configuration", str(self.refused()))
 
+    def test_a_file_that_only_root_may_read(self) -> None:
+        refused = PermissionError(errno.EACCES, "Permission denied")
+        with mock.patch("nixfleet_agent.config.sources.os.open", side_effect=refused):
+            self.assertIn("agent.toml: Permission denied: run it as root", str(self.refused()))
+
     def test_a_folder_and_a_pipe_are_no_files(self) -> None:
         """A named pipe would block the agent for ever."""
         self.file.unlink()
@@ -75,6 +82,10 @@ class Mistakes(Case):
 
 
 class Sources(Case):
+    def test_a_byte_order_mark_and_line_ends_of_windows_change_nothing(self) -> None:
+        self.write(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
+        self.assertEqual(load(self.file, {}, {}).config.machine_id, "web-01")
+
     def test_a_later_source_wins_and_each_value_knows_its_origin(self) -> None:
         self.write(GOOD + 'trust_file = "/file"\nca_cert = "/file"\nstate_dir = "/file"\n[tuning]\nbackoff_max = 5\n')
         loaded = load(

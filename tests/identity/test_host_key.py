@@ -98,6 +98,7 @@ class HostKeys(unittest.TestCase):
         self.assertIn("chmod 600", warning)
         self.path.chmod(0o644)
         self.assertEqual(2, len(permission_warnings(self.path, token)))
+        self.assertEqual(1, len(permission_warnings(token, token)), "client_key and ssh_host_key_file are mostly one")
 
 
 if __name__ == "__main__":

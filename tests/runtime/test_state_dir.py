@@ -11,7 +11,7 @@ import unittest
 
 from nixfleet_agent.durable import TEMPORARY_SUFFIX
 from nixfleet_agent.errors import EXIT_CONFIG, ConfigError, StateDirBusyError
-from nixfleet_agent.runtime.state_dir import LOCK_NAME, StateDir
+from nixfleet_agent.runtime.state_dir import LOCK_NAME, StateDir, holder
 from tests.runtime.harness import temporary
 
 _HOLDER = """
@@ -49,6 +49,19 @@ class Case(unittest.TestCase):
         self.assertEqual(self.take().path, self.path)
         self.assertEqual(self.path.stat().st_mode & 0o777, 0o700)
         self.assertEqual((self.path / LOCK_NAME).read_text(), f"{os.getpid()}\n")
+
+    def test_the_holder_is_seen_without_touching_the_lock(self) -> None:
+        self.assertIsNone(holder(self.path))
+        process = self.another()
+        self.assertEqual(holder(self.path), process.pid)
+        process.kill()
+        process.wait()
+        self.assertIsNone(holder(self.path))
+        # The number alone proves nothing: another program may have it by now.
+        (self.path / LOCK_NAME).write_text(f"{os.getpid()}\n")
+        self.assertIsNone(holder(self.path))
+        (self.path / LOCK_NAME).write_text("nobody\n")
+        self.assertIsNone(holder(self.path))
 
     def test_temporaries_go_from_every_folder_but_the_journals_own(self) -> None:
         stray = [self.path / "fleet", self.path / "switch" / "000001-forward-x", self.path / "outbound-queue"]
@@ -93,7 +106,7 @@ class Case(unittest.TestCase):
 
     def test_one_that_can_not_be_used_is_a_mistake_of_the_configuration(self) -> None:
         self.path.write_text("a file in its place")
-        with self.assertRaisesRegex(ConfigError, "check state_dir") as wrong:
+        with self.assertRaisesRegex(ConfigError, r"state: Not a directory: check state_dir$") as wrong:
             StateDir.take(self.path)
         self.assertEqual(wrong.exception.exit_code, EXIT_CONFIG)
 
