@@ -14,6 +14,7 @@ import functools
 import json
 import logging
 import queue
+import resource
 import signal
 import sys
 import threading
@@ -26,6 +27,7 @@ from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.errors import AgentError, ConfigError
 from nixfleet_agent.local_cp import orders
 from nixfleet_agent.local_cp.api import PAGES
+from nixfleet_agent.local_cp.ca import CA_LIFETIME
 from nixfleet_agent.local_cp.dispatcher import Options
 from nixfleet_agent.local_cp.page_server import PageServer
 from nixfleet_agent.local_cp.planner import REDELIVER_AFTER
@@ -33,12 +35,16 @@ from nixfleet_agent.local_cp.service import CERTIFICATE_LIFETIME, HOST, LocalCon
 from nixfleet_agent.text import printable
 
 KEY_BYTES = 32
+MOST_PORTS = 65535
+#: As long as the CA itself is valid: nothing here lives longer.
+MOST_SECS = CA_LIFETIME.total_seconds()
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve until SIGTERM, SIGINT or the end of the orders; the process's exit code."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    _make_room_for_connections()
     told = _Told()
     try:
         plane = LocalControlPlane(
@@ -109,13 +115,36 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dir", type=Path, required=True, help="database, certificates and published releases")
     parser.add_argument("--org-root", type=_key, required=True, metavar="BASE64", help="key of the bootstrap tokens")
-    parser.add_argument("--port", type=int, default=0, help="of the control plane (default: a free one)")
-    parser.add_argument("--page-port", type=int, default=0, help="of the status page (default: a free one)")
-    parser.add_argument("--certificate-secs", type=float, default=CERTIFICATE_LIFETIME.total_seconds(), metavar="SECS")
-    parser.add_argument("--extra-soak", type=float, default=0.0, metavar="SECS", help="added to every soak hint")
-    parser.add_argument("--redeliver-after", type=float, default=REDELIVER_AFTER.total_seconds(), metavar="SECS")
+    parser.add_argument("--port", type=_port, default=0, help="of the control plane (default: a free one)")
+    parser.add_argument("--page-port", type=_port, default=0, help="of the status page (default: a free one)")
+    lifetime, patience = CERTIFICATE_LIFETIME.total_seconds(), REDELIVER_AFTER.total_seconds()
+    parser.add_argument("--certificate-secs", type=_seconds, default=lifetime, metavar="SECS")
+    parser.add_argument("--extra-soak", type=_seconds, default=0.0, metavar="SECS", help="added to every soak hint")
+    parser.add_argument("--redeliver-after", type=_seconds, default=patience, metavar="SECS")
     parser.add_argument("--orders", action="store_true", help="take orders from standard input, and end with it")
     return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 <= int(text) <= MOST_PORTS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from error
+    if not 0 <= seconds <= MOST_SECS:  # no comparison is true of a NaN
+        raise argparse.ArgumentTypeError(f"{text!r} is not from 0 to {MOST_SECS:.0f} seconds")
+    return seconds
+
+
+def _make_room_for_connections() -> None:
+    """Every agent holds several at once; the usual limit of 1,024 files is there for programs that use select()."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _key(text: str) -> bytes:

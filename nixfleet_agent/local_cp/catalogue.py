@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from nixfleet_agent import durable
+from nixfleet_agent.errors import ProtoError
 from nixfleet_agent.local_cp.planner import Budget, RolloutView, Wave
 from nixfleet_agent.proto.fleet import Fleet
 from nixfleet_agent.proto.ids import channel_of
 from nixfleet_agent.proto.manifest import RolloutManifest
 from nixfleet_agent.state_machine import Policy
+
+NONCES_FILE = "bootstrap-nonces"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +44,13 @@ class Signed:
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """One run of CI: the fleet, and a manifest by rollout id for each channel that has hosts."""
+    """One run of CI: the fleet, a manifest by rollout id for each channel that has hosts, and the list of the nonces
+    of bootstrap tokens that are good, which never leaves the control plane.
+    """
 
     fleet: Signed
     manifests: Mapping[str, Signed]
+    nonces: Signed
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +62,7 @@ class _Content:
     targets: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     rollouts: tuple[RolloutView, ...] = ()
     fleet: Fleet | None = None
+    nonces: Signed | None = None
     edges: tuple[tuple[str, str], ...] = ()
     channel_edges: tuple[tuple[str, str], ...] = ()
     budgets: tuple[Budget, ...] = ()
@@ -89,6 +96,11 @@ class Catalogue:
     def ready(self) -> bool:
         """Whether there is a fleet to serve."""
         return self._content.fleet is not None
+
+    @property
+    def nonces(self) -> Signed | None:
+        """The list of nonces as CI signed it, once there is one."""
+        return self._content.nonces
 
     def artifact(self, path: str) -> Artifact | None:
         """By the end of its path: ``fleet.resolved``, ``rollouts/<id>``, and either with ``/sig``."""
@@ -141,9 +153,16 @@ class Catalogue:
 def write(folder: Path, publication: Publication) -> None:
     """Put what CI signed where a control plane serves it from."""
     durable.make_directory(folder / "rollouts")
+    write_nonces(folder, publication.nonces)
     for rollout_id, signed in publication.manifests.items():
         _write(folder / "rollouts" / rollout_id, signed)
     _write(folder / "fleet.resolved", publication.fleet)
+
+
+def write_nonces(folder: Path, nonces: Signed) -> None:
+    """Put the list of nonces alone there: tokens are made when hosts are, not when releases are."""
+    durable.make_directory(folder)
+    _write(folder / NONCES_FILE, nonces)
 
 
 def _write(path: Path, signed: Signed) -> None:
@@ -158,15 +177,16 @@ def _read(folder: Path) -> _Content:
         if path.suffix == ".sig":
             continue
         body = _artifact(artifacts, f"rollouts/{path.name}", path)
-        manifests[path.name] = RolloutManifest.parse(json.loads(body), f"the manifest {path.name}")
+        manifests[path.name] = RolloutManifest.parse(_json(body, path), f"the manifest {path.name}")
     targets = {
         rollout_id: {entry["hostname"]: entry["targetClosure"] for entry in manifest.host_set}
         for rollout_id, manifest in manifests.items()
     }
+    nonces = _signed(folder / NONCES_FILE) if (folder / NONCES_FILE).exists() else None
     fleet_file = folder / "fleet.resolved"
     if not fleet_file.exists():
-        return _Content(artifacts, manifests, targets)
-    value = json.loads(_artifact(artifacts, "fleet.resolved", fleet_file))
+        return _Content(artifacts, manifests, targets, nonces=nonces)
+    value = _json(_artifact(artifacts, "fleet.resolved", fleet_file), fleet_file)
     fleet = Fleet.parse(value)
     current = (f"{channel}@{fleet.meta.ci_commit}" for channel in sorted(fleet.channels_in_use))
     return _Content(
@@ -175,6 +195,7 @@ def _read(folder: Path) -> _Content:
         targets,
         tuple(_view(manifests[id_], targets[id_], fleet) for id_ in current if id_ in manifests),
         fleet,
+        nonces,
         edges=_edges(value, "edges"),
         channel_edges=_edges(value, "channelEdges"),
         budgets=tuple(_budget(entry, value["hosts"]) for entry in value.get("disruptionBudgets") or ()),
@@ -197,11 +218,21 @@ def _view(manifest: RolloutManifest, targets: Mapping[str, str], fleet: Fleet) -
 
 
 def _artifact(artifacts: dict[str, Artifact], name: str, path: Path) -> bytes:
-    body = path.read_bytes()
-    signature = path.with_name(path.name + ".sig").read_bytes()
-    for key, content in ((name, body), (f"{name}/sig", signature)):
+    signed = _signed(path)
+    for key, content in ((name, signed.body), (f"{name}/sig", signed.signature)):
         artifacts[key] = Artifact(content, f'"{hashlib.sha256(content).hexdigest()}"')
-    return body
+    return signed.body
+
+
+def _signed(path: Path) -> Signed:
+    return Signed(path.read_bytes(), path.with_name(path.name + ".sig").read_bytes())
+
+
+def _json(body: bytes, path: Path) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError as error:
+        raise ProtoError(f"{path} is not JSON: {error}") from error
 
 
 def _edges(fleet: Mapping[str, Any], name: str) -> tuple[tuple[str, str], ...]:

@@ -57,11 +57,13 @@ class FleetDescription:
 
 
 class ContinuousIntegration:
-    """Two Ed25519 keys: the release key signs artifacts, the org root key signs bootstrap tokens."""
+    """Two Ed25519 keys: the release key signs artifacts, the org root key bootstrap tokens and their nonces."""
 
     def __init__(self) -> None:
         self._release = Ed25519PrivateKey.generate()
         self._org_root = Ed25519PrivateKey.generate()
+        #: Nonce -> (host name, end) of every token that was made and not cancelled.
+        self._nonces: dict[str, tuple[str, datetime]] = {}
 
     @property
     def org_root_public(self) -> bytes:
@@ -88,7 +90,7 @@ class ContinuousIntegration:
             f"{name}@{commit}": self._sign(_manifest(fleet, name, commit, closures, resolved, signed_at))
             for name in sorted(fleet.channels)
         }
-        return Publication(resolved, manifests)
+        return Publication(resolved, manifests, self.nonces(signed_at))
 
     def token(self, hostname: str, fingerprint: str, now: datetime, lifetime: timedelta) -> bytes:
         """A bootstrap token file that lets ``hostname`` enroll once with the key of this fingerprint."""
@@ -99,8 +101,23 @@ class ContinuousIntegration:
             "expiresAt": format_time(now + lifetime),
             "nonce": secrets.token_hex(16),
         }
+        self._nonces[claims["nonce"]] = (hostname, now + lifetime)
         signature = base64.b64encode(self._org_root.sign(canonical(claims))).decode("ascii")
         return json.dumps({"version": 1, "claims": claims, "signature": signature}).encode()
+
+    def cancel(self, token: bytes) -> None:
+        """A token that was lost: from the next release on it is on no list."""
+        self._nonces.pop(json.loads(token)["claims"]["nonce"], None)
+
+    def nonces(self, now: datetime) -> Signed:
+        """The nonces that may enroll, signed. What is cancelled stays so, whatever a database has lost."""
+        good = [
+            {"nonce": nonce, "hostname": hostname, "expiresAt": format_time(until)}
+            for nonce, (hostname, until) in sorted(self._nonces.items())
+            if now < until
+        ]
+        body = canonical({"schemaVersion": SCHEMA_VERSION, "signedAt": format_time(now), "nonces": good})
+        return Signed(body, self._org_root.sign(body))
 
     def _sign(self, value: Mapping[str, Any]) -> Signed:
         body = canonical(dict(value))

@@ -1,4 +1,4 @@
-"""Who gets a certificate: bootstrap tokens signed by the org root key, each good once, and renewals by key."""
+"""Who gets a certificate: bootstrap tokens that the org root key signed and lists, each good once; renewals by key."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from nixfleet_agent.clock import Clock
 from nixfleet_agent.errors import ProtoError
 from nixfleet_agent.identity.host_key import fingerprint_of
 from nixfleet_agent.local_cp.ca import CertificateAuthority, Issued, check_csr, public_bytes
+from nixfleet_agent.local_cp.catalogue import Catalogue
 from nixfleet_agent.local_cp.errors import RequestRefused
 from nixfleet_agent.local_cp.server import Peer
 from nixfleet_agent.local_cp.store import Store
-from nixfleet_agent.local_cp.wire import text
+from nixfleet_agent.local_cp.wire import read_object, text
 from nixfleet_agent.proto import ids
 from nixfleet_agent.proto.times import format_time, parse_time
 from nixfleet_agent.text import clip
@@ -47,9 +48,16 @@ class Registrar:
     """Issues and revokes. Thread-safe; revocations are kept in memory too, because every request asks for them."""
 
     def __init__(
-        self, store: Store, authority: CertificateAuthority, org_root: bytes, lifetime: timedelta, clock: Clock
+        self,
+        store: Store,
+        catalogue: Catalogue,
+        authority: CertificateAuthority,
+        org_root: bytes,
+        lifetime: timedelta,
+        clock: Clock,
     ) -> None:
         self._store = store
+        self._catalogue = catalogue
         self._authority = authority
         self._org_root = Ed25519PublicKey.from_public_bytes(org_root)
         self._lifetime = lifetime
@@ -61,7 +69,8 @@ class Registrar:
         """Answer of ``/v1/enroll``.
 
         Raises:
-            RequestRefused: 401 the token is not valid, 409 it was used before, 400 or 403 the CSR is not.
+            RequestRefused: 401 the token is not valid, 409 it was used before, 400 or 403 the CSR is not, 503 CI's
+                list of nonces is not here or not good.
         """
         now = self._clock.now()
         claims = self._claims(body.get("token"))
@@ -71,6 +80,8 @@ class Registrar:
         public_raw = public_bytes(check_csr(csr_pem, claims.hostname).public_key())
         if fingerprint_of(public_raw) != claims.fingerprint:
             raise RequestRefused(HTTPStatus.UNAUTHORIZED, "the token is for another key")
+        if self._listed().get(claims.nonce) != claims.hostname:
+            raise RequestRefused(HTTPStatus.UNAUTHORIZED, "the token is not on the list that CI published")
         if not self._store.use_nonce(claims.nonce, claims.hostname, now):
             raise RequestRefused(HTTPStatus.CONFLICT, "the token was used before")
         return self._issue(csr_pem, claims.hostname, now)
@@ -98,6 +109,20 @@ class Registrar:
         """Whether the caller's certificate is older than the host's revocation."""
         not_before = self._revocations.get(peer.hostname)
         return not_before is not None and peer.not_before < not_before
+
+    def _listed(self) -> dict[str, str]:
+        """Nonce -> host name of the tokens that CI lets enroll."""
+        signed = self._catalogue.nonces
+        if signed is None:
+            raise RequestRefused(HTTPStatus.SERVICE_UNAVAILABLE, "control plane not ready")
+        try:
+            self._org_root.verify(signed.signature, signed.body)
+            entries = read_object(signed.body, "the list of nonces").get("nonces")
+            return {text(entry, "nonce"): text(entry, "hostname") for entry in entries or ()}
+        except (InvalidSignature, ProtoError) as error:
+            reason = str(error) or "it is not signed by the org root key"
+            message = f"the list of nonces can't be used: {reason}"
+            raise RequestRefused(HTTPStatus.SERVICE_UNAVAILABLE, message) from error
 
     def _issue(self, csr_pem: str, hostname: str, now: datetime) -> dict[str, str]:
         issued: Issued = self._authority.issue(csr_pem, hostname, now, self._lifetime)

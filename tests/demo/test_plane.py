@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -76,6 +77,7 @@ class PlaneCase(unittest.TestCase):
         agent = ScriptedAgent("web-01", port, self.plane.ca_file, self.folder)
         self.addCleanup(agent.close)
         token = self.ci.token("web-01", agent.key.fingerprint, datetime.now(timezone.utc), timedelta(hours=1))
+        self.publish()  # the list that the token is on
         self.assertEqual(agent.enroll(token).status, 200)
         return agent
 
@@ -225,17 +227,52 @@ class Alone(PlaneCase):
             process.stdin.flush()
             self.assertIn(said, json.loads(process.stdout.readline())["error"])
 
-    def test_a_key_that_is_none_is_one_line(self) -> None:
+    def test_it_has_room_for_the_connections_of_a_large_fleet(self) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        process = self.start_alone()
+        assert process.stdout is not None
+        self.assertIn("listening", process.stdout.readline())
+        limits = Path(f"/proc/{process.pid}/limits").read_text()
+        self.assertRegex(limits, rf"(?m)^Max open files +{hard} +{hard} ")
+
+    def assert_refuses(self, *arguments: str, code: int, says: str) -> None:
+        """It ends with this code, and the last line that it says has these words; none is a traceback's."""
         process = subprocess.run(
-            [sys.executable, "-m", "nixfleet_agent.local_cp", "--dir", str(self.folder), "--org-root", "AAAA"],
+            [sys.executable, "-m", "nixfleet_agent.local_cp", "--dir", str(self.folder / "alone"), *arguments],
             env=inherited(),
             capture_output=True,
             text=True,
             timeout=PATIENCE,
             check=False,
         )
-        self.assertEqual(process.returncode, 2)
-        self.assertIn("a key has 32 bytes, this has 3", process.stderr)
+        self.assertEqual(process.returncode, code, process.stderr)
+        self.assertIn(says, process.stderr.splitlines()[-1])
+        self.assertNotIn("Traceback", process.stderr)
+
+    def test_what_can_not_be_served_is_one_line(self) -> None:
+        good = ("--org-root", "A" * 43 + "=")
+        self.assert_refuses("--org-root", "AAAA", code=2, says="a key has 32 bytes, this has 3")
+        for option, value, says in (
+            ("--port", "70000", "'70000' is not a port"),
+            ("--page-port", "x", "'x' is not a port"),
+            ("--certificate-secs", "nan", "'nan' is not from 0 to"),
+            ("--extra-soak", "1e300", "'1e300' is not from 0 to"),
+            ("--redeliver-after", "soon", "'soon' is not a number of seconds"),
+        ):
+            with self.subTest(option):
+                self.assert_refuses(*good, option, value, code=2, says=says)
+        (self.folder / "alone").mkdir()
+        database = self.folder / "alone" / "cp.sqlite"
+        database.write_bytes(b"x" * 5000)
+        self.assert_refuses(*good, code=78, says="cp.sqlite can't be used: file is not a database")
+        self.assertEqual(database.read_bytes(), b"x" * 5000)
+        published = self.folder / "alone" / "published"
+        published.mkdir()
+        for name in ("fleet.resolved", "fleet.resolved.sig"):
+            (published / name).write_bytes(b"x")
+        self.assert_refuses(*good, code=1, says="fleet.resolved is not JSON")
 
 
 if __name__ == "__main__":

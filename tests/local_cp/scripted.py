@@ -19,9 +19,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.identity.csr import make_csr
 from nixfleet_agent.identity.host_key import HostKey, from_private
+from nixfleet_agent.local_cp.catalogue import write_nonces
 from nixfleet_agent.local_cp.ci import ChannelDescription, ContinuousIntegration, FleetDescription, WaveDescription
 from nixfleet_agent.local_cp.dispatcher import Options
-from nixfleet_agent.local_cp.service import LocalControlPlane
+from nixfleet_agent.local_cp.service import PUBLISHED, LocalControlPlane
 from nixfleet_agent.proto.times import format_time
 from nixfleet_agent.trust.canonical import canonical
 from tests.support.signing import closure_name
@@ -198,7 +199,15 @@ class ControlPlaneCase(unittest.TestCase):
         return agent
 
     def token(self, agent: ScriptedAgent, *, lifetime: timedelta = timedelta(hours=1)) -> bytes:
-        return self.ci.token(agent.hostname, agent.key.fingerprint, datetime.now(timezone.utc), lifetime)
+        """A token for the agent's own key, on the list that is out."""
+        moment = datetime.now(timezone.utc)
+        token = self.ci.token(agent.hostname, agent.key.fingerprint, moment, lifetime)
+        self.list_nonces(moment)
+        return token
+
+    def list_nonces(self, moment: datetime) -> None:
+        write_nonces(self.cp.folder / PUBLISHED, self.ci.nonces(moment))
+        self.cp.control.reload()
 
     def target(self, rollout_id: str, hostname: str) -> str:
         found = self.cp.control.catalogue.target(rollout_id, hostname)

@@ -16,7 +16,9 @@ from cryptography.x509.oid import NameOID
 
 from nixfleet_agent.identity.csr import make_csr
 from nixfleet_agent.identity.host_key import from_private
+from nixfleet_agent.local_cp.catalogue import NONCES_FILE
 from nixfleet_agent.local_cp.server import Peer
+from nixfleet_agent.local_cp.service import PUBLISHED
 from tests.local_cp.scripted import ControlPlaneCase, ScriptedAgent
 
 ONE = ("web-01",)
@@ -58,6 +60,7 @@ class Enrollment(ControlPlaneCase):
         self.assertEqual(self.refusal(agent, self.token(agent, lifetime=timedelta(0)))[0], 401)
         later = datetime.now(timezone.utc) + timedelta(hours=1)
         early = self.ci.token("web-01", agent.key.fingerprint, later, timedelta(hours=1))
+        self.list_nonces(later)
         self.assertEqual(self.refusal(agent, early)[0], 401)
 
     def test_a_token_that_the_org_root_did_not_sign_is_refused(self) -> None:
@@ -74,6 +77,52 @@ class Enrollment(ControlPlaneCase):
         ):
             with self.subTest(name):
                 self.assertEqual(self.refusal(agent, json.dumps(bad).encode())[0], 401)
+
+    def test_a_token_that_ci_does_not_list_is_refused_until_it_does(self) -> None:
+        agent = self.agent("web-01", enrolled=False)
+        moment = datetime.now(timezone.utc)
+        token = self.ci.token("web-01", agent.key.fingerprint, moment, timedelta(hours=1))
+        status, error = self.refusal(agent, token)
+        self.assertEqual((status, error), (401, "the token is not on the list that CI published"))
+        self.publish("bbb2", ONE)  # a release brings the list out too
+        self.assertEqual(agent.enroll(token).status, 200)
+
+    def test_a_cancelled_token_is_refused_also_by_a_control_plane_that_lost_its_database(self) -> None:
+        agent = self.agent("web-01", enrolled=False)
+        token = self.token(agent)
+        self.assertEqual(agent.enroll(token).status, 200)
+        self.ci.cancel(token)
+        self.list_nonces(datetime.now(timezone.utc))
+        self.cp.control.wipe()
+        self.assertEqual(self.refusal(agent, token)[0], 401)
+
+    def test_the_list_names_the_host_and_leaves_out_what_is_over(self) -> None:
+        moment = datetime.now(timezone.utc)
+        agent = self.agent("web-01", enrolled=False)
+        self.ci.token("web-02", agent.key.fingerprint, moment - timedelta(hours=2), timedelta(hours=1))
+        token = json.loads(self.token(agent))
+        (entry,) = json.loads((self.cp.folder / PUBLISHED / NONCES_FILE).read_bytes())["nonces"]
+        self.assertEqual((entry["nonce"], entry["hostname"]), (token["claims"]["nonce"], "web-01"))
+
+    def test_a_list_that_the_org_root_did_not_sign_lets_nobody_in_and_uses_up_no_token(self) -> None:
+        agent = self.agent("web-01", enrolled=False)
+        token = self.token(agent)
+        published = self.cp.folder / PUBLISHED / NONCES_FILE
+        good = published.read_bytes()
+        published.write_bytes(good.replace(b"web-01", b"web-02"))
+        self.cp.control.reload()
+        self.assertEqual(agent.enroll(token).status, 503)
+        published.unlink()
+        self.cp.control.reload()
+        self.assertEqual((agent.enroll(token).status, agent.enroll(token).body), (503, b"control plane not ready"))
+        published.write_bytes(good)
+        self.cp.control.reload()
+        self.assertEqual(agent.enroll(token).status, 200)
+
+    def test_the_list_is_served_to_nobody(self) -> None:
+        web = self.agent("web-01")
+        for path in ("/v1/bootstrap-nonces", "/v1/rollouts/../bootstrap-nonces"):
+            self.assertEqual(web.call("GET", path).status, 404)
 
     def test_a_csr_for_another_key_or_name_is_refused(self) -> None:
         agent = self.agent("web-01", enrolled=False)
