@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
 import threading
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 
-from nixfleet_agent import durable
+from nixfleet_agent import clock, durable
 from nixfleet_agent.activation import host
 from tests.faults.labels import label
 from tests.faults.plan import VARIABLE, Plan
@@ -32,6 +34,7 @@ class Fate:
         self._number = 0
         self._until: float | None = None
         self._unsynced = Unsynced() if plan.action == "power" else None
+        self._disk = Path(plan.levers) / "disk" if plan.levers else None
 
     def boundary(self, step: str, path: Path) -> None:
         plan = self._plan
@@ -49,8 +52,12 @@ class Fate:
             if due and plan.action == "error":
                 self._until = time.monotonic() + plan.seconds
             failing = self._until is not None and time.monotonic() < self._until
-        if failing and plan.only in name:
-            raise OSError(plan.code, os.strerror(plan.code))
+        code = plan.code if failing and plan.only in name else self._lever()
+        if code:
+            raise OSError(code, os.strerror(code))
+
+    def _lever(self) -> int:
+        return int(_content(self._disk) or 0) if self._disk is not None else 0
 
     def _name(self, step: str, path: Path) -> str:
         """A folder's fsync is named after the file whose name it makes durable."""
@@ -67,11 +74,34 @@ class Fate:
             self._unsynced.install()
 
 
+def _content(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def _set_wrong(lever: Path) -> None:
+    """From now on the wall clock is off by what the lever says."""
+    right = clock.SystemClock.now
+
+    def now(self: clock.SystemClock) -> datetime:
+        return right(self) + timedelta(seconds=float(_content(lever) or 0))
+
+    clock.SystemClock.now = now  # type: ignore[method-assign]
+
+
 def main(config: str) -> int:
     plan = Plan.read(Path(os.environ.pop(VARIABLE)))
     if plan.boot_id is not None:
         boot_id = plan.boot_id
-        host.read_boot_id = lambda: boot_id
+        # A process that was forked has imported everything, and with it this name, already.
+        for module in (host, sys.modules.get("nixfleet_agent.runtime.assembly")):
+            if module is not None:
+                module.read_boot_id = lambda: boot_id  # type: ignore[attr-defined]
+    if plan.levers:
+        _set_wrong(Path(plan.levers) / "clock")
+    faulthandler.register(signal.SIGUSR2)
     Fate(plan).install()
     # Only now: what is imported from here on takes the names from above.
     from nixfleet_agent.cli import main as agent

@@ -18,8 +18,9 @@ from nixfleet_agent.local_cp.store import Store
 from nixfleet_agent.proto.dispatch import Dispatch
 from nixfleet_agent.state_machine import State
 from tests.faults.ending import Ending
+from tests.faults.nursery import TOP
 from tests.faults.proxy import Proxy
-from tests.faults.rig import HOSTNAME, SOAK, TOP, Problem, Rig, rollout_id
+from tests.faults.rig import HOSTNAME, SOAK, Problem, Rig, rollout_id
 from tests.faults.runs import KEPT, Outcome, Runs
 from tests.faults.stories import STORIES
 from tests.faults.wire import EVENTS

@@ -49,6 +49,7 @@ def _failing(runs: Runs, story: str, code: int, boot: int, at: tuple[str, int], 
     what = f"{story}, {errno.errorcode[code]} in boot {boot} from {at[0]} ({at[1]}) on"
     plan = {"action": "error", "at": at[0], "occurrence": at[1], "code": code, "seconds": SECONDS, "only": only}
     rig = runs.rig(story, {boot: plan})
+    rig.forked = True
     rig.tolerated |= {1}
     tails: list[str] = []
 

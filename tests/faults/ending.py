@@ -18,7 +18,8 @@ from nixfleet_agent.durable import TEMPORARY_SUFFIX
 from nixfleet_agent.proto.ids import file_part
 from nixfleet_agent.runtime.journal import DROPPED, REJECTED, SENT, Journal
 from nixfleet_agent.runtime.recovery import recover
-from tests.faults.rig import HOSTNAME, Rig, processes_of, rollout_id
+from tests.faults.processes import processes_of
+from tests.faults.rig import HOSTNAME, Rig, rollout_id
 
 STILL_PENDING = "a decided Dispatch is still on disk"
 #: Events that are said exactly once, whatever happens; all others belong to probes.

@@ -20,6 +20,8 @@ class Plan:
         action: ``kill``; ``power`` (kill after everything unsynced was taken back); ``error`` (an OSError for
             ``seconds``, ``code`` being its errno, at boundaries whose label has ``only`` in it).
         boot_id: what the process takes for this boot's id, None for the real one.
+        levers: a folder of files that change what the running process meets: ``clock`` holds the seconds that its wall
+            clock is off, ``disk`` the errno of every durable write; none there, nothing wrong.
     """
 
     state_dir: str
@@ -32,6 +34,7 @@ class Plan:
     seconds: float = 0.0
     only: str = ""
     boot_id: str | None = None
+    levers: str = ""
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)))

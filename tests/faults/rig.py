@@ -24,12 +24,13 @@ from nixfleet_agent.local_cp.ci import ChannelDescription, FleetDescription, Wav
 from nixfleet_agent.local_cp.dispatcher import Options
 from nixfleet_agent.local_cp.service import LocalControlPlane
 from nixfleet_agent.state_machine import Policy, State
+from tests.faults.nursery import TOP, Child
 from tests.faults.plan import VARIABLE, Plan
+from tests.faults.processes import end_all
 from tests.faults.wire import Wire
 from tests.faults.world import World
 from tests.support.nix import remove_tree
 
-TOP = Path(__file__).resolve().parent.parent.parent
 HOSTNAME = "web-01"
 CHANNEL = "stable"
 SOAK = timedelta(seconds=0.25)
@@ -74,12 +75,16 @@ class Rig:
         self.host = world.host(name)
         self.folder = self.host.root
         self.log_file = self.folder / "agent.log"
+        #: Made by whoever pulls one, before the first start.
+        self.levers = self.folder / "levers"
         self.starts = 0
         self.max_starts = MAX_STARTS
         self.forgets = False
+        #: Agents come from the nursery.
+        self.forked = False
         self.boot = 1
         self.killed = 0
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Child | None = None
         self.tolerated: frozenset[int] = frozenset({-signal.SIGKILL})
         self._plans = dict(plans or {})
         self._power_cut = any(plan.get("action") == "power" for plan in self._plans.values())
@@ -139,13 +144,24 @@ class Rig:
         self.starts += 1
         fate = self._plans.pop(self.boot, {})
         plan_file, trace = self.folder / f"plan-{self.starts}.json", self.trace_file
-        plan = Plan(state_dir=str(self.host.state_dir), trace=str(trace), boot_id=self._reboot_id, **fate)
+        plan = Plan(
+            state_dir=str(self.host.state_dir),
+            trace=str(trace),
+            boot_id=self._reboot_id,
+            levers=str(self.levers) if self.levers.is_dir() else "",
+            **fate,
+        )
         plan.write(plan_file)
         self._log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
+        config = self.folder / "agent.toml"
+        environment = self.host.environment | {VARIABLE: str(plan_file)}
+        if self.forked and extra_path is None:
+            self.process = self.world.nursery.start(config, environment, self.log_file)
+            return
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.agent", str(self.folder / "agent.toml")],
-                env=self.host.environment | {VARIABLE: str(plan_file), "PYTHONPATH": f"{extra_path or TOP}:{TOP}"},
+                [sys.executable, "-m", "tests.faults.agent", str(config)],
+                env=environment | {"PYTHONPATH": f"{extra_path or TOP}:{TOP}"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -219,6 +235,17 @@ class Rig:
             for path in self.host.state_dir.glob(f"switch/*/{name}"):
                 path.unlink()
 
+    def pull(self, lever: str, value: float) -> None:
+        """What the running agent meets: ``clock``, the seconds it is off; ``disk``, every write's errno; 0: well."""
+        new = self.levers / "new"
+        new.write_text(f"{value:g}")
+        new.replace(self.levers / lever)
+
+    def send(self, number: int) -> None:
+        """A signal to the agent."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
     def kill(self) -> None:
         if self.process is not None:
             self.process.kill()
@@ -239,7 +266,7 @@ class Rig:
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
         try:
-            code = process.wait(PATIENCE)
+            code = self._ended(process)
         except subprocess.TimeoutExpired as error:
             raise Problem("SIGTERM does not end the agent") from error
         took = time.monotonic() - began
@@ -247,6 +274,14 @@ class Rig:
         if code != 0:
             raise Problem(f"SIGTERM ended the agent with {code}: {self.last_words()}")
         return took
+
+    def _ended(self, process: subprocess.Popen[bytes] | Child) -> int:
+        """The exit code; who takes too long is asked where its threads are."""
+        try:
+            return process.wait(STOP_SECS)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGUSR2)
+        return process.wait(PATIENCE)
 
     def until_started(self) -> None:
         """The newest process has come so far that it minds signals."""
@@ -348,31 +383,3 @@ class Rig:
             merged = keys | dict(changes.get(table or "agent", {}))
             text += [f"{k} = {json.dumps(str(v) if isinstance(v, Path) else v)}" for k, v in merged.items()]
         (folder / "agent.toml").write_text("\n".join(text) + "\n")
-
-
-def processes_of(folder: Path) -> dict[int, str]:
-    """Living processes with this run's paths in their environment."""
-    found = {}
-    wanted = f"{folder}/".encode()
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) == os.getpid():
-            continue
-        try:
-            if wanted not in Path(f"/proc/{name}/environ").read_bytes():
-                continue
-            if "\nState:\tZ" not in Path(f"/proc/{name}/status").read_text():
-                found[int(name)] = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:  # it has ended
-            continue
-    return found
-
-
-def end_all(folder: Path) -> None:
-    """Kill every process of a run, until none is left: one may have started another meanwhile."""
-    while found := processes_of(folder):
-        for pid in found:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        time.sleep(LOOK)

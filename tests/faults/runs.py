@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.ending import Ending, ending, flaws
-from tests.faults.rig import Problem, Rig, processes_of
+from tests.faults.processes import processes_of
+from tests.faults.rig import Problem, Rig
 from tests.faults.stories import STORIES, Story
 from tests.faults.world import World
 
@@ -113,7 +114,7 @@ class Runs:
         """One disturbed run of a story against the undisturbed one; a power cut ``forgets`` what switches said."""
         story, baseline, outcome = STORIES[name], self.baseline(name), Outcome(tries=1)
         rig = self.rig(name, plans)
-        rig.forgets = forgets
+        rig.forgets, rig.forked = forgets, True
         try:
             finished = self.finish(rig, story.tell)
         except Problem as problem:

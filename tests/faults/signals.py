@@ -16,7 +16,9 @@ from typing import Any
 
 from nixfleet_agent.state_machine import State
 from tests.faults.ending import MILESTONES
-from tests.faults.rig import STOP_SECS, TOP, Problem, Rig, processes_of
+from tests.faults.nursery import TOP
+from tests.faults.processes import processes_of
+from tests.faults.rig import STOP_SECS, Problem, Rig
 from tests.faults.runs import KEPT, Outcome, Runs, keep
 
 EXIT_BUSY = 75

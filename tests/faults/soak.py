@@ -1,27 +1,37 @@
 """Minutes of random faults over random releases on one host, from a seed that is printed; checked after each release.
 
-After each: what runs, the state, every seq once and the same on both sides, no child left. Of a process that lived
-through many: as many threads and descriptors as before, and memory that does not grow.
+A release meets up to three strokes, under up to two conditions, and perhaps a newer release in the middle. After each:
+what runs, the state, every seq once and the same on both sides, no child, root or temporary file left. Of a process
+that lived through many: as many threads and descriptors as before, and memory that does not grow.
 """
 
 from __future__ import annotations
 
 import os
 import random
-import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nixfleet_agent.local_cp.server import Response
+from nixfleet_agent.durable import TEMPORARY_SUFFIX
 from nixfleet_agent.state_machine import State
 from tests.faults.ending import MILESTONES, journal_events
-from tests.faults.rig import HOSTNAME, Problem, Rig, end_all, processes_of, rollout_id
+from tests.faults.processes import processes_of
+from tests.faults.proxy import Proxy
+from tests.faults.rig import HOSTNAME, Problem, Rig, rollout_id
 from tests.faults.runs import KEPT, Outcome, Runs, keep
+from tests.faults.strokes import CONDITIONS, STROKES, fail_disk
 
 GOOD, BAD = ("good", "next", "slow"), ("sick", "broken", "absent")
 OVER = (State.CONVERGED, State.REVERTED)
+#: How many strokes and conditions a release meets; one in five has a newer one on its heels.
+HOW_MANY_STROKES, HOW_MANY_CONDITIONS, OVERTAKEN = (0, 1, 1, 2, 3), (0, 0, 1, 1, 2), 0.2
+#: What the disk's own errors are called in a failed release's reason.
+DISK = ("No space left", "Input/output error", "Read-only file system")
+#: How often it is said how far the soak has come, in releases.
+SAY_EVERY = 50
 #: A young process still grows into its caches; from this release of its life on it may not, but for this much.
 GROWN_UP, GROWTH_KIB = 6, 6 * 1024
 
@@ -58,45 +68,86 @@ class Life:
 class Soak:
     """One host's long life."""
 
-    def __init__(self, rig: Rig, seed: int) -> None:
+    def __init__(self, rig: Rig, proxy: Proxy, seed: int) -> None:
         self.rig = rig
+        self.proxy = proxy
         self.chance = random.Random(seed)
         self.releases = 0
         self.life: Life | None = None
+        self.met: Counter[str] = Counter()
 
     def round(self) -> None:
-        """One release, and a fault or none (Problem: it did not end as it should)."""
-        rig, self.releases = self.rig, self.releases + 1
+        """One release, what befalls it, and a look at how it ended (Problem: not as it should)."""
+        rig, chance = self.rig, self.chance
         before = rig.world.name_of(rig.host.running())
-        closure = self.chance.choice([name for name in (*GOOD, *BAD) if name != before])
-        name = f"r{self.releases}"
-        fault = self.chance.choice(FAULTS)
-        what = f"release {self.releases} ({closure} over {before}, {fault.__name__})"
-        rig.control_plane.control.store.run("DELETE FROM quarantine")
-        rig.publish(name, closure=closure)
+        name, closure = self._publish([*GOOD, *BAD], before)
+        strokes = chance.choices(STROKES, k=chance.choice(HOW_MANY_STROKES))
+        conditions = chance.sample(CONDITIONS, k=chance.choice(HOW_MANY_CONDITIONS))
+        overtaken = chance.random() < OVERTAKEN
+        words = [act.__name__ for act in (*conditions, *strokes)] + ["newer release"] * overtaken
+        self.met.update(words or ["nothing"])
+        what = f"release {self.releases} ({closure} over {before}; {', '.join(words) or 'nothing'})"
+        released = [name]
         try:
-            fault(self)
+            ends = [turn_on(rig, chance, self.proxy) for turn_on in conditions]
+            try:
+                for stroke in strokes:
+                    stroke(rig, chance)
+                time.sleep(chance.uniform(0.0, 0.8) if conditions or overtaken else 0.0)
+            finally:
+                for end in ends:
+                    end()
+            if overtaken:
+                name, closure = self._publish([*GOOD], before)
+                released.append(name)
             rig.until(lambda: rig.state(name) in OVER, f"the end of {what}")
             rig.until_delivered()
-            self._check(name, closure, before)
+            self._check_end(name, closure, released, before, fail_disk in strokes)
+            for each in released:
+                self._check_log(each)
+            self._check_host()
         except Problem as problem:
             raise Problem(f"{what}: {problem}") from problem
         self._measure()
 
-    def _check(self, name: str, closure: str, before: str) -> None:
-        rig, key = self.rig, rollout_id(name)
-        good = closure in GOOD
-        expected = (State.CONVERGED, closure) if good else (State.REVERTED, before)
+    def _publish(self, closures: list[str], before: str) -> tuple[str, str]:
+        """A new release of what does not run: (its name, its closure's name)."""
+        self.releases += 1
+        name, closure = f"r{self.releases}", self.chance.choice([c for c in closures if c != before])
+        self.rig.control_plane.control.store.run("DELETE FROM quarantine")
+        self.rig.publish(name, closure=closure)
+        return name, closure
+
+    def _check_end(self, name: str, closure: str, released: list[str], before: str, disk: bool) -> None:
+        rig = self.rig
         found = (rig.state(name), rig.world.name_of(rig.host.running()))
-        if found != expected:
-            raise Problem(f"{found} instead of {expected}")
+        expected = [(State.CONVERGED, closure) if closure in GOOD else (State.REVERTED, before)]
+        # What a switch needs before it may be fired could not be written: the release is given up for that reason.
+        tails = [event["stderrTail"] for event in rig.events(name) if event["kind"] == "ActivationFailed"]
+        if disk and len(released) == 1 and any(word in tail for tail in tails for word in DISK):
+            expected.append((State.REVERTED, before))
+        if found not in expected:
+            raise Problem(f"{found} instead of {expected}; {rig.situation()}")
+
+    def _check_log(self, name: str) -> None:
+        rig, key = self.rig, rollout_id(name)
         there = {event["seq"]: event for event in rig.control_plane.control.store.events(HOSTNAME, key)}
-        if there != journal_events(rig, key) or sorted(there) != list(range(1, len(there) + 1)):
-            raise Problem(f"{len(there)} events there, {sorted(journal_events(rig, key))} here")
+        here = journal_events(rig, key)
+        if there != here or sorted(there) != list(range(1, len(there) + 1)):
+            raise Problem(f"{name}: events {sorted(there)} there, {sorted(here)} here")
         kinds = [there[seq]["kind"] for seq in sorted(there) if there[seq]["kind"] in MILESTONES]
-        if len(kinds) != len(set(kinds)) or rig.wire.changed():
-            raise Problem(f"milestones {kinds}, changed {rig.wire.changed()}")
+        if len(kinds) != len(set(kinds)):
+            raise Problem(f"{name}: milestones {kinds}")
+
+    def _check_host(self) -> None:
+        rig = self.rig
+        if changed := rig.wire.changed():
+            raise Problem(f"{changed}")
         rig.until(lambda: not self._children(), f"no child left: {self._children()}", 15.0)
+        roots = rig.host.state_dir / "gcroots"
+        rig.until(lambda: not any(roots.glob("*")), f"no root left: {list(roots.glob('*'))}", 15.0)
+        if stray := list(rig.host.state_dir.rglob(f"*{TEMPORARY_SUFFIX}")):
+            raise Problem(f"left: {stray}")
         if lines := [line for line in rig.host.switches() if line.startswith("undurable")]:
             raise Problem(f"{lines}")
 
@@ -112,86 +163,26 @@ class Soak:
             raise Problem(f"grown: {grown}")
 
 
-# -- faults -----------------------------------------------------------------------------------
-
-
-def nothing(soak: Soak) -> None:
-    """Peace."""
-
-
-def kill(soak: Soak) -> None:
-    """SIGKILL at one to three random moments."""
-    for _ in range(soak.chance.randint(1, 3)):
-        time.sleep(soak.chance.uniform(0.0, 0.6))
-        soak.rig.process.kill() if soak.rig.process is not None else None
-        soak.rig.process.wait() if soak.rig.process is not None else None
-        soak.rig.look_after()
-
-
-def stop(soak: Soak) -> None:
-    """SIGTERM, and a start."""
-    time.sleep(soak.chance.uniform(0.0, 0.6))
-    took = soak.rig.stop()
-    if took > 2.0:
-        raise Problem(f"SIGTERM took {took:.1f} s")
-    soak.rig.start()
-
-
-def reboot(soak: Soak) -> None:
-    """The whole host, in the middle."""
-    time.sleep(soak.chance.uniform(0.0, 0.6))
-    soak.rig.kill()
-    end_all(soak.rig.folder)
-    soak.rig.reboot()
-
-
-def partition(soak: Soak) -> None:
-    """No network for a while."""
-    for _ in range(soak.chance.randint(1, 3)):
-        soak.rig.control_plane.partition(True)
-        time.sleep(soak.chance.uniform(0.1, 0.8))
-        soak.rig.control_plane.partition(False)
-        time.sleep(soak.chance.uniform(0.1, 0.4))
-
-
-def errors(soak: Soak) -> None:
-    """500 to one request in three."""
-    chance = soak.chance
-    soak.rig.wire.misbehave = lambda request: Response(status=500) if chance.random() < 0.33 else None
-    time.sleep(chance.uniform(0.3, 1.5))
-    soak.rig.wire.misbehave = lambda request: None
-
-
-def hangup(soak: Soak) -> None:
-    """SIGHUP and SIGUSR1, for what they may disturb."""
-    for number in (signal.SIGHUP, signal.SIGUSR1):
-        soak.rig.until_started()
-        time.sleep(soak.chance.uniform(0.0, 0.4))
-        os.kill(soak.rig.pid, number)
-
-
-#: Peace is likelier, so that a process also lives long enough to be measured.
-FAULTS: tuple[Callable[[Soak], None], ...] = (
-    *(nothing, partition, errors, hangup) * 4,
-    kill,
-    stop,
-    reboot,
-)
-
-
 def soaked(runs: Runs) -> Outcome:
-    """For as long as ``runs.soak_secs``; the seed is in the outcome's notes."""
+    """For as long as ``runs.soak_secs``; the seed and what was met are in the outcome's notes."""
     outcome = Outcome()
     rig = runs.rig("soak", agent={"quarantine_hours": 0})
-    soak = Soak(rig, runs.seed)
-    until = time.monotonic() + runs.soak_secs
+    proxy = Proxy(("127.0.0.1", rig.control_plane.server.port))
+    rig.closers.append(proxy.close)
+    url = f"https://127.0.0.1:{proxy.port}"
+    rig.write_config({"agent": {"control_plane_url": url, "quarantine_hours": 0}})
+    rig.levers.mkdir()
+    soak = Soak(rig, proxy, runs.seed)
+    began = time.monotonic()
     print(f"soak: seed {runs.seed}, {runs.soak_secs:.0f} s", flush=True)
     try:
         rig.max_starts = 1 << 30
         rig.start()
-        while time.monotonic() < until:
+        while time.monotonic() < began + runs.soak_secs:
             soak.round()
             outcome.tries += 1
+            if outcome.tries % SAY_EVERY == 0:
+                print(f"soak: {soak.releases} releases, {time.monotonic() - began:.0f} s", flush=True)
         rig.stop()
     except Problem as problem:
         keep(rig)
@@ -199,7 +190,11 @@ def soaked(runs: Runs) -> Outcome:
     finally:
         last = soak.life.seen[-1] if soak.life and soak.life.seen else None
         lived = len(soak.life.seen) if soak.life else 0
-        outcome.notes.append(f"seed {runs.seed}: last process {lived} releases, (threads, fds, KiB) {last}")
+        met = ", ".join(f"{word} {count}" for word, count in sorted(soak.met.items()))
+        outcome.notes += [
+            f"seed {runs.seed}: {soak.releases} releases; {met}",
+            f"last process: {lived} rounds, (threads, fds, KiB) {last}",
+        ]
         rig.close()
     return outcome
 

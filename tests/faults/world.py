@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 
 from nixfleet_agent.local_cp.ci import ContinuousIntegration
+from tests.faults.nursery import Nursery
 from tests.support.nix import Nixery, NixHost, remove_tree
 
 #: In memory where there is room: what a run waits for is not the disk.
@@ -61,6 +63,8 @@ class World:
     def __init__(self) -> None:
         roomy = (p for p in PLACES if p.is_dir() and os.access(p, os.W_OK) and shutil.disk_usage(p).free > ROOM)
         self.folder = Path(tempfile.mkdtemp(prefix="nf-", dir=next(roomy, PLACES[-1])))
+        self._lock = threading.Lock()
+        self._nursery: Nursery | None = None
         self.ci = ContinuousIntegration()
         self.nixery = Nixery(self.folder / "ci")
         well = {"healthy": "yes\n"}
@@ -100,13 +104,24 @@ class World:
         (root / "health-checks.json").write_text(json.dumps(CHECKS))
         host.bootloader.write_text(f"{self.closures['v0']}\n")
         host.run_system(self.closures["v0"])
+        # As on NixOS: what runs is no garbage.
+        (host.store_root / "nix/var/nix/gcroots/current-system").symlink_to(host.current_system)
         host.environment |= {"TEST_STATE": str(host.state_dir), "TEST_STORE": str(host.store_root)}
         return host
+
+    @property
+    def nursery(self) -> Nursery:
+        """Where agents are forked; it starts when it is first asked for."""
+        with self._lock:
+            self._nursery = self._nursery or Nursery()
+            return self._nursery
 
     def name_of(self, closure: str | None) -> str:
         """The short name of a closure, for reports."""
         return next((name for name, found in self.closures.items() if found == closure), str(closure))
 
     def close(self) -> None:
+        if self._nursery is not None:
+            self._nursery.close()
         self.nixery.close()
         remove_tree(self.folder)
