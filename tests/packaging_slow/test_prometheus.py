@@ -19,8 +19,12 @@ DASHBOARD = TOP / "packaging" / "grafana" / "nixfleet-agent.json"
 CACHE = TOP / ".venv" / "tools"
 HEARTBEAT = '{endpoint="/v1/agent/heartbeat"}'
 
+BUILD = 'build_info{instance="a"}'
+STARTED, TOUCHED = "process_start_time_seconds", 'node_textfile_mtime_seconds{file="/t/nixfleet-agent.prom"}'
+
 #: Alert -> (time of the look, series that fire it, series that don't); one value a minute, in promtool's notation.
 ALERTS: dict[str, tuple[str, dict[str, str], dict[str, str]]] = {
+    "NixfleetAgentGone": ("40m", {BUILD: "1x20"}, {BUILD: "1x60", TOUCHED: "0+60x60"}),
     "NixfleetRollbackOwed": ("20m", {"rollback_owed": "1x30"}, {"rollback_owed": "0x10 1x5 0x20"}),
     "NixfleetReleaseFailed": (
         "2m",
@@ -63,6 +67,21 @@ ALERTS: dict[str, tuple[str, dict[str, str], dict[str, str]]] = {
         {'rollout_state{state="Deferred"}': "1x600 0x1000"},
     ),
 }
+#: More of the same, where an alert has several ways to fire.
+MORE: list[tuple[str, str, dict[str, str], dict[str, str]]] = [
+    (
+        "NixfleetAgentGone",
+        "40m",
+        {BUILD: "1x60", TOUCHED: "0x60"},
+        {'build_info{instance="a",version="1"}': "1x20", 'build_info{instance="a",version="2"}': "_x20 1x40"},
+    ),
+    (
+        "NixfleetNoContact",
+        "40m",
+        {STARTED: "0x60"},
+        {STARTED: "0x60", f"last_contact_timestamp_seconds{HEARTBEAT}": "0+60x60"},
+    ),
+]
 
 
 def find_promtool() -> str:
@@ -85,6 +104,11 @@ def find_promtool() -> str:
         CACHE.mkdir(parents=True, exist_ok=True)
         shutil.move(f"{folder}/root/usr/bin/promtool", kept)
     return str(kept)
+
+
+def series_name(words: str) -> str:
+    """The metric with its labels; all but those of node-exporter are the agent's."""
+    return words if words.startswith("node_") else f"nixfleet_agent_{words}"
 
 
 class Prometheus(unittest.TestCase):
@@ -115,13 +139,10 @@ class Prometheus(unittest.TestCase):
         alerts = re.findall(r"^ +- alert: (\w+)$", RULES.read_text(), re.MULTILINE)
         self.assertEqual(sorted(alerts), sorted(ALERTS))
         cases = []
-        for name, (at, fires, quiet) in ALERTS.items():
+        for name, at, fires, quiet in [*((name, *case) for name, case in ALERTS.items()), *MORE]:
             expr = f'count(ALERTS{{alertname="{name}", alertstate="firing"}})'
             for series, expected in ((fires, [{"labels": "{}", "value": 1}]), (quiet, [])):
-                given = [
-                    {"series": f"nixfleet_agent_{name_and_labels}", "values": values}
-                    for name_and_labels, values in series.items()
-                ]
+                given = [{"series": series_name(words), "values": values} for words, values in series.items()]
                 look = {"expr": expr, "eval_time": at, "exp_samples": expected}
                 cases.append({"interval": "1m", "input_series": given, "promql_expr_test": [look]})
         # JSON is YAML.
