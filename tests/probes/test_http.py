@@ -207,6 +207,18 @@ class Redirects(HttpCase):
         self.assertTrue(probe(self.serve(handler).url()).passed)
         self.assert_quick(began, 2.0)
 
+    def test_a_cookie_is_kept_on_the_way(self) -> None:
+        def login(connection: Any, request: str) -> None:
+            if "Cookie: session=1" in request:
+                connection.sendall(answer())
+            else:
+                connection.sendall(answer("302 Found", b"", "Location: /", "Set-Cookie: session=1"))
+
+        server = self.serve(login)
+        self.assertTrue(probe(server.url()).passed)
+        self.assertTrue(probe(server.url()).passed)
+        self.assertEqual(len(server.requests), 4, "and forgotten after it")
+
     def test_credentials_do_not_travel_to_where_a_redirect_points(self) -> None:
         target = self.serve(say(answer()))
         server = self.serve(say(answer("302 Found", b"", f"Location: {target.url()}")))
