@@ -13,7 +13,7 @@ from typing import TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live as RichLive
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from nixfleet_agent.demo.fleet import DemoFleet
@@ -29,6 +29,11 @@ COUNT_EVERY = 2.0
 #: Releases in the table, and refusals below it.
 COLUMNS = 5
 REFUSALS = 3
+STATE_WIDTH = max(len(state.value) for state in State) + len("✓ ")
+PADDING = 2
+#: Lines of a picture that are empty, or left to the terminal; and those of the timeline that are always there.
+FRAME = 5
+LEAST_LINES = 3
 
 _STYLES = {
     State.CONVERGED: ("green", "✓"),
@@ -73,24 +78,26 @@ class Live:
         timeline, fleet = self._timeline, self._fleet
         if timeline is None:
             return Text("")
-        head = [Text.assemble((f"nixfleet demo  {timeline.seconds:5.1f} s  ", "bold"), self._title)]
-        height = self._console.size.height
+        head = Text.assemble((f"nixfleet demo  {timeline.seconds:5.1f} s  ", "bold"), self._title)
+        width, height = self._console.size
+        height -= len(head.wrap(self._console, width)) + FRAME
         rest: list[RenderableType] = []
         if fleet is not None and timeline.rollouts:
-            in_rows = len(fleet.names) <= min(ROWS, height // 2)
-            table = _hosts(fleet, timeline) if in_rows else _counts(fleet, timeline)
+            in_rows = len(fleet.names) <= min(ROWS, self._console.size.height // 2)
+            table = _hosts(fleet, timeline, width) if in_rows else _counts(fleet, timeline)
             below = [*_waves(timeline), *_refusals(timeline)]
             if not in_rows:
                 below.append(Text(f"{len(fleet.names)} hosts; {self._undelivered(fleet, timeline)} events to deliver"))
+            below = below[: max(1, height - table.row_count - 1 - LEAST_LINES)]
             used = table.row_count + 1 + len(below)
             rest = [Text(""), table, Text(""), *below]
         else:
             used = 0
-        room = max(3, height - used - 6)
+        room = max(LEAST_LINES, height - used)
         lines = [Text(str(entry), style="" if entry.hostname else "bold") for entry in timeline.entries[-room:]]
-        for text in (*head, *(part for part in rest if isinstance(part, Text)), *lines):
+        for text in (*(part for part in rest if isinstance(part, Text)), *lines):
             text.no_wrap, text.overflow = True, "ellipsis"
-        return Group(*head, *rest, Text(""), *lines)
+        return Group(head, *rest, Text(""), *lines)
 
     def _undelivered(self, fleet: DemoFleet, timeline: Timeline) -> int:
         """Events in the queues of all hosts, as they were counted last."""
@@ -100,10 +107,19 @@ class Live:
         return self._waiting[1]
 
 
-def _hosts(fleet: DemoFleet, timeline: Timeline) -> Table:
+def _table(*heads: str) -> Table:
+    """Without lines around it; a row is one line, whatever the terminal's width."""
+    columns = (Column(head, no_wrap=True) for head in heads)
+    return Table(*columns, box=None, pad_edge=False, header_style="dim")
+
+
+def _hosts(fleet: DemoFleet, timeline: Timeline, width: int) -> Table:
+    """As many of the newest releases as there is room for, at least one."""
     versions = {release.closure: version for version, release in fleet.releases.items()}
-    shown = [rollout.version for rollout in timeline.rollouts[-COLUMNS:]]
-    table = Table("host", "runs", *shown, "to deliver", box=None, pad_edge=False, header_style="dim")
+    fixed = max(map(len, fleet.names)) + len("runs") + len("to deliver") + 2 * PADDING
+    count = min(COLUMNS, max(1, (width - fixed) // (STATE_WIDTH + PADDING)))
+    shown = [rollout.version for rollout in timeline.rollouts[-count:]]
+    table = _table("host", "runs", *shown, "to deliver")
     states = timeline.states
     for name, host in fleet.hosts.items():
         running = versions.get(host.running_closure() or "", "?")
@@ -114,7 +130,7 @@ def _hosts(fleet: DemoFleet, timeline: Timeline) -> Table:
 
 
 def _counts(fleet: DemoFleet, timeline: Timeline) -> Table:
-    table = Table("release", *(state.value for state in State), box=None, pad_edge=False, header_style="dim")
+    table = _table("release", *(state.value for state in State))
     states = timeline.states
     for rollout in timeline.rollouts[-COLUMNS:]:
         count = Counter(states.get((rollout.version, name)) for name in fleet.names)

@@ -118,7 +118,8 @@ class _Demo:
         fleet = DemoFleet(self._folder, self._agents, self._scenario, self._clock, timeline, self._options.port)
         self._fleet = fleet
         fleet.start_services()
-        timeline.note(f"the control plane is at {fleet.plane.url}, its status page at {fleet.plane.page_url}")
+        timeline.note(f"the control plane is at {fleet.plane.url}")
+        timeline.note(f"its status page, for a browser: {fleet.plane.page_url}")
         fleet.install()
         fleet.start_agents()
         timeline.note(f"{hosts} installed with {INSTALLER}, and their agents started")
@@ -151,6 +152,7 @@ class _Demo:
             print(line, file=out)
         if not self._options.keep:
             print(report.remove_hint(self._folder), file=out)
+            print(report.MORE, file=out)
         out.flush()
 
     def keep(self, out: TextIO) -> None:
@@ -221,8 +223,9 @@ def _exit_code(outcome: Outcome) -> int:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the demo as Ctrl-C does."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in ENDING}
+    """SIGTERM and a closed terminal end the demo as Ctrl-C does, unless it was started with ``nohup``."""
+    ending = [number for number in ENDING if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in ending}
     try:
         yield
     finally:

@@ -15,6 +15,7 @@ from nixfleet_agent.text import printable
 
 #: More hosts than this are not listed one by one.
 LISTED = 10
+MORE = "More stories: nixfleet-agent demo --list-scenarios. To look around in the fleet: --keep."
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ def lines(scenario: Scenario, fleet: DemoFleet, timeline: Timeline, outcome: Out
         yield f"{name}: runs {versions.get(running, running)}; {_states(timeline, name)}"
     if len(fleet.names) > LISTED:
         yield f"and {len(fleet.names) - LISTED} more"
+    yield from _refusals(timeline, fleet)
     for problem in outcome.problems:
         yield f"PROBLEM: {printable(problem)}"
     how = "every host ended where it should" if not outcome.problems else "it did not end as it should"
@@ -110,6 +112,16 @@ def commands(fleet: DemoFleet) -> list[tuple[str, str]]:
         (f"{curl} {identity} {plane.url}/v1/fleet.resolved", "what CI signed, fetched as this host"),
         (f"tail -n 20 {shlex.quote(str(host.log_file))}", "its log"),
     ]
+
+
+def _refusals(timeline: Timeline, fleet: DemoFleet) -> Iterator[str]:
+    """A line for each reason, in the order of the story."""
+    by_reason: dict[str, set[str]] = {}
+    for refusal in timeline.refusals:
+        by_reason.setdefault(refusal.reason, set()).add(refusal.hostname)
+    for reason, names in by_reason.items():
+        who = "every host" if len(names) == len(fleet.names) else f"{len(names)} of {len(fleet.names)} hosts"
+        yield f"{who} refused: {reason}"
 
 
 def _states(timeline: Timeline, name: str) -> str:

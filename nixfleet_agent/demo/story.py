@@ -39,10 +39,10 @@ class Story:
     def release(self, version: str, waves: Sequence[str] = ("all",), signed_minutes_ago: int = 0) -> None:
         groups = [group for group in (hosts_of(self._fleet.names, wave) for wave in waves) if group]
         age = timedelta(minutes=signed_minutes_ago)
-        signed = f", signed {signed_minutes_ago} minutes ago" if age else ""
+        signed = f"signed {version} {signed_minutes_ago} minutes ago" if age else f"signs {version}"
         told = " then ".join(_some(group) for group in groups)
         self._timeline.open_rollout(rollout_id_of(version), version, groups)
-        self._timeline.note(f"CI signs {version}{signed}; turns for {told}")
+        self._timeline.note(f"CI {signed}; turns for {told}")
         self._fleet.publish(version, groups, age)
 
     def reach(self, version: str, state: str, hosts: str = "all") -> None:

@@ -179,7 +179,7 @@ def _words(happening: Happening, version: str, before: State | None) -> str:
     """What is worth a line: changes of state, and the first failure of a probe."""
     detail: Mapping[str, Any] = happening.detail or {}
     if happening.what == "Halted":
-        return f"{version} gets no more turns: {printable(detail.get('reason'), 300)}"
+        return f"{version} gets no more turns, {printable(detail.get('reason'), 300)}"
     if happening.what == "Dispatched":
         return "its turn: dispatched"
     if happening.what == "ProbeFailureFirst":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pty
+import re
 import unittest
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -56,6 +57,7 @@ class ShownFleet:
 class Picture(unittest.TestCase):
     def setUp(self) -> None:
         self.timeline = Timeline(SystemClock())
+        self.title = "what is told"
 
     def fleet(self, count: int) -> ShownFleet:
         fleet = ShownFleet({f"web-{number:03}": ShownHost() for number in range(1, count + 1)})
@@ -64,15 +66,17 @@ class Picture(unittest.TestCase):
         self.timeline.open_rollout("stable@b", "v2", [[first], rest])
         return fleet
 
-    def happened(self, hostname: str, state: State | None, what: str = "Known", **detail: Any) -> None:
-        self.timeline.watch(Happening(NOW, hostname, "stable@b", what, state, detail))
+    def happened(
+        self, hostname: str, state: State | None, what: str = "Known", rollout_id: str = "stable@b", **detail: Any
+    ) -> None:
+        self.timeline.watch(Happening(NOW, hostname, rollout_id, what, state, detail))
 
     def draw(self, fleet: ShownFleet | None, width: int = 100, height: int = 30) -> list[str]:
         live = Live(io.StringIO())
         out = io.StringIO()
         console = Console(file=out, width=width, height=height, color_system=None)
         live._console = console
-        live.follow("what is told", self.timeline)
+        live.follow(self.title, self.timeline)
         live.watch(cast(DemoFleet, fleet))
         console.print(live._render())
         return out.getvalue().splitlines()
@@ -101,16 +105,31 @@ class Picture(unittest.TestCase):
 
     def test_it_fits_the_terminal(self) -> None:
         for agents in (1, 3, 20, 100):
-            for width, height in ((80, 24), (120, 50), (60, 20)):
+            for width, height in ((80, 24), (120, 50), (60, 20), (40, 15)):
                 with self.subTest(agents=agents, width=width, height=height):
                     self.timeline = Timeline(SystemClock())
                     fleet = self.fleet(agents)
+                    for letter in "cde":
+                        self.timeline.open_rollout(f"stable@{letter}", f"v{letter}", [fleet.names])
                     for name in fleet.names:
-                        self.happened(name, State.SOAKING)
+                        for letter in "abcde":
+                            self.happened(name, State.ACTIVATING, rollout_id=f"stable@{letter}")
                         self.timeline.refuse(Refusal(name, "bad_signature", "long words " * 30))
+                    self.timeline.note("it goes on")
                     drawn = self.draw(fleet, width, height)
                     self.assertLess(len(drawn), height, "\n".join(drawn))
                     self.assertLessEqual(max(map(len, drawn)), width)
+                    # The newest release is in the table, and the timeline's last line is on the screen.
+                    self.assertTrue(any(re.match(r"host .* ve\b|ve +\d", line) for line in drawn), "\n".join(drawn))
+                    self.assertIn("it goes on", drawn[-1])
+
+    def test_a_title_that_is_longer_than_the_terminal_is_told_to_its_end(self) -> None:
+        self.title = "two good releases, and a bad one that every host takes back"
+        for width, height in ((80, 24), (40, 15)):
+            with self.subTest(width=width):
+                drawn = self.draw(self.fleet(3), width, height)
+                self.assertIn(self.title, " ".join(" ".join(drawn[:3]).split()))
+                self.assertLess(len(drawn), height)
 
     def test_many_hosts_are_counted(self) -> None:
         fleet = self.fleet(100)

@@ -51,7 +51,7 @@ class Words(unittest.TestCase):
                 "Soaking",
                 "probe app fails",
                 "Failed: app, disk failed for too long",
-                "v1 gets no more turns: halted: failed on web-01",
+                "v1 gets no more turns, halted: failed on web-01",
                 "Reverted: back on before",
             ],
         )

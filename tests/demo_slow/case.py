@@ -57,10 +57,10 @@ class DemoCase(unittest.TestCase):
         self.assert_exactly_once_in_order()
         return document
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start one, with its output in a pipe."""
+    def start(self, *arguments: str, wrapper: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+        """Start one, with its output in a pipe; ``wrapper`` is a command that becomes it."""
         process = subprocess.Popen(
-            [*COMMAND, "--dir", str(self.folder), *arguments],
+            [*wrapper, *COMMAND, "--dir", str(self.folder), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -54,6 +54,16 @@ class Interrupted(DemoCase):
             self.assertTrue(select.select([descriptor], [], [], 30)[0], f"{pid} has outlived its demo")
 
 
+class Background(DemoCase):
+    def test_one_that_was_started_with_nohup_goes_on_when_its_terminal_is_closed(self) -> None:
+        process = self.start("--scenario", "canary", "--agents", "1", wrapper=("env", "--ignore-signal=HUP"))
+        self.until(process, "making keys")
+        process.send_signal(signal.SIGHUP)
+        output, _ = process.communicate(timeout=PATIENCE)
+        self.assertEqual(process.returncode, 0, output)
+        self.assertIn("every host ended where it should", output)
+
+
 class Kept(DemoCase):
     def test_every_line_that_it_prints_works_when_it_is_pasted(self) -> None:
         process = self.start("--agents", "2", "--keep")
