@@ -1,4 +1,4 @@
-"""How long a call may still take, and the one wait that every blocked call sits in.
+"""How long a call may still take and how much it may receive, and the one wait that every blocked call sits in.
 
 A per-read timeout never ends a peer that sends one byte a second, so each call has one monotonic deadline and
 every wait for its socket goes through ``CallBudget.wait``. The same wait watches the abort pipe, which is how a
@@ -13,6 +13,7 @@ import threading
 
 from nixfleet_agent.clock import Clock
 from nixfleet_agent.errors import TransportError
+from nixfleet_agent.net.failures import AnswerTooLargeError
 
 
 class AbortSwitch:
@@ -49,16 +50,19 @@ class AbortSwitch:
 
 
 class CallBudget:
-    """The deadline of the call that one session has in progress; ``start`` begins the next call."""
+    """What the call that one session has in progress may cost; ``start`` begins the next call."""
 
     def __init__(self, clock: Clock, switch: AbortSwitch) -> None:
         self._clock = clock
         self._switch = switch
         self._seconds = 0.0
         self._until = 0.0
+        self._most = 0
+        self._bytes_left = 0
 
-    def start(self, seconds: float) -> None:
-        """Begin a call that may take ``seconds`` in all."""
+    def start(self, seconds: float, most: int) -> None:
+        """Begin a call that may take ``seconds`` and receive ``most`` bytes in all."""
+        self._most = self._bytes_left = most
         self._seconds = seconds
         self._until = self._clock.monotonic() + seconds
 
@@ -78,6 +82,16 @@ class CallBudget:
         if left <= 0:
             raise self._expired()
         return left
+
+    def received(self, count: int) -> None:
+        """``count`` bytes more came, of whatever: interim answers, headers and the sizes of chunks have no end either.
+
+        Raises:
+            AnswerTooLargeError: the call has had its share.
+        """
+        self._bytes_left -= count
+        if self._bytes_left < 0:
+            raise AnswerTooLargeError(f"more than {self._most} bytes came for one answer, headers counted", "too_large")
 
     def wait(self, descriptor: int, *, write: bool, at_most: float | None = None) -> bool:
         """Block until ``descriptor`` is ready; False when ``at_most`` seconds passed before the deadline did.

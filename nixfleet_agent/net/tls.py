@@ -26,6 +26,9 @@ from nixfleet_agent.text import printable
 
 #: Plain text per send; a TLS record carries at most this much.
 _RECORD = 16 * 1024
+#: Messages that are no data (session tickets, key updates) before a connection is given up. OpenSSL reads them on and
+#: on inside one call, where neither the deadline nor a shutdown is looked at; a server needs two or three.
+_MOST_MESSAGES = 1_000
 #: Errors of X.509 verification (RFC 5280) in words that say what to do; OpenSSL's numbers.
 _VERIFY_REASONS = {
     9: "it is not valid yet: check this host's clock",
@@ -62,6 +65,7 @@ class TlsContext:
         context = SSL.Context(SSL.TLS_CLIENT_METHOD)
         context.set_min_proto_version(SSL.TLS1_3_VERSION)
         context.set_verify(SSL.VERIFY_PEER, _note_verification)
+        context.set_info_callback(_note_message)
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
         # An idle connection gives back its two buffers of 16 KiB; five of them wait most of the time.
         context.set_mode(SSL.MODE_RELEASE_BUFFERS)
@@ -99,7 +103,7 @@ class TlsContext:
             TransportError: ``tls``, ``reset``, ``timeout`` or ``aborted``. ``raw`` is left to the caller.
         """
         connection = SSL.Connection(self._context, raw)
-        connection.set_app_data([])
+        connection.set_app_data(_Noted())
         name = host.rstrip(".")
         if not _is_address(name):
             connection.set_tlsext_host_name(name.encode("ascii"))
@@ -154,6 +158,7 @@ class TlsStream:
                 raise self._failure(error, "while reading") from error
             else:
                 self.received += count
+                self._budget.received(count)
                 return count
 
     def sendall(self, data: bytes) -> None:
@@ -226,9 +231,9 @@ class TlsStream:
         if isinstance(error, SSL.SysCallError):
             cause = "closed" if error.args[0] == -1 else f"broken ({str(error.args[-1])[:100]})"
             return TransportError(f"the connection was {cause} {when}", "reset")
-        noted = self._connection.get_app_data()
-        if noted:
-            code = noted[-1]
+        refusals = self._connection.get_app_data().refusals
+        if refusals:
+            code = refusals[-1]
             why = _VERIFY_REASONS.get(code, f"verification error {code}")
             return TransportError(f"the server's certificate is refused: {why}", "tls")
         reason = _reason(error)
@@ -261,10 +266,28 @@ class _Reader(io.RawIOBase):
             stream.release_reader()
 
 
+class _Noted:
+    """What OpenSSL told of one connection while it worked."""
+
+    def __init__(self) -> None:
+        self.refusals: list[int] = []
+        self.messages = 0
+
+
 def _note_verification(connection: SSL.Connection, _certificate: object, code: int, _depth: int, ok: int) -> bool:
     if not ok:
-        connection.get_app_data().append(code)
+        connection.get_app_data().refusals.append(code)
     return bool(ok)
+
+
+def _note_message(connection: SSL.Connection, where: int, _result: int) -> None:
+    """The handshake has come to an end, or a message after it has been dealt with."""
+    if where == SSL.SSL_CB_CONNECT_EXIT:
+        noted = connection.get_app_data()
+        noted.messages += 1
+        if noted.messages > _MOST_MESSAGES:
+            # As if the server had said goodbye: the read that is going on ends.
+            connection.set_shutdown(SSL.RECEIVED_SHUTDOWN)
 
 
 def _check_name(connection: SSL.Connection, name: str) -> None:

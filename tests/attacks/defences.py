@@ -357,6 +357,8 @@ _READERS = (
         ("tests.net.test_limits.Sizes.test_an_endless_body_ends_at_the_limit",),
     ),
     _gone("bodies: negative chunks", "net/pool.py", "size < 0", _BODIES + "Sizes.test_broken_answers"),
+    _gone("bodies: what comes around them", "net/budget.py", "self._bytes_left < 0", "tests.net.test_limits"),
+    _gone("TLS: messages without end", "net/tls.py", "noted.messages > _MOST_MESSAGES", "tests.net.test_limits"),
     Defence(
         "bodies: the deadline of a call",
         "net/budget.py",

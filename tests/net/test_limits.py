@@ -15,7 +15,7 @@ from unittest import mock
 from nixfleet_agent.errors import TransportError
 from nixfleet_agent.net.client import BODY_LIMIT
 from tests.net.base import NetTestCase
-from tests.support.https_server import Drip, Endless, GzipBomb, HalfBody, Hang, HttpsServer, Raw, Reply, Reset
+from tests.support.https_server import Drip, Endless, Flood, GzipBomb, HalfBody, Hang, HttpsServer, Raw, Reply, Reset
 
 MIB = 1024 * 1024
 #: Seconds after which a call that should have ended long ago was not ended by what should end it: without that it would
@@ -204,6 +204,23 @@ class Sizes(NetTestCase):
         for data in (many, long):
             server.route("GET", "/v1/x", Raw(data))
             self.assertEqual("protocol", self.refused(client, "/v1/x").kind)
+
+    def test_interim_answers_and_chunk_sizes_without_end_are_cut_off(self) -> None:
+        server = self.serve()
+        interim = Flood(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
+        chunks = Flood(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1;%s\r\nx\r\n" % (b"x" * 30_000))
+        for flood in (interim, chunks):
+            server.route("GET", "/v1/x", flood)
+            self.assertEqual("too_large", self.refused(self.connect(server), "/v1/x").kind)
+
+    def test_session_tickets_without_end_end_the_connection(self) -> None:
+        """OpenSSL deals with all that are there in one call, and looks at neither deadline nor shutdown meanwhile."""
+        server = self.serve()
+        server.context.num_tickets = 3_000
+        server.route("GET", "/v1/x", Reply(200, b"after the tickets"))
+        self.assertEqual("reset", self.refused(self.connect(server), "/v1/x").kind)
+        server.context.num_tickets = 100
+        self.assertEqual(b"after the tickets", self.connect(server).get("/v1/x", deadline=30).body)
 
     def _peak(self, call: object) -> int:
         """Most memory that Python had allocated at once during the call, beyond what it had before."""

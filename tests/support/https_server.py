@@ -114,6 +114,19 @@ class Endless:
 
 
 @dataclass(frozen=True)
+class Flood:
+    """``start``, and then ``piece`` without end, as fast as the client reads."""
+
+    start: bytes
+    piece: bytes
+
+    def play(self, handler: _Handler) -> None:
+        handler.wfile.write(self.start)
+        while not handler.pause(0):
+            handler.wfile.write(self.piece)
+
+
+@dataclass(frozen=True)
 class GzipBomb:
     """``size`` bytes of zeros in a thousandth of that."""
 
