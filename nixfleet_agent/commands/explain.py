@@ -191,8 +191,9 @@ def _dispatch(snapshot: Snapshot, now: datetime) -> Iterator[str]:
         kept = f"A Dispatch for {dispatch['rollout_id']} is kept since {_ago(dispatch['received_at'], now)}: {reason}."
         next_try = _time(dispatch.get("next_try_at"))
         yield f"{kept} It is tried again {ago(next_try, now)}." if next_try and next_try > now else kept
-    last = (snapshot.get("refusals") or [None])[-1]
-    if last and last["outcome"] != "kept":
+    # What was only kept was taken since, or is the one above.
+    last = next((r for r in reversed(snapshot.get("refusals") or ()) if r["outcome"] != "kept"), None)
+    if last:
         what = last["rollout_id"] or "something that was no Dispatch"
         yield f"The last Dispatch not taken was {what}, {last['outcome']} {_ago(last['at'], now)}: {last['reason']}."
 

@@ -17,8 +17,8 @@ from nixfleet_agent.proto.times import parse_time
 Snapshot = Mapping[str, Any]
 
 _COLOURS = {"Converged": GREEN, "Failed": RED, "Reverted": RED, "Deferred": YELLOW}
-#: Rollouts in the table; `history --list` has all of them.
-_SHOWN = 5
+#: Rollouts in the table; `history --list` has all of them. Refusals; `status --json` has more.
+_SHOWN, _REFUSALS = 5, 3
 #: The order in which a rollout's stamps come about, with their names for people.
 _STAMPS = {
     "dispatched_at": "accepted",
@@ -99,7 +99,8 @@ def _warnings(snapshot: Snapshot, now: datetime) -> Iterator[tuple[str, str, str
         yield "kept", f"{dispatch['rollout_id']}, {_ago(dispatch['received_at'], now)}: {reason}", YELLOW
     for entry in snapshot.get("quarantine") or ():
         yield "quarantine", f"{entry['closure']} on {entry['channel']}, {_ago(entry['since'], now)}", YELLOW
-    for refusal in (snapshot.get("refusals") or [])[-3:]:
+    refusals = [refusal for refusal in snapshot.get("refusals") or () if refusal["outcome"] != "kept"]
+    for refusal in refusals[-_REFUSALS:]:
         what = refusal["rollout_id"] or "no Dispatch"
         yield "refusal", f"{_ago(refusal['at'], now)}, {what} {refusal['outcome']}: {refusal['reason']}", YELLOW
 

@@ -17,6 +17,8 @@ from nixfleet_agent.runtime.worker import Worker
 
 #: Seconds that one caller may take in all.
 CALL_DEADLINE = 3.0
+#: Seconds between two tries to open a socket that can't be had.
+OPEN_AGAIN = 15.0
 #: Seconds between two signs of life while nobody calls.
 _NAP = 60.0
 
@@ -49,8 +51,11 @@ class Listener(Worker):
         #: Set while the socket accepts callers.
         self.listening = threading.Event()
 
+    #: Where the socket is and which key says so, for the line about one that can't be opened.
+    where = "its socket"
+
     def open(self) -> socket.socket:
-        """A bound, listening socket (raises OSError or StorageError)."""
+        """A bound, listening socket (raises OSError)."""
         raise RuntimeError(f"{self.name} opens no socket")
 
     def answer(self, caller: Caller) -> None:
@@ -61,7 +66,10 @@ class Listener(Worker):
         bell = _Bell()
         self.shutdown.wakeup(bell)
         try:
-            with closing(self.open()) as listening, selectors.DefaultSelector() as selector:
+            opened = self._opened()
+            if opened is None:
+                return
+            with closing(opened) as listening, selectors.DefaultSelector() as selector:
                 selector.register(bell.ear, selectors.EVENT_READ)
                 selector.register(listening, selectors.EVENT_READ)
                 listening.setblocking(False)
@@ -74,6 +82,25 @@ class Listener(Worker):
             self.listening.clear()
             self.shutdown.forget(bell)
             bell.close()
+
+    def _opened(self) -> socket.socket | None:
+        """The socket, when it can be had; None when shutdown came first.
+
+        A port that another program has is a mistake, or its restart: no reason to die, and none to give up.
+        """
+        said = ""
+        while not self.shutdown.is_set:
+            self.alive()
+            try:
+                return self.open()
+            except OSError as error:
+                # Python adds which of its own calls failed, in brackets.
+                reason = str(error.strerror or error).partition(" (while")[0]
+                if reason != said:
+                    self.log.error("can't listen on %s: %s; trying again every %.0f s", self.where, reason, OPEN_AGAIN)
+                said = reason
+                self.shutdown.wait(OPEN_AGAIN)
+        return None
 
     def _serve_one(self, listening: socket.socket) -> None:
         try:

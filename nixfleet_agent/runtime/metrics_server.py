@@ -35,6 +35,7 @@ class MetricsServerWorker(Listener):
     ) -> None:
         super().__init__(shutdown, clock)
         self._address = address
+        self.where = f"{address[0]} port {address[1]} (metrics.listen)"
         self._metrics = metrics
         self._health = health
         #: The port in use, once ``listening`` is set (for a configured port 0).

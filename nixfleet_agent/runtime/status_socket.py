@@ -38,6 +38,7 @@ class StatusSocketWorker(Listener):
     def __init__(self, shutdown: ShutdownToken, clock: Clock, state_dir: Path, handlers: Mapping[str, Handler]) -> None:
         super().__init__(shutdown, clock)
         self._state_dir = state_dir
+        self.where = f"{state_dir / SOCKET_NAME} (state_dir)"
         self._handlers = handlers
 
     def open(self) -> socket.socket:

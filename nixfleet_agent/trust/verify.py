@@ -246,7 +246,7 @@ def _check_time(
     if signed_at - now > CLOCK_SKEW and not behind:
         raise errors.FutureDated(f"{what}: signed at {shown}, and it is {format_time(now)} on this host")
     if mark is not None and signed_at < mark:
-        raise errors.OlderThanAccepted(f"{what}: signed at {shown}, and {format_time(mark)} was already accepted")
+        raise errors.OlderThanAccepted(f"{what}: signed at {shown}, and one of {format_time(mark)} was already accepted")
     if newest is not None and behind:
         raise errors.ClockBehind(
             f"{what}: this host's clock reads {format_time(now)}, and {format_time(newest)} was already accepted: "

@@ -178,6 +178,16 @@ SITUATIONS: dict[str, tuple[RolloutRecord | None, dict[str, Any], tuple[str, ...
         },
         ("edge@ff, refused 4 min ago: bad signature",),
     ),
+    "a refused Dispatch, and a later one that was kept until it could be taken": (
+        RECORD,
+        {
+            "refusals": [
+                {"at": format_time(at(minutes=4)), "outcome": "refused", "reason": "forged", "rollout_id": "edge@ff"},
+                {"at": format_time(at(minutes=3)), "outcome": "kept", "reason": "stale", "rollout_id": "edge@ab"},
+            ]
+        },
+        ("edge@ff, refused 4 min ago: forged",),
+    ),
     "a hold": (
         None,
         {"hold": {"reason": "disk swap", "until": format_time(NOW + timedelta(hours=1))}},

@@ -236,7 +236,9 @@ class Status(Case):
             "agent": {"version": "9.9", "pid": 42}, "host": {"active_id": None}, "rollouts": [], "drift": OLD,
             "queue": {"queued": 7, "rejected": 1, "oldest": None}, "silent_workers": ["longpoll"],
             "refusals": [{"at": "2026-05-16T01:00:00Z", "outcome": "refused", "label": "bad_signature",
-                          "reason": "nobody\x1b[2J signed", "rollout_id": "edge@ff", "target_closure": None}],
+                          "reason": "nobody\x1b[2J signed", "rollout_id": "edge@ff", "target_closure": None},
+                         {"at": "2026-05-16T01:00:01Z", "outcome": "kept", "label": "stale", "reason": "too old",
+                          "rollout_id": "edge@aa", "target_closure": None}],
         }  # fmt: skip
         with self.agent({"status": lambda _: dict(snapshot)}):
             ran = self.call("status")
@@ -248,6 +250,7 @@ class Status(Case):
             "nobody\\x1b[2J signed",
         ):
             self.assertIn(part, ran.out)
+        self.assertNotIn("edge@aa", ran.out, "it was taken since, or `kept` shows it")
         self.assertIn("has accepted no rollout yet", why)
 
     def test_support_lists_files_that_a_running_agent_moves_meanwhile(self) -> None:

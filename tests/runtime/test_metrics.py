@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.runtime.applier import HostView
+from nixfleet_agent.runtime.listener import OPEN_AGAIN
 from nixfleet_agent.runtime.metrics import COUNTERS, Metrics
 from nixfleet_agent.runtime.metrics_server import MetricsServerWorker, MetricsTextfileWorker
 from nixfleet_agent.runtime.shutdown import ShutdownToken
@@ -181,6 +182,41 @@ class Http(Case):
             self.assertEqual(self.get(port, "/healthz")[::2], (200, "ok\n"))
             problems.append("longpoll has been silent for 300 s")
             self.assertEqual(self.get(port, "/healthz")[::2], (503, "longpoll has been silent for 300 s\n"))
+
+    def test_a_port_that_another_program_has_is_one_line_and_is_taken_when_it_is_free(self) -> None:
+        taken = socket.create_server(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        shutdown = ShutdownToken(self.clock)
+        worker = MetricsServerWorker(shutdown, self.clock, ("127.0.0.1", port), self.metrics, list)
+        thread = threading.Thread(target=worker.run)
+        with self.assertLogs("nixfleet_agent.metrics_server", "ERROR") as heard:
+            thread.start()
+            for _ in range(2):
+                self.clock.until_waiting(1)
+                self.clock.advance(OPEN_AGAIN)
+            self.clock.until_waiting(1)
+            taken.close()
+            self.clock.advance(OPEN_AGAIN)
+            self.assertTrue(worker.listening.wait(30))
+        self.assertEqual(self.get(port, "/healthz")[0], 200)
+        shutdown.set()
+        thread.join(30)
+        said = (
+            f"can't listen on 127.0.0.1 port {port} (metrics.listen): Address already in use; trying again every 15 s"
+        )
+        self.assertEqual([record.getMessage() for record in heard.records], [said])
+
+    def test_an_address_that_this_host_has_not_does_not_hold_the_shutdown_up(self) -> None:
+        shutdown = ShutdownToken(self.clock)
+        worker = MetricsServerWorker(shutdown, self.clock, ("192.0.2.1", 1), self.metrics, list)
+        thread = threading.Thread(target=worker.run)
+        with self.assertLogs("nixfleet_agent.metrics_server", "ERROR") as heard:
+            thread.start()
+            self.clock.until_waiting(1)
+            shutdown.set()
+            thread.join(30)
+        self.assertFalse(thread.is_alive())
+        self.assertIn("Cannot assign requested address; trying again", heard.records[0].getMessage())
 
     def test_anything_else_is_refused(self) -> None:
         with self.serving([]) as port:
