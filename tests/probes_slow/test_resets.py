@@ -4,20 +4,63 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import socket
 import threading
 import time
 import unittest
+from unittest import mock
 
+from nixfleet_agent.proto.probe_decls import ProbeDecl
 from nixfleet_agent.runtime.orders import StopProbes
 from nixfleet_agent.runtime.workers import probe_runners
+from nixfleet_agent.runtime.workers.probe_runners import Cancel, RunnerContext, RunnerOutcome
 from tests.probes.support import children, descriptors
 from tests.probes.test_worker import WorkerCase
+from tests.support.tls import Authority
 
 RESETS = 1000
 
 
+class Begun:
+    """The runner, counting how many runs of the latest set have begun."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._set: Cancel | None = None
+        self._count = 0
+
+    def run(self, decl: ProbeDecl, ctx: RunnerContext) -> RunnerOutcome:
+        with self._changed:
+            if ctx.cancel is not self._set:
+                self._set, self._count = ctx.cancel, 0
+            self._count += 1
+            self._changed.notify_all()
+        return probe_runners.run(decl, ctx)
+
+    def wait(self, before: Cancel | None, count: int) -> None:
+        """Until ``count`` runs of the set after ``before`` have begun."""
+        with self._changed:
+            begun = self._changed.wait_for(lambda: self._set is not before and self._count >= count, 30)
+        if not begun:
+            raise AssertionError(f"{count} runs never began")
+
+    @property
+    def latest(self) -> Cancel | None:
+        return self._set
+
+
 class Resets(WorkerCase):
+    def setUp(self) -> None:
+        super().setUp()
+        # Each set loads the trusted authorities; those of the machine would take two thirds of the test's time.
+        authorities = {
+            "SSL_CERT_FILE": str(Authority().write_ca(self.folder / "ca.pem")),
+            "SSL_CERT_DIR": "/nonexistent",
+        }
+        self.enterContext(mock.patch.dict(os.environ, authorities))
+        self.begun = Begun()
+
     def test_a_thousand_resets_leave_nothing_behind(self) -> None:
         silent = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.addCleanup(silent.close)
@@ -42,18 +85,22 @@ class Resets(WorkerCase):
         self.addCleanup(drained.join)
         self.addCleanup(silent.shutdown, socket.SHUT_RDWR)
 
-        with self.working(probe_runners.run):
-            self.many_resets(100)
+        with self.working(self.begun.run):
+            self.many_resets(100, len(declarations))
             before = self.settled()
-            self.many_resets(RESETS)
+            self.many_resets(RESETS, len(declarations))
             self.assertEqual(self.settled(), before)
             self.assertEqual(children(), set())
 
-    def many_resets(self, count: int) -> None:
+    def many_resets(self, count: int, probes: int) -> None:
+        """Each after another number of runs has begun; none is the moment in which the threads are being made."""
         for number in range(count):
             self.told.events.clear()
+            before = self.begun.latest
             self.reset(f"stable@{number:x}")
             self.told.wait(lambda: bool(self.told.topologies()), "the topology", 30)
+            if number % (probes + 1):
+                self.begun.wait(before, number % (probes + 1))
             if number % 7 == 0:  # now and then let the runs get further
                 threading.Event().wait(0.02)
 
