@@ -42,15 +42,15 @@ class FakeClock:
 
     def wait(self, event: threading.Event, timeout: float | None) -> bool:
         """Returns when ``event`` is set or the fake time has passed, and for no other reason."""
-        # The event's own condition is what `set` notifies. `advance` notifies it too, and because it is held from
-        # the look at the time until the sleep begins, neither of the two can come in between and be missed.
+        # The event's own condition is what `set` notifies. `advance` notifies it too, and because it is held, and the
+        # waiter known, from before the look at the time until the sleep begins, neither can come between and be missed.
         condition: Any = event._cond  # type: ignore[attr-defined]
         token = object()
         with condition:
             deadline = None if timeout is None else self.monotonic() + timeout
+            self._register(token, event, deadline)
             try:
                 while not event.is_set() and (deadline is None or self.monotonic() < deadline):
-                    self._register(token, event, deadline)
                     condition.wait()
             finally:
                 self._forget(token)
@@ -73,24 +73,32 @@ class FakeClock:
         with self._lock:
             self._wall += timedelta(seconds=seconds)
 
-    def until_waiting(self, count: int = 1) -> None:
-        """Block until ``count`` threads wait on this clock for a time that has not come; fails when they don't."""
+    def until_waiting(self, count: int = 1, on: threading.Event | None = None) -> None:
+        """Block until ``count`` threads wait on this clock for a time that has not come; fails when they don't.
+
+        ``on``: only those count that this event would wake, where a thread has more than one reason to wait.
+        """
         until = time.monotonic() + PATIENCE
         with self._changed:
-            while self._sleeping() < count:
+            while self._sleeping(on) < count:
                 left = until - time.monotonic()
                 if left <= 0:
-                    raise AssertionError(f"{self._sleeping()} threads wait on the clock, not {count}")
+                    raise AssertionError(f"{self._sleeping(on)} threads wait on the clock, not {count}")
                 self._changed.wait(left)
+
+    def waits(self, on: threading.Event) -> bool:
+        """Whether a thread waits now for this event or for a time that has not come."""
+        with self._lock:
+            return self._sleeping(on) > 0
 
     def next_deadline(self) -> float | None:
         """The earliest monotonic second that a thread waits for; None when none does."""
         with self._lock:
             return min((at for _, at in self._waiters.values() if at is not None), default=None)
 
-    def _sleeping(self) -> int:
+    def _sleeping(self, on: threading.Event | None) -> int:
         return sum(
-            not event.is_set() and (deadline is None or deadline > self._monotonic)
+            on in (None, event) and not event.is_set() and (deadline is None or deadline > self._monotonic)
             for event, deadline in self._waiters.values()
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import unittest
 from datetime import timedelta
+from unittest import mock
 
 from tests.support.clock import EPOCH, PATIENCE, FakeClock
 
@@ -57,6 +58,25 @@ class FakeClockPromises(unittest.TestCase):
         self.assertFalse(self.clock.wait(self.event, 0))
         self.event.set()
         self.assertTrue(self.clock.wait(self.event, None))
+
+    def test_time_that_passes_between_a_sleepers_look_and_its_sleep_wakes_it(self) -> None:
+        looks = iter(range(2))
+        passes = threading.Thread(target=self.clock.advance, args=(10,))
+        read = self.clock.monotonic
+
+        def look() -> float:
+            seen = read()
+            if next(looks, None) == 1:
+                passes.start()
+                while read() == seen:
+                    threading.Event().wait(0.001)
+            return seen
+
+        with mock.patch.object(self.clock, "monotonic", look):
+            thread = self.sleeper(10)
+            thread.join(PATIENCE)
+        passes.join(PATIENCE)
+        self.assertEqual(self.results, [False])
 
     def test_no_wake_up_is_lost_between_many_threads(self) -> None:
         threads = [self.sleeper(1 + number % 7) for number in range(40)]

@@ -36,17 +36,11 @@ class Longest(random.Random):
 
 
 class Token(ShutdownToken):
-    """Knows how many wake-ups are out: one is while the worker waits for the reducer."""
+    """Shows its event, on which the worker waits when it is at rest; for the reducer it waits on one of its own."""
 
-    out = 0
-
-    def wakeup(self, event: threading.Event | None = None) -> threading.Event:
-        self.out += 1
-        return super().wakeup(event)
-
-    def forget(self, wakeup: threading.Event) -> None:
-        super().forget(wakeup)
-        self.out -= 1
+    @property
+    def event(self) -> threading.Event:
+        return self._set
 
 
 class LongPollTestCase(ReleaseTestCase):
@@ -137,10 +131,7 @@ class LongPollTestCase(ReleaseTestCase):
 
     def rest(self) -> None:
         """Until the worker sleeps, and not for the reducer's answer."""
-        self.clock.until_waiting()
-        while self.shutdown.out:
-            until(lambda: not self.shutdown.out, "the reducer's answer")
-            self.clock.until_waiting()
+        self.clock.until_waiting(on=self.shutdown.event)
 
     def seconds(self, count: int) -> None:
         """Let ``count`` seconds go by, the worker coming to rest after each."""
@@ -292,7 +283,7 @@ class Accepting(LongPollTestCase):
         # expire before its first try, and nothing to die of.
         thread = self._start(run)
         while thread.is_alive():
-            if self.clock.next_deadline() is not None and not self.shutdown.out:
+            if self.clock.waits(self.shutdown.event):
                 self.clock.advance(1)
             thread.join(0.01)
         raise died[0]
