@@ -212,8 +212,10 @@ def _contact(snapshot: Snapshot, now: datetime) -> Iterator[str]:
     queue = snapshot.get("queue") or {}
     waiting = f" {queue['queued']} events wait to be sent." if queue.get("queued") else ""
     if contacts and (not answered or now - max(answered) > _SILENCE):
-        outcomes = sorted({c["last_outcome"] for c in contacts.values()})
-        since = f"since {_ago(max(answered).isoformat(), now)}" if answered else "since the agent started"
+        # The last word of an endpoint that was not asked since may be that all is well.
+        failed = [c for c in contacts.values() if not c.get("answered_at") or c.get("last_at") != c["answered_at"]]
+        outcomes = sorted({c["last_outcome"] for c in failed})
+        since = f"for {length(now - max(answered))}" if answered else "since the agent started"
         yield f"The control plane has not answered {since} ({', '.join(outcomes)}); the host goes on alone.{waiting}"
     elif waiting and queue.get("trouble"):
         yield f"{waiting.strip()} The last answer to one was: {next(iter(queue['trouble'].values()))}."

@@ -29,6 +29,8 @@ from nixfleet_agent.state_machine import (
 )
 
 log = logging.getLogger("nixfleet_agent.reducer")
+#: States that somebody should look at: who reads warnings only must not miss a release that failed.
+_LOOK_AT = (State.FAILED, State.REVERTED, State.DEFERRED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,8 @@ class Applier:
         self.kick_outbound()
 
     def _transition(self, effect: RecordTransition, record: RolloutRecord) -> None:
-        log.info(
+        log.log(
+            logging.WARNING if effect.after in _LOOK_AT else logging.INFO,
             "%s: %s -> %s",
             effect.rollout_id,
             effect.before,

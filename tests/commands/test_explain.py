@@ -204,10 +204,17 @@ SITUATIONS: dict[str, tuple[RolloutRecord | None, dict[str, Any], tuple[str, ...
     "no control plane": (
         None,
         {
-            "contacts": {"/v1/agent/dispatch": {"last_outcome": "refused", "answered_at": format_time(at(hours=5))}},
+            "contacts": {
+                "/v1/agent/dispatch": {"last_outcome": "refused", "answered_at": format_time(at(hours=5))},
+                "/v1/enroll": {
+                    "last_outcome": "200",
+                    "answered_at": format_time(at(hours=9)),
+                    "last_at": format_time(at(hours=9)),
+                },
+            },
             "queue": {"queued": 12},
         },
-        ("not answered since 5 h ago", "refused", "12 events wait"),
+        ("not answered for 5 h (refused)", "12 events wait"),
     ),
     "never a control plane": (
         None,

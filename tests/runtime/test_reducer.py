@@ -97,6 +97,15 @@ class AWholeRollout(Case):
         self.assertEqual([kind for _, kind in host.log()][-2:], ["Failed", "RollbackComplete"])
         self.assertEqual(host.order(), Release(R))
 
+    def test_who_reads_warnings_only_learns_of_a_release_that_failed(self) -> None:
+        with self.assertLogs("nixfleet_agent.reducer", "INFO") as heard:
+            self.failed_by_probe()
+            self.host.current = PRIOR
+            self.host.tell(R, "RollbackComplete", reverted_to_closure=PRIOR)
+        said = {r.getMessage().partition(": ")[2]: r.levelname for r in heard.records if " -> " in r.getMessage()}
+        self.assertEqual(said["Activating -> Soaking"], "INFO")
+        self.assertEqual((said["Soaking -> Failed"], said["Failed -> Reverted"]), ("WARNING", "WARNING"))
+
     def test_fails_with_the_policy_halt_and_stays(self) -> None:
         self.host.soaking(R, policy=HALT)
         self.host.order()
