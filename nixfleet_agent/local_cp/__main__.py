@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import base64
 import binascii
-import functools
 import json
 import logging
 import queue
@@ -100,9 +99,8 @@ def _obey(plane: LocalControlPlane, told: _Told, ended: queue.SimpleQueue[int | 
 
 
 def _pages(plane: LocalControlPlane, port: int) -> PageServer:
-    pages = {path: functools.partial(endpoint, plane.api) for path, endpoint in PAGES.items()}
     try:
-        return PageServer((HOST, port), pages)
+        return PageServer((HOST, port), dict.fromkeys(PAGES, plane.api.answer))
     except OSError as error:
         raise ConfigError(f"can't listen on {HOST}:{port}: {error.strerror or error}: free it or use 0") from error
 

@@ -105,8 +105,15 @@ class Browser(ControlPlaneCase):
             self.assertGreater(picture.stat().st_size, 10_000, name)
 
     def test_nothing_has_to_be_scrolled_sideways_on_a_phone(self) -> None:
-        body = self.page(Request("GET", "/", {}, {}, b"", None, lambda: False)).body.decode()
-        still = re.sub("<script>.*</script>", "", body, flags=re.DOTALL)
+        longest = "w" * 63
+        self.publish("b" * 40, ("web-01",), (longest,))
+        self.agent(longest).beat(closure="0" * 32 + "-" + "c" * 150)
+        report = {"kind": "EnrollmentFailed", "reason": "r" * 500}
+        body = {"hostname": longest, "agentVersion": "1", "occurredAt": "2026-05-16T00:00:00Z", "event": report}
+        self.assertEqual(self.agents[0].call("POST", "/v1/agent/bootstrap-report", body).status, 204)
+        self.cp.control.dispatcher.plan_once()
+        shown = self.page(Request("GET", "/", {}, {}, b"", None, lambda: False)).body.decode()
+        still = re.sub("<script>.*</script>", "", shown, flags=re.DOTALL)
         measure = (
             "<script>onload = () => { const inner = document.querySelector('iframe').contentDocument.documentElement;"
             " document.title = `${inner.clientWidth} ${inner.scrollWidth}` }</script>"
@@ -114,8 +121,8 @@ class Browser(ControlPlaneCase):
         holder = Path(self.profile) / "holder.html"
         frame = f'<iframe width={PHONE} height=800 style="border:0" srcdoc="{html.escape(still)}"></iframe>'
         holder.write_text(f"<!doctype html><title>-</title>{frame}{measure}")
-        shown = self.browse("--window-size=800,900", "--virtual-time-budget=1000", "--dump-dom", holder.as_uri()).stdout
-        self.assertIn(f"<title>{PHONE} {PHONE}</title>", shown)
+        outer = self.browse("--window-size=800,900", "--virtual-time-budget=1000", "--dump-dom", holder.as_uri()).stdout
+        self.assertIn(f"<title>{PHONE} {PHONE}</title>", outer)
 
 
 if __name__ == "__main__":

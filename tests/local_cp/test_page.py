@@ -7,12 +7,16 @@ import hashlib
 import http.client
 import re
 import unittest
+from datetime import datetime, timedelta, timezone
 from html.parser import HTMLParser
 
 from nixfleet_agent.local_cp import status_page
 from nixfleet_agent.local_cp.api import PAGES
+from nixfleet_agent.local_cp.ci import ChannelDescription, FleetDescription, WaveDescription
 from nixfleet_agent.local_cp.page_server import PageServer
-from tests.local_cp.scripted import ControlPlaneCase, to_reverted
+from nixfleet_agent.local_cp.store import HostRow
+from tests.local_cp.scripted import ControlPlaneCase, to_converged, to_reverted
+from tests.support.signing import closure_name
 
 VOID = {"meta", "link", "br"}
 PRIOR = "0" * 32 + "-before"
@@ -40,8 +44,7 @@ class Outline(HTMLParser):
 class Page(ControlPlaneCase):
     def setUp(self) -> None:
         super().setUp()
-        pages = {path: lambda request, page=page: page(self.cp.api, request) for path, page in PAGES.items()}
-        self.server = PageServer(("127.0.0.1", 0), pages)
+        self.server = PageServer(("127.0.0.1", 0), dict.fromkeys(PAGES, self.cp.api.answer))
         self.server.start()
         self.addCleanup(self.server.stop)
 
@@ -95,6 +98,60 @@ class Page(ControlPlaneCase):
             attributes["content"] for tag, attributes in outline.tags if attributes.get("name") == "viewport"
         )
         self.assertEqual(viewport, "width=device-width, initial-scale=1")
+
+    def test_of_two_channels_each_host_has_its_own_newest_rollout(self) -> None:
+        channels = {
+            "stable": ChannelDescription(waves=(WaveDescription(("web-01",)), WaveDescription(("web-02",)))),
+            "edge": ChannelDescription(waves=(WaveDescription(("db-01",)),)),
+        }
+        hosts = ("web-01", "web-02", "db-01")
+        closures = {name: closure_name(name) for name in hosts}
+        release = self.ci.release(FleetDescription(channels=channels), "aaa1", closures, datetime.now(timezone.utc))
+        self.cp.control.publish(release)
+        agents = {name: self.agent(name) for name in hosts}
+        for agent in agents.values():
+            agent.beat()
+        self.assertIsNotNone(agents["web-01"].poll(wait=10))
+        self.play(agents["web-01"], "stable@aaa1", to_converged(closures["web-01"]))
+        self.assertIsNotNone(agents["web-02"].poll(wait=10))
+        self.cp.control.dispatcher.plan_once()
+        _, _, body = self.get()
+        self.outline(body)
+        for name, state in (("web-01", "Converged"), ("web-02", "Pending"), ("db-01", "Pending")):
+            row = rf'<th scope=row>{name}</th><td data-label="newest rollout"><span class="state {state}">'
+            self.assertRegex(body, row)
+        self.assertRegex(body, r'<p id="now"[^>]*>3 hosts; .*stable@aaa1: .*1 Converged.*, .*1 Pending')
+        self.assertRegex(body, r'<p id="now"[^>]*>3 hosts; .*edge@aaa1: .*1 Pending')
+        self.assertIn("<progress value=1 max=2 aria-label=converged></progress>1 of 2 converged", body)
+        self.assertIn("<progress value=0 max=1 aria-label=converged></progress>0 of 1 converged", body)
+
+    def test_a_host_that_is_silent_stands_out(self) -> None:
+        self.agent_row("web-01", timedelta(seconds=20))
+        self.agent_row("web-02", timedelta(minutes=5, seconds=10))
+        self.agent_row("web-03", timedelta(days=2))
+        _, _, body = self.get()
+        seen = re.findall(r'<td data-label="last heard of"[^>]*>(.*?)</td>', body)
+        self.assertRegex(seen[0], "^2[0-9] s ago$")
+        self.assertEqual(seen[1:], ["<span class=late>5 min ago</span>", "<span class=late>48 h ago</span>"])
+
+    def agent_row(self, name: str, silent: timedelta) -> None:
+        seen_at = datetime.now(timezone.utc) - silent
+        row = HostRow(
+            hostname=name,
+            seen_at=seen_at,
+            agent_version="0.1.0",
+            current_closure=None,
+            rollout_id=None,
+            uptime_secs=1,
+            reported={},
+        )
+        self.cp.control.store.save_host(row)
+
+    def test_a_database_that_can_not_be_read_is_told_and_not_shown_as_an_empty_fleet(self) -> None:
+        self.cp.control.store.run("DROP TABLE hosts")
+        with self.assertLogs("nixfleet_agent.local_cp", "WARNING"):
+            status, _, body = self.get()
+        self.assertEqual((status, body), (503, "the database can't be used: no such table: hosts"))
 
     def test_only_its_own_style_and_script_may_run(self) -> None:
         _, headers, body = self.get()
