@@ -110,6 +110,16 @@ class Names(ProbeCase):
         self.assertIn("can't look up no-such-host.invalid", probe(1, "no-such-host.invalid").failure_reason or "")
         self.assertIn("not a valid host name", probe(1, "a" * 70 + ".example").failure_reason or "")
 
+    def test_a_lookup_that_could_not_begin_is_not_waited_for_by_the_next(self) -> None:
+        ctx, listener = context(), socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(listener.close)
+        decl = TcpDecl(name="p", host="localhost", port=listener.getsockname()[1], connect_timeout=30)
+        with mock.patch("threading.Thread.start", side_effect=RuntimeError("can't start new thread")):
+            outcome = run(decl, ctx)
+        words = f"can't connect to localhost port {decl.port}: can't look up localhost: can't start new thread"
+        self.assertEqual(outcome.failure_reason, words)
+        self.assertTrue(run(decl, ctx).passed)
+
     def test_a_lookup_that_hangs_delays_nothing_and_is_not_started_twice(self) -> None:
         released, started = threading.Event(), []
         real = socket.getaddrinfo

@@ -85,11 +85,7 @@ class Resolver:
     def _look_up(self, host: str, deadline: Deadline, clock: Clock, cancel: Cancel) -> list[_Address]:
         wakeup = threading.Event()
         with self._lock:
-            lookup = self._running.get(host)
-            if lookup is None:
-                lookup = self._running[host] = _Lookup()
-                # A daemon, because the process must be able to end while a lookup hangs.
-                threading.Thread(target=self._run, args=(host, lookup), name="probe-lookup", daemon=True).start()
+            lookup = self._running.get(host) or self._start(host)
             lookup.waiters.append(wakeup)
         with cancel.calling(wakeup.set):
             clock.wait(wakeup, deadline.left())
@@ -101,6 +97,18 @@ class Resolver:
         if answer is None:
             raise OSError("stopped") if cancel.is_set else TimeoutError(f"can't look up {host}: time is up")
         return answer
+
+    def _start(self, host: str) -> _Lookup:
+        """Under the lock; the lookup is known only once it runs, or everybody would wait for one that never began."""
+        lookup = _Lookup()
+        # A daemon, because the process must be able to end while a lookup hangs.
+        thread = threading.Thread(target=self._run, args=(host, lookup), name="probe-lookup", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system has no room for a thread; it may have some later
+            raise OSError(f"can't look up {host}: {error}") from error
+        self._running[host] = lookup
+        return lookup
 
     def _run(self, host: str, lookup: _Lookup) -> None:
         answer: list[_Address] | OSError = OSError("the lookup ended without an answer")
