@@ -95,7 +95,7 @@ def _print_config(call: Invocation, loaded: Loaded) -> None:
         if section != table:
             call.print(f"\n[{section}]")
             table = section
-        line = f"{key} = {json.dumps(value)}" if value is not None else f"#{key} ="
+        line = f"{key} = {json.dumps(value, ensure_ascii=False)}" if value is not None else f"#{key} ="
         call.print(f"{line:<60} # {origin}")
 
 

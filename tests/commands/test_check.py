@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from unittest import mock
 
+from nixfleet_agent.config.load import load
 from nixfleet_agent.identity.host_key import HostKey
 from nixfleet_agent.proto.times import format_time
 from tests.commands.host_case import MACHINE, NEW, HostCase, Ran
@@ -148,6 +149,14 @@ class Check(HostCase):
         self.write_config()
         self.call("check", "--offline")
         self.assertEqual(sorted(self.folder.rglob("*")), sorted([*before, self.folder / "agent.toml"]))
+
+    def test_what_print_config_prints_is_a_configuration_again(self) -> None:
+        self.settings["trust_file"] = '/etc/ñ "quoted"/trust.json'
+        printed = self.call("check", "--print-config").out
+        again = self.folder / "again.toml"
+        again.write_text(printed)
+        self.assertEqual(load(again, {}, {}).config, load(self.write_config(), {}, {}).config)
+        self.assertIn("ñ", printed)
 
     def test_print_config_says_where_each_value_comes_from(self) -> None:
         ran = self.call(
