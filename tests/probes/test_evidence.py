@@ -173,7 +173,7 @@ class TheFile(EvidenceCase):
             ({**good, "schemaVersion": "1"}, "schemaVersion '1'"),
             ({**good, "schemaVersion": True}, "schemaVersion True"),
             ({k: v for k, v in good.items() if k != "schemaVersion"}, "schemaVersion None"),
-            ({**good, "collectedAt": "yesterday"}, "collectedAt"),
+            ({**good, "collectedAt": "yesterday"}, f"collectedAt of {self.path} is not an RFC 3339 timestamp"),
             ({**good, "controls": {}}, "no list of controls"),
             ({**good, "controls": ["c1"]}, "a control without"),
             ({**good, "controls": [{**control("c1", nis2=[]), "passed": 1}]}, "a control without"),

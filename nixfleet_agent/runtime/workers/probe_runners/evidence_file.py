@@ -159,9 +159,9 @@ def _evidence(value: Any, path: Path, machine_id: str) -> Evidence:
     if not isinstance(controls, list):
         raise EvidenceError(f"{path} has no list of controls")
     try:
-        collected_at = parse_time(value.get("collectedAt"))
+        collected_at = parse_time(value.get("collectedAt"), f"collectedAt of {path}")
     except ProtoError as error:
-        raise EvidenceError(f"{path}: collectedAt is {error}") from error
+        raise EvidenceError(str(error)) from error
     return Evidence(collected_at, tuple(_control(entry, path) for entry in controls))
 
 
