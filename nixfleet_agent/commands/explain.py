@@ -140,10 +140,18 @@ def _failed(record: Mapping[str, Any], snapshot: Snapshot, now: datetime, hours:
         yield f"{failed}, and no rollback follows: {policy}{known}. The host stays as it is until a newer release."
     elif rollback.get("given_up"):
         yield f"{failed}, and an operator gave its rollback up: `nixfleet-agent rollback retry` takes that back."
-    elif rollback.get("failures"):
+    elif rollback.get("drift"):
         yield (
-            f"{failed}, and its rollback has failed {rollback['failures']} times, last with: {rollback.get('reason')}. "
-            "It is tried again with growing pauses; `nixfleet-agent rollback retry` tries at once, `give-up` ends it."
+            f"{failed}, and its rollback stands by, for an operator has switched this host to {rollback['drift']}. If "
+            "that was not meant, switch back to what the rollout left, and `nixfleet-agent rollback retry`."
+        )
+    elif rollback.get("failures"):
+        times = "once" if rollback["failures"] == 1 else f"{rollback['failures']} times"
+        next_try = _time(rollback.get("next_try_at"))
+        again = f" {ago(next_try, now)}" if next_try and next_try > now else ""
+        yield (
+            f"{failed}, and its rollback has failed {times}, last with: {rollback.get('reason')}. "
+            f"It is tried again{again}; `nixfleet-agent rollback retry` tries at once, `give-up` ends it."
         )
     else:
         yield f"{failed}, and the host is on its way back to {record['current_closure_at_dispatch']}."

@@ -93,7 +93,7 @@ def _warnings(snapshot: Snapshot, now: datetime) -> Iterator[tuple[str, str, str
     if silent := snapshot.get("silent_workers"):
         yield "workers", f"no sign of life from {', '.join(silent)}", RED
     if rollback := snapshot.get("rollback"):
-        yield "rollback", ", ".join(f"{k}={v}" for k, v in rollback.items() if k != "rollout_id"), RED
+        yield "rollback", _rollback(rollback, now), RED
     if dispatch := snapshot.get("dispatch"):
         reason = dispatch.get("reason") or "being verified"
         yield "kept", f"{dispatch['rollout_id']}, {_ago(dispatch['received_at'], now)}: {reason}", YELLOW
@@ -103,6 +103,15 @@ def _warnings(snapshot: Snapshot, now: datetime) -> Iterator[tuple[str, str, str
     for refusal in refusals[-_REFUSALS:]:
         what = refusal["rollout_id"] or "no Dispatch"
         yield "refusal", f"{_ago(refusal['at'], now)}, {what} {refusal['outcome']}: {refusal['reason']}", YELLOW
+
+
+def _rollback(rollback: Mapping[str, Any], now: datetime) -> str:
+    if rollback.get("given_up"):
+        return "given up by an operator"
+    if rollback.get("drift"):
+        return f"stands by: an operator has switched this host to {rollback['drift']}"
+    next_try = f", next try {_ago(rollback['next_try_at'], now)}" if rollback.get("next_try_at") else ""
+    return f"failures in a row: {rollback.get('failures')}{next_try}: {rollback.get('reason')}"
 
 
 def _facts(snapshot: Snapshot, now: datetime) -> Iterator[tuple[str, str, str]]:

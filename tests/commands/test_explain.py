@@ -122,8 +122,13 @@ SITUATIONS: dict[str, tuple[RolloutRecord | None, dict[str, Any], tuple[str, ...
     ),
     "rollback fails": (
         replace(RECORD, state=State.FAILED, failed_at=at(minutes=9), rollback_owed=True),
-        {"rollback": {"failures": 4, "reason": "disk full"}},
-        ("failed 4 times", "disk full", "rollback retry"),
+        {"rollback": {"failures": 4, "reason": "disk full", "next_try_at": format_time(NOW + timedelta(seconds=40))}},
+        ("failed 4 times", "disk full", "tried again in 40 s", "rollback retry"),
+    ),
+    "rollback stands by": (
+        replace(RECORD, state=State.FAILED, failed_at=at(minutes=9), rollback_owed=True),
+        {"rollback": {"drift": "a-third-closure"}},
+        ("stands by, for an operator has switched this host to a-third-closure", "rollback retry"),
     ),
     "rollback given up": (
         replace(RECORD, state=State.FAILED, failed_at=at(minutes=9), rollback_owed=True),

@@ -253,6 +253,20 @@ class Status(Case):
         self.assertNotIn("edge@aa", ran.out, "it was taken since, or `kept` shows it")
         self.assertIn("has accepted no rollout yet", why)
 
+    def test_a_rollback_that_does_not_get_on_is_told_in_words(self) -> None:
+        for rollback, said in (
+            ({"given_up": True}, "given up by an operator"),
+            ({"drift": OLD}, f"stands by: an operator has switched this host to {OLD}"),
+            ({"failures": 2, "reason": "fire: no"}, "failures in a row: 2: fire: no"),
+            (
+                {"failures": 2, "reason": "fire: no", "next_try_at": "2126-05-16T01:00:00Z"},
+                r"failures in a row: 2, next try in \d+ days: fire: no",
+            ),
+        ):
+            snapshot = {"rollouts": [], "rollback": {"rollout_id": ROLLOUT, **rollback}}
+            with self.subTest(rollback), self.agent({"status": lambda _, s=snapshot: dict(s)}):
+                self.assertRegex(self.call("status").out, rf"(?m)^rollback: +{said}$")
+
     def test_support_lists_files_that_a_running_agent_moves_meanwhile(self) -> None:
         accepted = self.accept(ROLLOUT)
         self.log(accepted, *self.activated(accepted), delivered=False)

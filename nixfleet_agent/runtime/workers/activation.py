@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 from nixfleet_agent.activation.context import SHUTDOWN, SUPERSEDED
@@ -238,7 +239,12 @@ class ActivationWorker(Worker):
                 )
                 self._board.publish(
                     "rollback",
-                    {"rollout_id": order.rollout_id, "failures": self._backoff.failures, "reason": failed.stderr_tail},
+                    {
+                        "rollout_id": order.rollout_id,
+                        "failures": self._backoff.failures,
+                        "reason": failed.stderr_tail,
+                        "next_try_at": self.clock.now() + timedelta(seconds=seconds),
+                    },
                 )
                 self._board.count("rollback_failures")
                 self._tell(RollbackAttemptFailed(order.rollout_id, failed.phase))

@@ -367,8 +367,10 @@ class Backwards(Case):
         for number in (1, 2):
             self.assertEqual(self.told(), RollbackAttemptFailed(R, "fire"))
             self.clock.until_waiting()
-            shown = {"rollout_id": R, "failures": number, "reason": "fire: no"}
-            self.assertEqual(self.board.get("rollback"), shown)
+            shown: Any = self.board.get("rollback")
+            said = {"rollout_id": R, "failures": number, "reason": "fire: no", "next_try_at": shown["next_try_at"]}
+            self.assertEqual(shown, said)
+            self.assertGreater(shown["next_try_at"], self.clock.now())
             self.assertFalse(self.board.get("switching"), "between two tries what runs is what runs")
             # In steps shorter than the shortest wait: the one that comes too late brings no third try with it.
             tried = partial(self.has_tried_more_than, number)
