@@ -19,7 +19,7 @@ from typing import Any
 from nixfleet_agent.state_machine import State
 from nixfleet_agent.text import printable
 
-#: Rollouts that are shown, newest first.
+#: Rollouts that are shown at most beside those that are open, newest first.
 SHOWN = 6
 #: A host that has missed three heartbeats of a minute each.
 LATE_SECS = 180
@@ -50,17 +50,18 @@ def headers() -> Mapping[str, str]:
 def render(picture: Mapping[str, Any]) -> str:
     """The page for what ``overview`` gives; every string in it came over the wire at some time and is escaped."""
     rollouts = list(reversed(picture["rollouts"]))
+    # Every channel has one rollout that is open; where CI's files are gone, the newest that is known.
+    current = [rollout for rollout in rollouts if rollout["waves"] is not None] or rollouts[:1]
     parts = [
+        *map(_rollout, current),
         _hosts(picture["hosts"], rollouts),
-        *(_rollout(rollout) for rollout in rollouts[:SHOWN]),
+        *(_rollout(rollout) for rollout in rollouts[:SHOWN] if rollout not in current),
         _list("Quarantine", [f"{channel}: {closure}" for channel, closure in picture["quarantine"]]),
         _list("Revoked", [f"{hostname}: certificates before {at}" for hostname, at in picture["revoked"].items()]),
         _list("Bootstrap reports", [_report(report) for report in picture["bootstrap_reports"]]),
         _events(picture["events"]),
     ]
     fleet = "\n".join(filter(None, parts))
-    # Every channel has one rollout that is open; where CI's files are gone, the newest that is known.
-    current = [rollout for rollout in rollouts if rollout["waves"] is not None] or rollouts[:1]
     return Template(frame()).substitute(now=_now(picture, current), fleet=fleet)
 
 
