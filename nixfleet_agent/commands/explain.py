@@ -107,7 +107,9 @@ def _soaking(record: Mapping[str, Any], snapshot: Snapshot, now: datetime, hours
         yield "Its health probes have not been declared yet."
     elif silent:
         yield f"It waits for the first result of: {', '.join(silent)}."
-    if not failing and not silent and record["topology"] is not None and due is not None:
+    if snapshot.get("drift") is not None:
+        yield "While something else runs it neither converges nor goes back."
+    elif not failing and not silent and record["topology"] is not None and due is not None:
         yield "Its probes pass: it converges when the soak is over." if now < due else "It converges within seconds."
 
 
@@ -218,7 +220,8 @@ def _contact(snapshot: Snapshot, now: datetime) -> Iterator[str]:
     contacts = snapshot.get("contacts") or {}
     answered = [parse_time(c["answered_at"]) for c in contacts.values() if c.get("answered_at")]
     queue = snapshot.get("queue") or {}
-    waiting = f" {queue['queued']} events wait to be sent." if queue.get("queued") else ""
+    queued = queue.get("queued")
+    waiting = f" {'An event waits' if queued == 1 else f'{queued} events wait'} to be sent." if queued else ""
     if contacts and (not answered or now - max(answered) > _SILENCE):
         # The last word of an endpoint that was not asked since may be that all is well.
         failed = [c for c in contacts.values() if not c.get("answered_at") or c.get("last_at") != c["answered_at"]]
@@ -227,6 +230,11 @@ def _contact(snapshot: Snapshot, now: datetime) -> Iterator[str]:
         yield f"The control plane has not answered {since} ({', '.join(outcomes)}); the host goes on alone.{waiting}"
     elif waiting and queue.get("trouble"):
         yield f"{waiting.strip()} The last answer to one was: {next(iter(queue['trouble'].values()))}."
+    elif waiting and (oldest := _time(queue.get("oldest"))) and now - oldest > _SILENCE:
+        yield f"{waiting.strip()} The oldest is from {ago(oldest, now)}."
+    if rejected := queue.get("rejected"):
+        what = "An event was" if rejected == 1 else f"{rejected} events were"
+        yield f"{what} refused by the control plane for good: `nixfleet-agent queue list` shows its words."
 
 
 def _time(text: object) -> datetime | None:

@@ -226,6 +226,17 @@ SITUATIONS: dict[str, tuple[RolloutRecord | None, dict[str, Any], tuple[str, ...
         {"contacts": {"/v1/agent/dispatch": {"last_outcome": "dns"}}},
         ("since the agent started", "dns"),
     ),
+    "an old event, and nobody knows why": (
+        None,
+        {"queue": {"queued": 1, "oldest": format_time(at(minutes=20))}},
+        ("An event waits to be sent. The oldest is from 20 min ago.",),
+    ),
+    "refused events": (None, {"queue": {"rejected": 2}}, ("2 events were refused", "queue list")),
+    "drift while it soaks": (
+        soaking(probes=MappingProxyType({"web": PASS})),
+        {"drift": OLD},
+        ("by hand", "neither converges nor goes back"),
+    ),
     "events that nobody takes": (
         None,
         {
@@ -256,6 +267,13 @@ class Explain(unittest.TestCase):
                 self.assertNotIn("None", text)
                 self.assertNotIn("unknown time", text)
                 self.assertNotIn("\n", text)
+
+    def test_what_drifted_is_not_said_to_converge(self) -> None:
+        for due in (RECORD.soak_due_at, at(minutes=1)):
+            record = soaking(probes=MappingProxyType({"web": PASS}), soak_due_at=due)
+            text = explain(snapshot(record, {"drift": OLD}), NOW, quarantine_hours=24)
+            self.assertNotIn("It converges", text)
+            self.assertNotIn("it converges", text)
 
     def test_every_state_is_covered(self) -> None:
         covered = {record.state for record, _, _ in SITUATIONS.values() if record is not None}
