@@ -73,8 +73,11 @@ def resumed(record: RolloutRecord, last_stamp: datetime, monotonic: float) -> Ti
 def applied(timers: Timers, record: RolloutRecord, event: Event, monotonic: float) -> Timers:
     """Timers after ``event`` led to ``record``; results are measured by ``observed``."""
     if isinstance(event, ActivationCompleted) and record.soak_due_at is not None:
-        soak = (record.soak_due_at - event.completed_at).total_seconds()
-        return Timers(monotonic + max(0.0, soak))
+        # A clock that was set back since the acceptance (a board without one boots in the past) would lengthen the soak
+        # by what it is behind: no activation completes before it was accepted.
+        completed_at = max(event.completed_at, record.dispatched_at)
+        left = max((record.soak_due_at - completed_at).total_seconds(), 60.0 * record.soak_floor)
+        return Timers(monotonic + max(0.0, left))
     if isinstance(event, ProbeTopologyDeclared):
         names = {probe.probe_name for probe in event.probes}
         kept = {name: timer for name, timer in timers.probes.items() if name in names}

@@ -20,11 +20,13 @@ START = 5000.0
 class Soak:
     """One soaking rollout as a process measures it; the wall clock of the events is set apart from it."""
 
-    def __init__(self, *gates: str, run_once: bool = False, soak: float = 600.0) -> None:
-        self.record = record(State.ACTIVATING, soak_floor=0, soak_due_at=at(soak), last_event_seq=0)
+    def __init__(
+        self, *gates: str, run_once: bool = False, soak: float = 600.0, floor: int = 0, completed: float = 0.0
+    ) -> None:
+        self.record = record(State.ACTIVATING, soak_floor=floor, soak_due_at=at(soak), last_event_seq=0)
         self.timers = Timers()
         self.wall_step = 0.0
-        self.tell("ActivationCompleted", START, completed_at=at(0))
+        self.tell("ActivationCompleted", START, completed_at=at(completed))
         topology = tuple(declared(name, run_once=run_once) for name in gates)
         self.tell("ProbeTopologyDeclared", START, probes=topology)
 
@@ -187,6 +189,16 @@ class TheWallClockIsSet(unittest.TestCase):
         soak.wall_step = -86400
         soak.probe(40, FAIL)
         self.assertEqual(soak.at(130), SustainedFailure(("web",), 120.0))
+
+    def test_backwards_by_a_month_before_the_activation_completes_adds_no_month_to_the_soak(self) -> None:
+        soak = Soak(soak=600, completed=-30 * 86400)
+        self.assertIsNone(soak.at(599))
+        self.assertEqual(soak.at(600), Convergence())
+
+    def test_backwards_by_a_month_before_the_activation_completes_takes_nothing_from_the_signed_soak(self) -> None:
+        soak = Soak(soak=0, floor=10, completed=-30 * 86400)
+        self.assertIsNone(soak.at(599))
+        self.assertEqual(soak.at(600), Convergence())
 
 
 class ARestart(unittest.TestCase):
