@@ -20,6 +20,9 @@ from nixfleet_agent.proto.ids import file_part
 from nixfleet_agent.text import clip_tail
 
 FORWARD, BOOT, ROLLBACK, GUARD = "forward", "boot", "rollback", "guard"
+#: The systemd units of switches, and of each direction; forward and boot share one, for they never run together.
+SWITCH_UNITS = ("nixfleet-switch", "nixfleet-rollback")
+UNITS = {FORWARD: "nixfleet-switch", BOOT: "nixfleet-switch", ROLLBACK: "nixfleet-rollback", GUARD: "nixfleet-guard"}
 
 _INTENT = "intent.json"
 _WITHDRAWN = "withdrawn"

@@ -10,7 +10,7 @@ from nixfleet_agent.activation import host, locks, scripts
 from nixfleet_agent.activation.backends.base import Backend
 from nixfleet_agent.activation.context import Context
 from nixfleet_agent.activation.errors import CommandError, PhaseFailed
-from nixfleet_agent.activation.records import FORWARD, GUARD, ROLLBACK, Intent, Record, Records
+from nixfleet_agent.activation.records import FORWARD, UNITS, Intent, Record, Records
 from nixfleet_agent.proto.times import format_time
 
 LOCK_PHASE = "switch-lock"
@@ -18,7 +18,6 @@ FIRE_PHASE = "fire"
 #: The shell that writes `started` needs milliseconds; a host that thrashes needs more.
 START_SECS = 30.0
 _START_STEP_SECS = 0.005
-_UNITS = {ROLLBACK: "nixfleet-rollback", GUARD: "nixfleet-guard"}
 
 
 class Status(enum.Enum):
@@ -38,11 +37,6 @@ class Job:
     direction: str
     target: str
     action: str
-
-
-def unit_of(direction: str) -> str:
-    """The unit's name for a direction; forward and boot share one, for they never run together."""
-    return _UNITS.get(direction, "nixfleet-switch")
 
 
 class Switches:
@@ -92,7 +86,7 @@ class Switches:
                 target=job.target,
                 action=job.action,
                 method=self._backend.method,
-                unit=unit_of(job.direction),
+                unit=UNITS[job.direction],
                 running=host.read_current(self._context.config),
                 boot=self._records.boot,
                 fired_at=clock.monotonic(),

@@ -194,6 +194,17 @@ class EndsTest(SystemdPipelineCase):
         self.assertTrue(outcome.switch_fired)
         self.assertEqual(self.pipeline().rollback(self.back(bad)), RolledBack(self.v1, 0))
 
+    def test_a_script_that_outlives_its_killed_wrapper_is_gone_before_the_rollback(self) -> None:
+        late = 'trap "" TERM; i=0; while [ $i -lt 30 ]; do i=$((i + 1)); sleep 0.1; done; flip "$self"\n'
+        bad = self.nixery.system("late", late)
+        result = self.in_thread(lambda: self.forward(bad))
+        until(lambda: self.host.switches(), "the switch")
+        systemctl("kill", "--kill-who=main", "--signal=SIGKILL", "nixfleet-switch.service")
+        self.assertIsInstance(result(), Failed)
+        self.assertEqual(self.pipeline().rollback(self.back(bad)), RolledBack(self.v1, 0))
+        self.assertNotIn(systemctl("is-active", "nixfleet-switch.service"), {"active", "deactivating"})
+        self.assertEqual(self.host.running(), self.v1)
+
     def test_a_shutdown_leaves_the_unit_running_and_it_is_found_again(self) -> None:
         target = self.nixery.system("slow", SLOW)
         result = self.in_thread(lambda: self.forward(target))

@@ -46,6 +46,17 @@ class GuardTest(PipelineCase):
         self.assertIn("ending it", self.guard_record().output(4096))
         self.assertEqual(self.host.switches(), [f"switch {bad}", f"switch {self.v1}"])
 
+    def test_the_guard_ends_a_script_that_outlives_its_killed_wrapper(self) -> None:
+        self.host.configure(settle_budget_secs=0.2)
+        bad = self.leave_armed('flip "$self"; sleep 61\n')
+        started = self.records("forward")[0].started
+        assert started is not None
+        os.kill(started.pid, signal.SIGKILL)
+        self.ring()
+        until(lambda: self.guard_record().exit_code is not None, "the end of the guard")
+        self.assertFalse([line for line in processes_of(self.host.root).values() if "sleep 61" in line])
+        self.assertEqual(self.host.switches(), [f"switch {bad}", f"switch {self.v1}"])
+
     def test_the_guard_needs_no_file_of_the_package(self) -> None:
         self.leave_armed()
         lines = processes_of(self.host.root).values()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from nixfleet_agent.activation.backends import choose
 from nixfleet_agent.activation.backends.setsid import SetsidBackend
-from nixfleet_agent.activation.model import Completed, Failed, Interrupted, RolledBack
+from nixfleet_agent.activation.model import Completed, Failed, Interrupted, RollbackFailed, RolledBack
+from nixfleet_agent.clock import SystemClock
 from tests.activation.case import ROLLOUT, PipelineCase, until
 from tests.support.nix import FAIL, HANG, SLOW
 
@@ -94,6 +95,43 @@ class SystemdTest(PipelineCase):
         self.host.configure(poll_budget_secs=10.0)
         self.assertEqual(self.forward(self.v2), Completed(self.v2, 0, ()))
         self.assertIn("systemctl stop nixfleet-switch.service", self.calls("systemctl stop"))
+
+    def test_a_release_without_a_record_is_stopped_before_the_rollback(self) -> None:
+        self.host.configure(poll_budget_secs=0.3)
+        bad = self.nixery.system("hang", HANG)
+        self.forward(bad)
+        for record in self.records("forward"):
+            (record.path / "intent.json").unlink()
+        self.host.configure(poll_budget_secs=10.0)
+        self.assertEqual(self.pipeline().rollback(self.back(bad)), RolledBack(self.v1, 0))
+        self.assertIn("systemctl stop nixfleet-switch.service", self.calls("systemctl stop"))
+        self.assertFalse((self.units / "nixfleet-switch.service").exists())
+
+    def test_a_unit_that_can_not_be_ended_is_a_failure_not_a_wait_for_ever(self) -> None:
+        self.host.configure(poll_budget_secs=0.3)
+        bad = self.nixery.system("hang", HANG)
+        self.forward(bad)
+        stuck = self.units / "nixfleet-switch.service.stuck"
+        stuck.touch()
+        calls = self.units / "calls"
+
+        class Later(SystemClock):
+            """After the stop every look finds a second gone."""
+
+            gone = 0
+
+            def monotonic(self) -> float:
+                self.gone += "systemctl stop nixfleet-switch" in calls.read_text()
+                return super().monotonic() + self.gone
+
+        self.clock = Later()
+        outcome = self.pipeline().rollback(self.back(bad))
+        assert isinstance(outcome, RollbackFailed)
+        self.assertEqual(outcome.phase, "fire")
+        self.assertIn("nixfleet-switch.service does not end", outcome.stderr_tail)
+        stuck.unlink()
+        self.clock = SystemClock()
+        self.assertEqual(self.pipeline().rollback(self.back(bad)), RolledBack(self.v1, 0))
 
     def test_a_unit_that_ends_just_before_it_would_be_stopped_is_no_obstacle(self) -> None:
         (self.units / "nixfleet-switch.service.ending").touch()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import subprocess
 import unittest
+from collections.abc import Callable
 
 from nixfleet_agent.activation.model import Completed, Failed, Forward, Interrupted, Rollback, RolledBack
+from nixfleet_agent.activation.records import Identity
 from tests.activation.case import ROLLOUT, PipelineCase, processes_of, until
 from tests.support.nix import FLOOD, FORK, FORK_AND_FAIL, HANG, HANG_AFTER_FLIP, SLOW
 
@@ -179,6 +183,39 @@ class VerifyTest(PipelineCase):
         back = Rollback("stable@def2", self.v1, target, False, None)
         self.assertEqual(self.pipeline().rollback(back), RolledBack(self.v1, 0))
         self.assertEqual(self.host.switches(), [f"switch {target}", f"switch {self.v1}"])
+
+
+class ReusedNumberTest(PipelineCase):
+    """The kernel gives a number again: a lost switch must not be taken for whoever has its number now."""
+
+    def hang(self, victim: Callable[[Identity], None], **numbers: int) -> str:
+        """A hung switch of which ``victim`` kills something, and whose record then names ``numbers``; its target."""
+        self.host.configure(poll_budget_secs=0.2)
+        target = self.nixery.system("hang", HANG)
+        self.forward(target, policy="halt")
+        self.host.configure(poll_budget_secs=10.0)
+        record = self.records("forward")[0]
+        assert record.started is not None
+        victim(record.started)
+        place = record.path / "started"
+        line = place.read_text()
+        for name, number in numbers.items():
+            line = re.sub(f"{name}=\\d+", f"{name}={number}", line)
+        place.write_text(line)
+        return target
+
+    def test_a_group_of_strangers_is_neither_awaited_nor_ended(self) -> None:
+        stranger = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        self.addCleanup(stranger.wait)
+        self.addCleanup(stranger.kill)
+        self.hang(lambda started: os.killpg(started.group, signal.SIGKILL), group=stranger.pid)
+        self.assertEqual(self.forward(self.v2), Completed(self.v2, 0, ()))
+        self.assertIsNone(stranger.poll(), "somebody else's process was ended")
+
+    def test_a_script_goes_on_when_a_stranger_has_the_number_of_its_killed_wrapper(self) -> None:
+        self.hang(lambda started: os.kill(started.pid, signal.SIGKILL), pid=os.getpid())
+        self.assertEqual(self.forward(self.v2, policy="halt"), Completed(self.v2, 0, ()))
+        until(lambda: not processes_of(self.host.root), "the end of the hung script")
 
 
 if __name__ == "__main__":

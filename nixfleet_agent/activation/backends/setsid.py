@@ -67,9 +67,10 @@ class SetsidBackend:
         if identity.boot != host.read_boot_id():
             return False
         found = host.process(identity.pid)
-        if found is not None:
-            return found.start == identity.start
-        return bool(host.group_members(identity.group))
+        if found is not None and found.start == identity.start:
+            return True
+        # The group's leader was the launcher, which left at once: one that lives is another group of the same number.
+        return host.process(identity.group) is None and bool(host.group_members(identity.group))
 
     def _end(self, identity: Identity) -> None:
         clock = self._context.clock

@@ -10,7 +10,7 @@ from nixfleet_agent.activation.backends.base import LAUNCH_SECS, SHELL
 from nixfleet_agent.activation.context import Context
 from nixfleet_agent.activation.errors import CommandError
 from nixfleet_agent.activation.nix import said_by
-from nixfleet_agent.activation.records import Record
+from nixfleet_agent.activation.records import SWITCH_UNITS, Record
 from nixfleet_agent.activation.scripts import WRAPPER
 from nixfleet_agent.text import printable
 
@@ -45,7 +45,7 @@ class SystemdBackend:
 
     def launch(self, record: Record, command: list[str], delay: float = 0) -> None:
         unit = record.intent.unit
-        self._clear(unit)
+        self._clear(unit, timed=bool(delay))
         wrapper = [SHELL, str(record.path.parent / WRAPPER), "run", str(record.path), "0", *command]
         timer = [f"--on-active={delay:g}s", "--timer-property=AccuracySec=1s"] if delay else []
         # Names only: systemd-run takes the values from its environment, not from a command line that all can read.
@@ -79,7 +79,11 @@ class SystemdBackend:
         except CommandError:
             if self.alive(record):
                 raise
+        clock = self._context.clock
+        deadline = clock.monotonic() + STOP_SECS
         while self.alive(record):  # stopped by systemd, but still in the kernel's table
+            if clock.monotonic() >= deadline:
+                raise CommandError(f"{record.intent.unit}.service does not end, not even by SIGKILL")
             self._context.pause(_STEP_SECS, fired=True)
 
     def cancel(self, record: Record) -> None:
@@ -95,11 +99,16 @@ class SystemdBackend:
             )
         return taken
 
-    def _clear(self, unit: str) -> None:
-        """Free the unit's name: it may run without a record of ours (a wiped state folder), or have failed."""
-        for name in (f"{unit}.timer", f"{unit}.service"):
+    def _clear(self, unit: str, *, timed: bool) -> None:
+        """Free the unit's name, which may have failed, and end what runs of ours although no record says so.
+
+        A wiped state folder leaves such a unit, and so does a wrapper that was killed: systemd still ends its script.
+        """
+        own = [f"{unit}.timer", f"{unit}.service"] if timed else [f"{unit}.service"]
+        for name in own if timed else [f"{switch}.service" for switch in SWITCH_UNITS]:
             if self._state(name) in _ACTIVE:
                 self._stop_unless_gone(name)
+        for name in own:
             self._context.run(["systemctl", "reset-failed", name], timeout=_SYSTEMCTL_SECS, check=self._only_shutdown)
 
     def _stop_unless_gone(self, name: str) -> None:

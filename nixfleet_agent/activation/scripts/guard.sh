@@ -25,15 +25,21 @@ runs() {
     fi
 }
 
+# The wrapper was killed alone and its script goes on. The group's leader was the launcher, which left at once: one that
+# lives is another group of the same number.
+orphaned() {
+    [ -n "$group" ] && ! kill -s 0 "$group" 2>/dev/null && kill -s 0 -- "-$group" 2>/dev/null
+}
+
 if [ "$unit" != - ]; then
     systemctl stop "$unit"
 elif [ ! -e "$forward/exit" ]; then
     pid=$(field pid) group=$(field group) start=$(field start)
-    if runs; then
+    if runs || orphaned; then
         echo "the switch of the release still runs: ending it"
         kill -s TERM -- "-$group"
         turns=0
-        while runs && [ "$turns" -lt 100 ]; do
+        while { runs || orphaned; } && [ "$turns" -lt 100 ]; do
             turns=$((turns + 1))
             sleep 0.1 2>/dev/null || { sleep 1 && turns=$((turns + 9)); }
         done
