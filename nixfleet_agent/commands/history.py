@@ -124,11 +124,14 @@ def _details(entry: Entry) -> str:
         if key in _COLUMNS or key.endswith("At") or value is None:
             continue
         parts.append(f"{key}={len(value)}" if isinstance(value, list) else f"{key}={value}")
-    phases = entry.local.get("phases")
-    for phase in phases if isinstance(phases, list) else ():
-        if isinstance(phase, dict):
-            parts.append(f"{phase.get('name')}:{phase.get('seconds')}s")
+    parts.extend(f"{phase.get('name')}:{phase.get('seconds')}s" for phase in _phases(entry))
     return " ".join(parts)
+
+
+def _phases(entry: Entry) -> list[dict[str, object]]:
+    """What the steps of an activation or a rollback took."""
+    phases = entry.local.get("phases")
+    return [phase for phase in phases if isinstance(phase, dict)] if isinstance(phases, list) else []
 
 
 def _as_json(step: Step) -> dict[str, object]:
@@ -141,6 +144,7 @@ def _as_json(step: Step) -> dict[str, object]:
         "where": step.place,
         "refused": step.refused,
         "event": dict(step.entry.event),
+        "phases": _phases(step.entry),
     }
 
 

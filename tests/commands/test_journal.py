@@ -9,6 +9,7 @@ import threading
 import unittest
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -19,6 +20,7 @@ from nixfleet_agent.runtime.journal import CORRUPT, DROPPED, QUEUE, REJECTED, SE
 from nixfleet_agent.runtime.shutdown import ShutdownToken
 from nixfleet_agent.runtime.state_dir import StateDir
 from nixfleet_agent.runtime.status_socket import Handler, StatusSocketWorker
+from nixfleet_agent.state_machine.events import LocalActivationCompleted, Phase
 from tests.commands.host_case import MACHINE, NEW, OLD, HostCase
 
 ROLLOUT = "stable@abc123"
@@ -135,6 +137,17 @@ class History(Case):
         self.assertRegex(ran.out, r"(?m) \+0 s +1 +DispatchAck +Pending -> Activating +sent ")
         self.assertRegex(ran.out, r"(?m) \+20 min +5 +Converged +Soaking -> Converged +sent ")
         self.assertEqual([step["seq"] for step in self.call("history", "--json").json["steps"]], [0, 1, 2, 3, 4, 5])
+
+    def test_the_steps_of_an_activation_are_shown_with_what_each_took(self) -> None:
+        accepted = self.accept(ROLLOUT)
+        *before, completed = self.activated(accepted)
+        assert isinstance(completed, LocalActivationCompleted)
+        phases = (Phase(name="realise", seconds=61.5), Phase(name="fire", seconds=0.021))
+        self.log(accepted, *before, replace(completed, phases=phases))
+        self.assertRegex(self.call("history").out, r"(?m) ActivationCompleted .* realise:61\.5s fire:0\.021s$")
+        steps = self.call("history", "--json").json["steps"]
+        self.assertEqual(steps[3]["phases"], [{"name": "realise", "seconds": 61.5}, {"name": "fire", "seconds": 0.021}])
+        self.assertEqual([step["phases"] for step in steps[:3]], [[]] * 3)
 
     def test_the_newest_or_the_one_that_is_named(self) -> None:
         for number, rollout_id in enumerate(("stable@aa", "stable@ab", "edge@cc"), 1):
