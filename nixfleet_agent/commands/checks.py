@@ -107,7 +107,7 @@ def ca_file(config: Config) -> Iterator[Finding]:
     try:
         count = len(load_anchors((), config.ca_cert))
     except IdentityError as error:
-        yield Finding("CA", FAIL, f"{error}: put the fleet's there, or unset ca_cert to use the system's CAs")
+        yield Finding("CA", FAIL, f"{error}; unset, ca_cert means the system's CAs")
         return
     if warning := _writable_by_others(config.ca_cert):
         yield Finding("CA", FAIL, warning)

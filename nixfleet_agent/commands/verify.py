@@ -8,7 +8,7 @@ from pathlib import Path
 from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.commands.files import read_input
 from nixfleet_agent.commands.invocation import GREEN, RED, Invocation, Parser
-from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_OK, ConfigError, ProtoError
+from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_OK, EXIT_USAGE, AgentError, ConfigError, ProtoError
 from nixfleet_agent.net.client import FLEET_LIMIT, MANIFEST_LIMIT, SIGNATURE_LIMIT
 from nixfleet_agent.proto.manifest import RolloutManifest
 from nixfleet_agent.proto.strict_json import loads_strict
@@ -20,6 +20,12 @@ from nixfleet_agent.trust.roots import TrustRoots, parse_trust
 from nixfleet_agent.trust.verify import verify_fleet, verify_manifest
 
 _TRUST_LIMIT = 1024 * 1024
+
+
+class ArgumentsError(AgentError):
+    """Arguments that do not go together."""
+
+    exit_code = EXIT_USAGE
 
 
 def configure(parser: Parser) -> None:
@@ -40,6 +46,8 @@ def configure(parser: Parser) -> None:
 
 def run(call: Invocation) -> int:
     options, config = call.options, call.config
+    if options.fleet and (options.host is not None or options.rollout is not None):
+        raise ArgumentsError("--host and --rollout go with --manifest: a fleet is verified as a whole")
     trust = parse_trust(read_input(config.trust_file, _TRUST_LIMIT, ConfigError), str(config.trust_file))
     signature = read_input(options.sig, SIGNATURE_LIMIT)
     override = config.manifest_freshness_window_secs

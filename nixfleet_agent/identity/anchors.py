@@ -8,16 +8,22 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
-from nixfleet_agent.errors import IdentityError
+from nixfleet_agent.errors import EXIT_CONFIG, IdentityError
 
 _SIZE_LIMIT = 4 * 1024 * 1024
+
+
+class AnchorError(IdentityError):
+    """The trust file or ca_cert holds something else than certificates."""
+
+    exit_code = EXIT_CONFIG
 
 
 def load_anchors(issuance_ca_pems: Iterable[str], ca_cert: Path | None) -> tuple[x509.Certificate, ...]:
     """All certificates in the PEM texts and in the file; empty when neither is given.
 
     Raises:
-        IdentityError: one of them can't be read; an anchor that is lost must not become "no check".
+        AnchorError: one of them can't be read; an anchor that is lost must not become "no check".
     """
     found: list[x509.Certificate] = []
     for index, pem in enumerate(issuance_ca_pems):
@@ -27,7 +33,7 @@ def load_anchors(issuance_ca_pems: Iterable[str], ca_cert: Path | None) -> tuple
             with ca_cert.open("rb") as file:
                 raw = file.read(_SIZE_LIMIT)
         except OSError as error:
-            raise IdentityError(f"can't read ca_cert {ca_cert}: {error.strerror}") from error
+            raise AnchorError(f"can't read ca_cert {ca_cert}: {error.strerror}") from error
         found += _parse(raw, f"ca_cert {ca_cert}")
     return tuple(found)
 
@@ -36,4 +42,5 @@ def _parse(pem: bytes, what: str) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(pem)
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise IdentityError(f"{what} is not a PEM certificate: {str(error)[:200]}") from error
+        # The library's words end in an address of its documentation, on several lines.
+        raise AnchorError(f"{what} is not a PEM certificate: put the fleet's CA there") from error

@@ -67,6 +67,6 @@ def check_token(token: BootstrapToken, *, machine_id: str, key: HostKey, now: da
     if now < token.issued_at:
         raise TokenNotYetValidError(
             f"the bootstrap token is valid from {format_time(token.issued_at)} on, and this host's clock reads"
-            f" {format_time(now)}",
+            f" {format_time(now)}: wait, or set the clock",
             token.issued_at,
         )

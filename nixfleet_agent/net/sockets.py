@@ -40,7 +40,7 @@ def _resolve(host: str, port: int) -> list[tuple[int, int, int, str, tuple[objec
     try:
         return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
     except (socket.gaierror, UnicodeError) as error:
-        raise TransportError(f"can't look up {host}: {error}", "dns") from error
+        raise TransportError(f"can't look up {host}: {getattr(error, 'strerror', None) or error}", "dns") from error
 
 
 def _connect_one(raw: socket.socket, address: object, budget: CallBudget, share: float) -> socket.socket:

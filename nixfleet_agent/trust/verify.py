@@ -240,13 +240,14 @@ def _check_time(
         limit = format_time(slots.reject_before)
         raise errors.RejectedBefore(f"{what}: signed at {shown}, and the trust file rejects what is older than {limit}")
     if window is not None and now - signed_at > window + CLOCK_SKEW:
-        age, allowed = _minutes(now - signed_at), _minutes(window)
+        age, allowed = _minutes(now - signed_at), f"{_minutes(window)} minutes"
         raise errors.Stale(f"{what}: signed at {shown}, {age} minutes ago, and its freshness window is {allowed}")
     behind = newest is not None and newest - now > CLOCK_SKEW
     if signed_at - now > CLOCK_SKEW and not behind:
         raise errors.FutureDated(f"{what}: signed at {shown}, and it is {format_time(now)} on this host")
     if mark is not None and signed_at < mark:
-        raise errors.OlderThanAccepted(f"{what}: signed at {shown}, and one of {format_time(mark)} was already accepted")
+        newer = format_time(mark)
+        raise errors.OlderThanAccepted(f"{what}: signed at {shown}, and one of {newer} was already accepted")
     if newest is not None and behind:
         raise errors.ClockBehind(
             f"{what}: this host's clock reads {format_time(now)}, and {format_time(newest)} was already accepted: "

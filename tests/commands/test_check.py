@@ -199,7 +199,7 @@ BREAKS: dict[str, tuple[Callable[[Check], object], str, tuple[str, ...]]] = {
         "fail",
         ("state directory", "is not a directory"),
     ),
-    "CA missing": (lambda c: c.ca.unlink(), "fail", ("can't read ca_cert", "put the fleet's there")),
+    "CA missing": (lambda c: c.ca.unlink(), "fail", ("can't read ca_cert", "No such file", "the system's CAs")),
     "CA that is a key": (lambda c: c.ca.write_text("x"), "fail", ("is not a PEM certificate",)),
     "CA that anybody can change": (lambda c: c.ca.chmod(0o666), "fail", ("CA", "chmod go-w")),
     "no CA, so the system's": (lambda c: c.settings.pop("ca_cert"), "ok", ("judged by the system's CAs",)),

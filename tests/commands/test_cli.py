@@ -46,6 +46,12 @@ MISUSE: list[tuple[str, str, int, tuple[str, ...]]] = [
     ("to verify nothing", "verify --sig x", 2, ("--fleet --manifest",)),
     ("to verify without a signature", "verify --fleet x", 2, ("required: --sig",)),
     ("to verify two things", "verify --fleet x --manifest y --sig z", 2, ("not allowed with",)),
+    (
+        "to look for a host in a fleet",
+        "verify --fleet f --sig s --host h",
+        2,
+        ("--host and --rollout go with --manifest",),
+    ),
     ("to verify a file that is not there", "verify --fleet /nowhere --sig /nowhere", 2, ("can't read /nowhere",)),
     ("to verify a folder", "verify --fleet / --sig /", 2, ("not a regular file",)),
     ("to run a probe that is not declared", "probe nginx", 2, ("no probe 'nginx' is declared",)),
@@ -53,6 +59,8 @@ MISUSE: list[tuple[str, str, int, tuple[str, ...]]] = [
     ("a demo with a fault of its own", "demo --fault fire", 2, ("invalid choice: 'fire'",)),
     ("a demo with many agents, in words", "demo --agents many", 2, ("'many' is not a number from 1 to 500",)),
     ("to renew without a certificate", "renew --client-cert /nowhere/c", 1, ("there is no certificate", "enroll")),
+    ("to renew by a CA that is none", "renew --force --ca-cert /dev/null", 78, ("is not a PEM certificate: put",)),
+    ("to renew by a CA that is not there", "renew --force --ca-cert /nowhere", 78, ("can't read ca_cert /nowhere",)),
     ("to renew with nobody there", "renew --force", 69, ("Connection refused", "`nixfleet-agent check` looks for")),
     ("to enroll without a token", "enroll --client-cert /nowhere/c", 78, ("no bootstrap token",)),
     (
