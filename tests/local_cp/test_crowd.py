@@ -18,6 +18,7 @@ from tests.local_cp.scripted import ControlPlaneCase, ScriptedAgent, now, to_con
 
 CROWD = 24
 PATIENCE = 60.0
+LONG_POLL = 60.0
 
 
 class CrowdCase(ControlPlaneCase):
@@ -44,10 +45,10 @@ class Crowd(CrowdCase):
         for agent in agents:
             agent.beat()
         with ThreadPoolExecutor(CROWD) as pool:
-            polls = [pool.submit(agent.poll, 60) for agent in agents]
+            polls = [pool.submit(agent.poll, LONG_POLL) for agent in agents]
             self.wait_for_polls(CROWD)
             rollout_id = self.publish("aaa1", tuple(agent.hostname for agent in agents))
-            turns = [poll.result(PATIENCE) for poll in polls]
+            turns = [poll.result(LONG_POLL / 2) for poll in polls]  # woken, not looked up at the end of the wait
         self.assertEqual(
             [(turn and turn["hostname"], turn and turn["rollout_id"]) for turn in turns],
             [(agent.hostname, rollout_id) for agent in agents],

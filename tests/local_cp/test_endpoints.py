@@ -242,20 +242,6 @@ class Heartbeats(ControlPlaneCase):
         self.assertEqual(other.beat().status, 403)
 
 
-class CompletionByHeartbeat(ControlPlaneCase):
-    OPTIONS = Options(complete_from_heartbeat=True)
-
-    def test_the_record_takes_the_next_seq_when_the_target_is_reported(self) -> None:
-        rollout_id = self.publish("aaa1", ONE)
-        web = self.agent("web-01")
-        web.beat()
-        web.poll(wait=5)
-        closure = self.target(rollout_id, "web-01")
-        self.play(web, rollout_id, until_soaking(closure)[:2])
-        web.beat(rollout_id, closure)
-        self.assertEqual(self.logged("web-01", rollout_id)[-1], (3, "ActivationCompleted"))
-
-
 class Artifacts(ControlPlaneCase):
     def test_the_signed_bytes_are_served_as_published_and_304_when_known(self) -> None:
         rollout_id = self.publish("aaa1", ONE)
