@@ -8,12 +8,30 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.faults import cp_faults, crash, damage, disk_errors, full_disk, outage, power_cuts, signals, soak
+from tests.faults import (
+    clocks,
+    cp_faults,
+    crash,
+    damage,
+    disk_errors,
+    full_disk,
+    nix_faults,
+    outage,
+    power_cuts,
+    signals,
+    soak,
+    wrong_server,
+)
 from tests.faults.rig import Problem
 from tests.faults.runs import Outcome, Runs
 from tests.faults.world import World
 
-MODULES = (crash, power_cuts, disk_errors, full_disk, signals, cp_faults, damage, outage, soak)
+MODULES = (
+    *(crash, power_cuts, disk_errors, full_disk, damage),
+    *(signals, clocks, nix_faults),
+    *(cp_faults, wrong_server, outage),
+    soak,
+)
 ITEMS: dict[str, Callable[[Runs], Outcome]] = {name: item for module in MODULES for name, item in module.ITEMS.items()}
 
 

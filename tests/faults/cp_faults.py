@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import itertools
 import random
 import signal
 import subprocess
@@ -18,17 +17,12 @@ from nixfleet_agent.local_cp.store import Store
 from nixfleet_agent.proto.dispatch import Dispatch
 from nixfleet_agent.state_machine import State
 from tests.faults.ending import Ending
+from tests.faults.flapping import Fault, flapping, judged
 from tests.faults.nursery import TOP
 from tests.faults.proxy import Proxy
 from tests.faults.rig import HOSTNAME, SOAK, Problem, Rig, rollout_id
 from tests.faults.runs import KEPT, Outcome, Runs
-from tests.faults.stories import STORIES
 from tests.faults.wire import EVENTS
-
-ON_SECS, OFF_SECS = 0.5, 0.4
-
-Fault = Callable[[Rig], Callable[[bool], None]]
-
 
 # -- faults that come and go ------------------------------------------------------------------
 
@@ -78,6 +72,21 @@ def network(mode: str) -> Fault:
     return install
 
 
+def never(rig: Rig) -> Callable[[bool], None]:
+    """Every request is read, and none is answered while this goes on."""
+    well = threading.Event()
+
+    def misbehave(request: Request) -> Response | None:
+        well.wait()
+        return Response(status=503)
+
+    def turn(on: bool) -> None:
+        well.clear() if on else well.set()
+        rig.wire.misbehave = misbehave if on else lambda request: None
+
+    return turn
+
+
 def partition(rig: Rig) -> Callable[[bool], None]:
     return rig.control_plane.partition
 
@@ -90,6 +99,7 @@ FAULTS: dict[str, Fault] = {
     "cp-garbage": answers(200, b"\x00\xff{[garbage", events=False),
     "cp-empty-200": answers(200, b"", events=False),
     "cp-taken-but-500": taken_but_500,
+    "cp-never": never,
     "net-partition": partition,
     "net-reset": network("reset"),
     "net-refuse": network("refuse"),
@@ -98,46 +108,6 @@ FAULTS: dict[str, Fault] = {
     "net-drip": network("drip"),
     "net-idle-close": network("idle"),
 }
-
-
-def flapping(runs: Runs, name: str, story: str = "rollback") -> Outcome:
-    """The fault is on half of the time, from before the start to the end."""
-    outcome = Outcome(tries=1)
-    rig = runs.rig(name)
-    turn = FAULTS[name](rig)
-    done = threading.Event()
-
-    def flap() -> None:
-        for on in itertools.cycle((True, False)):
-            turn(on)
-            if done.wait(ON_SECS if on else OFF_SECS):
-                turn(False)
-                return
-
-    flapper = threading.Thread(target=flap, name="flapper")
-
-    def tell(rig: Rig) -> None:
-        flapper.start()
-        try:
-            STORIES[story].tell(rig)
-        finally:
-            done.set()
-            flapper.join()
-
-    return _judged(outcome, rig, runs, tell, story, name)
-
-
-def _judged(
-    outcome: Outcome, rig: Rig, runs: Runs, tell: Callable[[Rig], None], story: str | None, what: str
-) -> Outcome:
-    try:
-        finished = runs.finish(rig, tell)
-    except Problem as problem:
-        outcome.problems.append(f"{what}: {problem} [{KEPT / rig.folder.name}]")
-        return outcome
-    found = STORIES[story].differences(runs.baseline(story).ending, finished.ending) if story else []
-    outcome.problems += [f"{what}: {line}" for line in [*found, *finished.flaws]]
-    return outcome
 
 
 # -- a control plane that is killed, or loses its memory --------------------------------------
@@ -169,7 +139,7 @@ def killed_control_plane(runs: Runs) -> Outcome:
             process.send_signal(signal.SIGTERM)
             process.wait()
 
-    return _judged(Outcome(tries=1), rig, runs, tell, "rollback", "cp-killed")
+    return judged(runs, rig, tell, "rollback", "cp-killed")
 
 
 def _serve(rig: Rig, port: int) -> subprocess.Popen[bytes]:
@@ -200,7 +170,7 @@ def _wiped(runs: Runs, kind: str) -> Outcome:
         rig.control_plane.control.wipe()
         rig.until_state("sick", State.REVERTED)
 
-    return _judged(Outcome(tries=1), runs.rig(f"wiped-{kind}"), runs, tell, "rollback", f"wiped after {kind}")
+    return judged(runs, runs.rig(f"wiped-{kind}"), tell, "rollback", f"wiped after {kind}")
 
 
 # -- dispatches out of order ------------------------------------------------------------------
@@ -234,12 +204,11 @@ def dispatch_storm(runs: Runs) -> Outcome:
         rig.until(lambda: not rig.control_plane.control.store.queued(), "every turn fetched")
         rig.until(lambda: not (rig.host.state_dir / "pending-dispatch.json").exists(), "the last turn's end")
 
-    return _judged(Outcome(tries=1), runs.rig("storm"), runs, tell, "forward", "storm")
+    return judged(runs, runs.rig("storm"), tell, "forward", "storm")
 
 
 def dispatch_reordered(runs: Runs) -> Outcome:
     """An older release that this host has never run comes after a newer one: it must never run."""
-    outcome = Outcome(tries=1)
     rig = runs.rig("reordered")
 
     def tell(rig: Rig) -> None:
@@ -257,7 +226,7 @@ def dispatch_reordered(runs: Runs) -> Outcome:
         if rig.host.switches() != [f"switch {rig.world.closures['next']}"]:
             raise Problem(f"the older release was switched to: {rig.host.switches()}")
 
-    return _judged(outcome, rig, runs, tell, None, "reordered")
+    return judged(runs, rig, tell, None, "reordered")
 
 
 def newer_at_any_moment(runs: Runs) -> Outcome:
@@ -304,7 +273,7 @@ def _ends_on_next(ending: Ending) -> Iterator[str]:
 
 
 ITEMS: dict[str, Callable[[Runs], Outcome]] = {
-    **{name: partial(flapping, name=name) for name in FAULTS},
+    **{name: partial(flapping, name=name, fault=fault) for name, fault in FAULTS.items()},
     "cp-killed": killed_control_plane,
     "cp-wiped": wiped,
     "dispatch-storm": dispatch_storm,

@@ -62,6 +62,7 @@ def removed(pattern: str, state: Path) -> None:
             path.unlink()
 
 
+ACTS = (("garbage", garbage_in), ("truncated", truncated), ("empty", emptied), ("removed", removed))
 PATTERNS = (
     "trust-marks.json",
     "pending-dispatch.json",
@@ -80,14 +81,21 @@ PATTERNS = (
 def _damages() -> Iterator[tuple[str, Callable[[Path], None]]]:
     yield "foreign files", foreign_files
     for pattern in PATTERNS:
-        for name, act in (("garbage", garbage_in), ("truncated", truncated), ("empty", emptied), ("removed", removed)):
+        for name, act in ACTS:
             yield f"{pattern} {name}", partial(act, pattern)
 
 
 def all_of_it(runs: Runs) -> Outcome:
-    """Each damage to a host that has converged; in quick mode every fourth."""
+    """Each damage to a host that has converged, and to events that wait for delivery; in quick mode every fourth."""
     work = list(_damages())
-    return runs.each(partial(_damaged, runs, *chosen) for chosen in (work[::4] if runs.quick else work))
+    chosen = work[::4] if runs.quick else work
+    queued = ACTS[:1] if runs.quick else ACTS
+    return runs.each(
+        [
+            *(partial(_damaged, runs, *each) for each in chosen),
+            *(partial(_queue_damaged, runs, name, act) for name, act in queued),
+        ]
+    )
 
 
 def foreign(runs: Runs) -> Outcome:
@@ -116,6 +124,36 @@ def _damaged(runs: Runs, name: str, act: Callable[[Path], None]) -> Outcome:
         rig.stop()
     except Problem as problem:
         outcome.problems.append(f"{name}: {problem} [{KEPT / rig.folder.name}]")
+    finally:
+        rig.close()
+    return outcome
+
+
+def _queue_damaged(runs: Runs, name: str, act: Callable[[str, Path], None]) -> Outcome:
+    """What can't be read is set aside, not deleted, and holds up only its own rollout."""
+    outcome, rig = Outcome(tries=1), runs.rig("queue-damaged")
+    queue, corrupt = (rig.host.state_dir / f"outbound-{part}" for part in ("queue", "corrupt"))
+    try:
+        rig.publish("sick")
+        rig.start()
+        rig.until(lambda: rig.has_event("sick", "ActivationStarted"), "ActivationStarted")
+        rig.control_plane.partition(True)
+        rig.until(lambda: any(queue.glob("*-RollbackComplete.json")), "a queue with the whole rollback")
+        rig.stop()
+        waiting = {path.name for path in queue.iterdir()}
+        act("outbound-queue/*", rig.host.state_dir)
+        rig.control_plane.partition(False)
+        rig.start()
+        rig.publish("next")
+        rig.until_state("next", State.CONVERGED)
+        rig.until(lambda: not _undelivered(rig), "delivery")
+        rig.stop()
+        outcome.problems.extend(f"queue {name}: {line}" for line in _next_is_whole(rig))
+        aside = {path.name for path in corrupt.iterdir()} if corrupt.is_dir() else set()
+        if act is not removed and len(waiting) != len(aside):
+            outcome.problems.append(f"queue {name}: {sorted(waiting)} waited, {sorted(aside)} set aside")
+    except Problem as problem:
+        outcome.problems.append(f"queue {name}: {problem} [{KEPT / rig.folder.name}]")
     finally:
         rig.close()
     return outcome

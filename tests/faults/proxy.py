@@ -17,7 +17,7 @@ class Proxy:
 
     def __init__(self, target: tuple[str, int]) -> None:
         self.mode = "pass"
-        self._target = target
+        self.target = target
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._closing = threading.Event()
@@ -29,6 +29,11 @@ class Proxy:
     def turn(self, mode: str) -> None:
         """Change what happens; connections in the way of the new mode are cut."""
         self.mode = mode
+        self.cut()
+
+    def aim(self, target: tuple[str, int]) -> None:
+        """Connections lead there from now on, and only there."""
+        self.target = target
         self.cut()
 
     def cut(self) -> None:
@@ -55,7 +60,7 @@ class Proxy:
                 client.close()
                 continue
             try:
-                server = socket.create_connection(self._target, timeout=5)
+                server = socket.create_connection(self.target, timeout=5)
                 server.settimeout(None)
             except OSError:
                 client.close()

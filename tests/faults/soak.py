@@ -30,6 +30,8 @@ OVER = (State.CONVERGED, State.REVERTED)
 HOW_MANY_STROKES, HOW_MANY_CONDITIONS, OVERTAKEN = (0, 1, 1, 2, 3), (0, 0, 1, 1, 2), 0.2
 #: What the disk's own errors are called in a failed release's reason.
 DISK = ("No space left", "Input/output error", "Read-only file system")
+#: A log that was lost again right after its replay is sent once more a minute later.
+PATIENCE = 100.0
 #: How often it is said how far the soak has come, in releases.
 SAY_EVERY = 50
 #: A young process still grows into its caches; from this release of its life on it may not, but for this much.
@@ -100,7 +102,7 @@ class Soak:
             if overtaken:
                 name, closure = self._publish([*GOOD], before)
                 released.append(name)
-            rig.until(lambda: rig.state(name) in OVER, f"the end of {what}")
+            rig.until(lambda: rig.state(name) in OVER, f"the end of {what}", PATIENCE)
             rig.until_delivered()
             self._check_end(name, closure, released, before, fail_disk in strokes)
             for each in released:

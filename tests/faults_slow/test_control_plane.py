@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from tests.faults import cp_faults
+from tests.faults import cp_faults, wrong_server
 from tests.faults_slow.case import FaultCase
 
 
 class ControlPlaneTest(FaultCase):
     def test_answers_that_are_wrong(self) -> None:
         self.holds(cp_faults.ITEMS["cp-taken-but-500"], cp_faults.ITEMS["cp-garbage"])
+
+    def test_a_control_plane_that_never_answers(self) -> None:
+        self.holds(cp_faults.ITEMS["cp-never"])
+
+    def test_somebody_else_at_its_address(self) -> None:
+        items = wrong_server.ITEMS
+        self.holds(items["cp-certificate-of-another-ca"], items["cp-certificate-expired"])
+
+    def test_its_clock_is_an_hour_off(self) -> None:
+        items = wrong_server.ITEMS
+        self.holds(items["cp-clock-hour-ahead"], items["cp-clock-hour-behind"])
 
     def test_a_network_that_fails(self) -> None:
         self.holds(cp_faults.ITEMS["net-reset"], cp_faults.ITEMS["net-half-an-answer"])
