@@ -54,6 +54,8 @@ def _agent(snapshot: Snapshot) -> Iterator[str]:
 def _trouble(snapshot: Snapshot, now: datetime) -> Iterator[str]:
     if error := snapshot.get("journal_error"):
         yield f"Events can't be made durable ({error}), and nothing acts on what is not: free or repair the disk."
+    if error := snapshot.get("trust_error"):
+        yield f"Nothing can be verified, so no release is taken: {error}. The file is read again when it has changed."
     certificate = snapshot.get("certificate") or {}
     state = certificate.get("state")
     if state in ("missing", "unreadable", "expired"):

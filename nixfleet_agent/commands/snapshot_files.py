@@ -13,6 +13,7 @@ from nixfleet_agent.errors import IdentityError, ProtoError
 from nixfleet_agent.identity.certificate import load_certificate
 from nixfleet_agent.runtime.hold import HoldStore
 from nixfleet_agent.runtime.status import as_json
+from nixfleet_agent.runtime.trust_store import TrustStore
 
 
 def sections_from_files(config: Config) -> dict[str, Any]:
@@ -28,6 +29,7 @@ def sections_from_files(config: Config) -> dict[str, Any]:
         "hold": as_json(HoldStore(config.state_dir, clock).current()),
         "quarantine": [as_json(entry) for entry in QuarantineStore(config.state_dir).entries()],
         "certificate": _certificate(config),
+        "trust_error": TrustStore(config).problem(),
     }
 
 

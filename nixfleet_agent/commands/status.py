@@ -90,6 +90,8 @@ def _warnings(snapshot: Snapshot, now: datetime) -> Iterator[tuple[str, str, str
         yield "hold", f"until {until}: {hold['reason']}", YELLOW
     if error := snapshot.get("journal_error"):
         yield "journal", f"events are not durable: {error}", RED
+    if error := snapshot.get("trust_error"):
+        yield "trust", f"nothing can be verified: {error}", RED
     if silent := snapshot.get("silent_workers"):
         yield "workers", f"no sign of life from {', '.join(silent)}", RED
     if rollback := snapshot.get("rollback"):

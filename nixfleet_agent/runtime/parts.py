@@ -161,6 +161,7 @@ def publish_sections(ground: Ground, stores: Stores, logs: Logs) -> None:
     board.provide("quarantine", partial(_in_quarantine, ground, stores))
     board.provide("log_lines_lost", lambda: logs.lost)
     board.provide("current_closure", ground.current)
+    board.provide("trust_error", stores.trust.problem)
 
 
 def _in_quarantine(ground: Ground, stores: Stores) -> tuple[quarantine.Entry, ...]:

@@ -58,6 +58,14 @@ class TrustStore:
                 self._stamp = stamp
             return self._roots
 
+    def problem(self) -> str | None:
+        """Why nothing can be verified now, for status; None when the file is good."""
+        try:
+            self.trust()
+        except TrustFileError as error:
+            return str(error)
+        return None
+
     @property
     def marks(self) -> Marks:
         """The marks as of now."""

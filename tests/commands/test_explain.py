@@ -200,6 +200,11 @@ SITUATIONS: dict[str, tuple[RolloutRecord | None, dict[str, Any], tuple[str, ...
     ),
     "drift": (RECORD, {"drift": OLD}, ("by hand", OLD, "switch back, or roll out")),
     "a full disk": (RECORD, {"journal_error": "No space left"}, ("can't be made durable", "No space left", "free")),
+    "no trust": (
+        RECORD,
+        {"trust_error": "the trust file /t is not JSON"},
+        ("no release is taken: the trust file /t is not JSON.", "read again"),
+    ),
     "no certificate": (
         None,
         {"certificate": {"state": "expired", "path": "/c", "failure": "status 403"}},

@@ -266,6 +266,14 @@ class Status(Case):
         self.assertNotIn("edge@aa", ran.out, "it was taken since, or `kept` shows it")
         self.assertIn("has accepted no rollout yet", why)
 
+    def test_a_trust_file_that_can_not_be_used_is_seen_with_the_agent_down_too(self) -> None:
+        self.assertNotIn("\ntrust:", self.call("status").out)
+        self.trust.write_text("{")
+        self.assertRegex(
+            self.call("status").out, r"(?m)^trust: +nothing can be verified: the trust file .* is not JSON"
+        )
+        self.assertIn("no release is taken", self.call("why").out.replace("\n", " "))
+
     def test_a_rollback_that_does_not_get_on_is_told_in_words(self) -> None:
         for rollback, said in (
             ({"given_up": True}, "given up by an operator"),

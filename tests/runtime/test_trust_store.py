@@ -59,8 +59,10 @@ class TrustFile(StoreTestCase):
         self.trust_path.write_bytes(b"{")
         for _ in range(2):
             self.assertRaises(TrustFileError, self.store.trust)
+        self.assertIn("is not JSON", self.store.problem() or "")
         self.trust_path.write_bytes(self.ci.trust_bytes())
         self.assertEqual(self.store.trust(), good)
+        self.assertIsNone(self.store.problem())
 
     def test_that_is_gone_fails_closed(self) -> None:
         self.store.trust()
