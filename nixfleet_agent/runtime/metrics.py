@@ -87,6 +87,7 @@ class _BoardCollector(Collector):
         yield _flag("drift", "Whether another closure runs than the rollout left", self._board.get("drift"))
         yield _flag("hold", "Whether an operator holds back new activations", self._board.get("hold"))
         yield _flag("journal_failing", "Whether events can't be made durable", self._board.get("journal_error"))
+        yield _flag("trust_failing", "Whether the trust file can't be used", self._board.get("trust_error"))
         quarantined = self._board.get("quarantine")
         if isinstance(quarantined, (list, tuple, dict)):
             yield _gauge("quarantined_closures", "Closures that this host refuses", [({}, len(quarantined))])

@@ -49,6 +49,7 @@ ALERTS: dict[str, tuple[str, dict[str, str], dict[str, str]]] = {
     "NixfleetQueueOld": ("2m", {"queue_oldest_age_seconds": "3700x5"}, {"queue_oldest_age_seconds": "600x5"}),
     "NixfleetEventsRejected": ("2m", {"queue_rejected_events": "1x5"}, {"queue_rejected_events": "0x5"}),
     "NixfleetJournalFailing": ("5m", {"journal_failing": "1x9"}, {"journal_failing": "0x3 1x1 0x5"}),
+    "NixfleetTrustFailing": ("10m", {"trust_failing": "1x20"}, {"trust_failing": "0x3 1x3 0x20"}),
     "NixfleetCertificateExpires": (
         "2m",
         {"certificate_expiry_timestamp_seconds": "250000x5"},

@@ -97,6 +97,7 @@ class Exposition(Case):
     def test_flags_certificate_and_counters(self) -> None:
         self.board.publish("drift", "some-closure")
         self.board.provide("hold", lambda: {"reason": "x"})
+        self.board.provide("trust_error", lambda: "it is not JSON")
         self.board.publish("certificate", Certificate(START + timedelta(days=1)))
         self.board.provide("quarantine", lambda: [1, 2])
         self.board.count("worker_restarts", worker="longpoll")
@@ -106,6 +107,7 @@ class Exposition(Case):
         self.assertEqual(samples["nixfleet_agent_drift"], 1)
         self.assertEqual(samples["nixfleet_agent_hold"], 1)
         self.assertEqual(samples["nixfleet_agent_journal_failing"], 0)
+        self.assertEqual(samples["nixfleet_agent_trust_failing"], 1)
         self.assertEqual(samples["nixfleet_agent_quarantined_closures"], 2)
         self.assertEqual(samples["nixfleet_agent_certificate_expiry_timestamp_seconds"], START.timestamp() + 86400)
         self.assertEqual(samples['nixfleet_agent_worker_restarts_total{worker="longpoll"}'], 2)
