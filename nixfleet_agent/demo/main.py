@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import sys
@@ -24,7 +25,7 @@ from nixfleet_agent.demo.scenario import INSTALLER, PLAIN, Scenario, load
 from nixfleet_agent.demo.story import Story
 from nixfleet_agent.demo.timeline import Timeline
 from nixfleet_agent.demo.verdict import problems
-from nixfleet_agent.demo.view import view_on
+from nixfleet_agent.demo.view import View, view_on
 from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_OK, StorageError
 
 #: After its last event an agent still has to file it as delivered.
@@ -51,19 +52,22 @@ class DemoOptions:
     port: int = 0
 
 
-def run(options: DemoOptions, out: TextIO = sys.stdout, err: TextIO = sys.stderr) -> int:
-    """Tell the story; the process's exit code.
+def run(options: DemoOptions) -> int:
+    """Tell the story on stdout and stderr; the process's exit code.
 
     Raises:
         AgentError: it can't begin on this machine, or the scenario is wrong; nothing is left behind.
     """
+    # None where the caller has closed it: then the story is told to nobody.
+    out, err = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
+    view = view_on(err if options.json else out)
     scenario = load(options.scenario)
     agents = options.agents or scenario.agents
     require_tools(_nearest(options.folder), agents)
     was_there = options.folder is not None and options.folder.exists()
     with _terminable():
         folder = _folder(options)
-        demo = _Demo(options, scenario, agents, folder, SystemClock(), err if options.json else out)
+        demo = _Demo(options, scenario, agents, folder, SystemClock(), view)
         try:
             outcome = demo.tell()
             demo.report(outcome, out)
@@ -85,7 +89,7 @@ class _Demo:
     """One demo in one folder."""
 
     def __init__(
-        self, options: DemoOptions, scenario: Scenario, agents: int, folder: Path, clock: Clock, shown_on: TextIO
+        self, options: DemoOptions, scenario: Scenario, agents: int, folder: Path, clock: Clock, view: View
     ) -> None:
         self.outcome: Outcome | None = None
         self._options = options
@@ -93,8 +97,8 @@ class _Demo:
         self._agents = agents
         self._folder = folder
         self._clock = clock
-        self._view = view_on(shown_on)
-        self._timeline = Timeline(clock, self._view.show)
+        self._view = view
+        self._timeline = Timeline(clock, view.show)
         self._fleet: DemoFleet | None = None
 
     def tell(self) -> Outcome:

@@ -63,8 +63,9 @@ class Lines:
                 return
             try:
                 print(entry, file=self._out, flush=True)
-            except BrokenPipeError:
-                # `demo | head` is no reason to leave a fleet half released: the story goes on unseen.
+            except OSError:
+                # `demo | head`, or a file on a full disk, is no reason to leave a fleet half released, and the thread
+                # that this is may be the one that listens to the control plane. The report will say what is wrong.
                 self._reader_gone = True
 
     def follow(self, title: str, timeline: Timeline) -> None:

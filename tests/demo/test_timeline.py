@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import unittest
 from datetime import datetime, timezone
@@ -76,14 +77,17 @@ class Words(unittest.TestCase):
         self.assertFalse(self.timeline.wait(lambda: False, 0, lambda: None))
 
 
-class ClosedPipe(io.StringIO):
-    """`demo | head` after head has read enough."""
+class DeadEnd(io.StringIO):
+    """`demo | head` after head has read enough, or a file on a disk that is full."""
 
-    tries = 0
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self.tries = 0
+        self._error = error
 
     def write(self, text: str) -> int:
         self.tries += 1
-        raise BrokenPipeError
+        raise self._error
 
 
 class PlainLines(unittest.TestCase):
@@ -95,13 +99,15 @@ class PlainLines(unittest.TestCase):
         timeline.watch(happened("DispatchAck", State.ACTIVATING))
         self.assertRegex(out.getvalue(), r"^ +0\.\d s  it begins\n +0\.\d s  web-01   v1  Activating\n$")
 
-    def test_a_reader_that_has_gone_does_not_end_the_story(self) -> None:
-        out = ClosedPipe()
-        timeline = Timeline(SystemClock(), Lines(out).show)
-        timeline.note("one")
-        timeline.note("two")
-        self.assertEqual(len(timeline.entries), 2)
-        self.assertEqual(out.tries, 1)
+    def test_lines_that_can_not_be_written_do_not_end_the_story(self) -> None:
+        for error in (BrokenPipeError(), OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EIO, "gone")):
+            with self.subTest(error):
+                out = DeadEnd(error)
+                timeline = Timeline(SystemClock(), Lines(out).show)
+                timeline.note("one")
+                timeline.note("two")
+                self.assertEqual(len(timeline.entries), 2)
+                self.assertEqual(out.tries, 1)
 
 
 if __name__ == "__main__":

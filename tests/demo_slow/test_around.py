@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import unittest
 import urllib.request
 from pathlib import Path
 
-from nixfleet_agent.errors import EXIT_CHECK_FAILED
+from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_INTERNAL
 from tests.demo_slow.case import COMMAND, PATIENCE, DemoCase, marked
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -62,6 +63,30 @@ class Background(DemoCase):
         output, _ = process.communicate(timeout=PATIENCE)
         self.assertEqual(process.returncode, 0, output)
         self.assertIn("every host ended where it should", output)
+
+
+class NobodyListens(DemoCase):
+    def run_with(self, redirection: str, code: int, said: str) -> None:
+        """As a shell starts it; ``said`` is all that comes on stderr. No process is left."""
+        command = shlex.join([*COMMAND, *ONE, "--dir", str(self.folder)])
+        done = subprocess.run(
+            ["sh", "-c", f"exec {command} {redirection}"],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        self.assertEqual((done.returncode, done.stderr), (code, said))
+        self.assertEqual(marked(self.folder), [])
+
+    def test_a_closed_stdout_is_no_reason_not_to_tell_the_story(self) -> None:
+        self.run_with(">&-", 0, "")
+        self.assertEqual(self.running("web-01"), "v1")
+
+    def test_a_full_stdout_is_one_line_and_no_files(self) -> None:
+        self.run_with(">/dev/full", EXIT_INTERNAL, "nixfleet-agent: No space left on device\n")
+        self.assertFalse(self.folder.exists())
 
 
 class Kept(DemoCase):
