@@ -18,14 +18,14 @@ def configure(parser: Parser) -> None:
 
 def run(call: Invocation) -> int:
     config = call.config
-    if config.bootstrap_token_file is None and not config.client_cert.exists():
-        raise ConfigError("no bootstrap token: set bootstrap_token_file to enroll this host")
     with host_of(config) as host:
         if config.client_cert.exists() and not call.options.force:
             certificate = load_certificate(config.client_cert)
             if not certificate.expired(host.clock.now()):
                 _report(call, certificate, enrolled=False)
                 return EXIT_OK
+        if config.bootstrap_token_file is None:
+            raise ConfigError("no bootstrap token: set bootstrap_token_file to enroll this host")
         _report(call, host.enrollment.enroll_once(), enrolled=True)
     return EXIT_OK
 

@@ -60,7 +60,8 @@ def _trouble(snapshot: Snapshot, now: datetime) -> Iterator[str]:
     state = certificate.get("state")
     if state in ("missing", "unreadable", "expired"):
         why = f" ({certificate['failure']})" if certificate.get("failure") else ""
-        yield f"The certificate {certificate.get('path')} is {state}{why}: run `nixfleet-agent check`."
+        is_what = "has expired" if state == "expired" else f"is {state}"
+        yield f"The certificate {certificate.get('path')} {is_what}{why}: run `nixfleet-agent check`."
     if (drift := snapshot.get("drift")) is not None:
         yield (
             f"Somebody switched this host by hand: {drift} runs, which is not what the rollout left. It is let be: "

@@ -123,7 +123,8 @@ def _facts(snapshot: Snapshot, now: datetime) -> Iterator[tuple[str, str, str]]:
     queued = queue.get("queued", 0)
     yield "queue", f"{queued} event{'' if queued == 1 else 's'}{oldest}{rejected}", ""
     certificate = snapshot.get("certificate") or {}
-    until = f" until {local_time(parse_time(certificate['not_after']))}" if certificate.get("not_after") else ""
+    word = "since" if certificate.get("state") == "expired" else "until"
+    until = f" {word} {local_time(parse_time(certificate['not_after']))}" if certificate.get("not_after") else ""
     failure = f" ({certificate['failure']})" if certificate.get("failure") else ""
     good = certificate.get("state") in ("valid", "due")
     yield "certificate", f"{certificate.get('state', 'unknown')}{until}{failure}", "" if good else RED

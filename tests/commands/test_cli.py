@@ -63,6 +63,7 @@ MISUSE: list[tuple[str, str, int, tuple[str, ...]]] = [
     ("to renew by a CA that is not there", "renew --force --ca-cert /nowhere", 78, ("can't read ca_cert /nowhere",)),
     ("to renew with nobody there", "renew --force", 69, ("Connection refused", "`nixfleet-agent check` looks for")),
     ("to enroll without a token", "enroll --client-cert /nowhere/c", 78, ("no bootstrap token",)),
+    ("to enroll again without a token", "enroll --force", 78, ("no bootstrap token",)),
     (
         "to enroll without a key",
         "enroll --force --bootstrap-token-file /t --client-key /nowhere",

@@ -208,7 +208,7 @@ SITUATIONS: dict[str, tuple[RolloutRecord | None, dict[str, Any], tuple[str, ...
     "no certificate": (
         None,
         {"certificate": {"state": "expired", "path": "/c", "failure": "status 403"}},
-        ("/c is expired", "status 403", "check"),
+        ("/c has expired (status 403)", "check"),
     ),
     "a silent worker": (None, {"silent_workers": ["probe"]}, ("No sign of life from probe",)),
     "no control plane": (

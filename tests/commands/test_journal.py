@@ -22,6 +22,7 @@ from nixfleet_agent.runtime.state_dir import StateDir
 from nixfleet_agent.runtime.status_socket import Handler, StatusSocketWorker
 from nixfleet_agent.state_machine.events import LocalActivationCompleted, Phase
 from tests.commands.host_case import MACHINE, NEW, OLD, HostCase
+from tests.support.tls import DAY, now
 
 ROLLOUT = "stable@abc123"
 
@@ -265,6 +266,13 @@ class Status(Case):
             self.assertIn(part, ran.out)
         self.assertNotIn("edge@aa", ran.out, "it was taken since, or `kept` shows it")
         self.assertIn("has accepted no rollout yet", why)
+
+    def test_a_certificate_that_expired_says_since_when(self) -> None:
+        self.authority.write_client(
+            self.certificate, self.key, MACHINE, not_before=now() - 2 * DAY, not_after=now() - DAY
+        )
+        self.assertRegex(self.call("status").out, r"(?m)^certificate: +expired since ")
+        self.assertIn("has expired: run `nixfleet-agent check`", self.call("why").out.replace("\n", " "))
 
     def test_a_trust_file_that_can_not_be_used_is_seen_with_the_agent_down_too(self) -> None:
         self.assertNotIn("\ntrust:", self.call("status").out)
