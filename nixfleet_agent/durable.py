@@ -98,7 +98,12 @@ def make_directory(path: Path, mode: int = 0o700) -> None:
     try:
         for folder in reversed(missing):
             folder.mkdir(mode=mode, exist_ok=True)
-            sync_directory(folder.parent)
+            try:
+                sync_directory(folder.parent)
+            except OSError:
+                with suppress(OSError):  # so that the next call finds it missing and makes it durable
+                    folder.rmdir()
+                raise
     except OSError as error:
         raise _refused("create the folder", path, error) from error
 

@@ -123,6 +123,10 @@ class Case(unittest.TestCase):
         self.fail_at = "fsync-dir"
         with self.assertRaises(StorageError):
             durable.make_directory(self.folder / "d")
+        self.fail_at = ""
+        self.steps.clear()
+        durable.make_directory(self.folder / "d")
+        self.assertEqual(self.steps, [("fsync-dir", self.folder.name)], "made, but not durable, is as good as missing")
 
     def test_only_files_of_interrupted_writes_are_cleaned_up(self) -> None:
         for name in ("keep", f".x.1{durable.TEMPORARY_SUFFIX}"):

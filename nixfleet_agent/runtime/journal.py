@@ -20,13 +20,15 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
 from nixfleet_agent import durable
 from nixfleet_agent.errors import ProtoError, StorageError
+from nixfleet_agent.proto.heartbeat import MAX_SEQ
 from nixfleet_agent.proto.times import format_time
-from nixfleet_agent.runtime.journal_files import Entry, Name, decode, file_name, parse_name, read_raw
+from nixfleet_agent.runtime.journal_files import DAMAGED, Entry, Name, decode, file_name, parse_name, read_raw
 from nixfleet_agent.text import clip, printable
 
 log = logging.getLogger("nixfleet_agent.journal")
@@ -69,6 +71,20 @@ class Journal:
             if self._is_pruned(rollout):
                 self._remove_log(rollout)
         self.learn()
+        self._make_durable()
+
+    def _make_durable(self) -> None:
+        """What is read back is acted on and sent: it must not be gone after a power cut.
+
+        A process that was killed may have left a name that no fsync has seen. That is the last event's, or seq 0's
+        where nothing followed it.
+        """
+        begun = [f"{SENT}/{rollout_id}" for rollout_id, last in self._last_seq.items() if last == 0]
+        for folder in (QUEUE, SENT, *begun):
+            try:
+                durable.sync_directory(self._root / folder)
+            except OSError as error:
+                log.warning("what is in %s may not survive a power cut: %s", self._root / folder, error.strerror)
 
     def learn(self) -> None:
         """Learn the names of all entries and change nothing: enough for a command that only reads."""
@@ -129,9 +145,15 @@ class Journal:
         Raises:
             StorageError: it is not durable, so the Dispatch is not accepted.
         """
-        folder = self._root / SENT / entry.rollout_id
-        durable.make_directory(folder)
-        durable.write(folder / entry.name, entry.encode())
+        path = self._root / SENT / entry.rollout_id / entry.name
+        durable.make_directory(path.parent)
+        try:
+            durable.write(path, entry.encode())
+        except StorageError:
+            # It may be in place all the same. The next process must not run what this one has not accepted.
+            with suppress(StorageError):
+                durable.remove(path, sync=True)
+            raise
         self._seen(entry.rollout_id, 0)
 
     def replay(self, rollout_id: str, from_seq: int) -> int:
@@ -209,11 +231,13 @@ class Journal:
             local=entry.local,
             refusal=refusal,
         )
-        durable.write(self._root / REJECTED / path.name, refused.encode())
+        place = self._root / REJECTED / path.name
+        known = place.exists()  # a kill before the removal below has it refused a second time
+        durable.write(place, refused.encode())
         durable.remove(path)
         self._forget(rollout_id, path)
         with self._lock:
-            self._rejected += 1
+            self._rejected += not known
 
     def set_aside(self, path: Path, reason: str) -> None:
         """Move a file that can't be used to ``outbound-corrupt``; it is never deleted, and its seq stays taken.
@@ -247,12 +271,25 @@ class Journal:
                 self._order.pop(rollout_id, None)
 
     def rescan_queue(self) -> int:
-        """Pick up entries that an operator's `queue retry` put back; how many are new."""
-        before = sum(self.waiting().values())
-        for name, _ in self._names(self._root / QUEUE):
+        """Pick up entries that an operator's `queue retry` put back; how many are new.
+
+        Meanwhile events are appended and delivered: one that is above the last seq is about to be made durable, and is
+        not to be sent before; one that is gone again was delivered.
+        """
+        found = 0
+        for name, file in self._names(self._root / QUEUE):
+            path = self._root / QUEUE / file
+            with self._lock:
+                queued = name.seq in self._kinds.get(name.rollout_id, ())
+                appended = name.seq > self._last_seq.get(name.rollout_id, MAX_SEQ)
+            if queued or appended or not path.exists():
+                continue
             self._index(name)
+            found += 1
+            if not path.exists():
+                self._forget(name.rollout_id, path)
         self._count_rejected()
-        return sum(self.waiting().values()) - before
+        return found
 
     def _count_rejected(self) -> None:
         rejected = sum(1 for _ in self._names(self._root / REJECTED))
@@ -298,7 +335,11 @@ class Journal:
         return min(stamps, default=None)
 
     def read(self, rollout_id: str) -> list[Entry]:
-        """The log of a rollout in the order of seq, from wherever its files lie; unusable ones are set aside."""
+        """The log of a rollout in the order of seq, from wherever its files lie; unusable ones are set aside.
+
+        Raises:
+            StorageError: a file can't be read now, or not be set aside; nothing may be concluded from the others.
+        """
         # Plain strings: a Path for each of ten thousand files would cost more than reading them.
         found: dict[int, str] = {}
         for folder in (self._root / DROPPED, self._root / REJECTED, self._root / SENT / rollout_id):
@@ -316,7 +357,10 @@ class Journal:
                     raise ProtoError("its content is another entry's than its name says")
                 entries.append(entry)
             except (OSError, ProtoError) as error:
-                self.set_aside(Path(path), str(error))
+                if isinstance(error, OSError) and error.errno not in DAMAGED:
+                    raise StorageError(f"can't read {path}: {error.strerror}", error.errno) from error
+                if Path(path).parent.name != DROPPED:  # what an operator has given up is out of the way already
+                    self.set_aside(Path(path), str(error))
         return entries
 
     # -- retention ----------------------------------------------------------------------------

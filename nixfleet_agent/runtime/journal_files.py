@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -23,6 +24,10 @@ from nixfleet_agent.state_machine.events import Event
 
 #: Largest content of one entry, in bytes: a control plane takes bodies up to 1 MiB.
 _LIMIT = 4 * 1024 * 1024
+#: Errors of a read that mean that this file can't be read, and not that the machine is short of something.
+DAMAGED = frozenset(
+    {errno.ENOENT, errno.EIO, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EUCLEAN, errno.ENXIO}
+)
 #: Longest part of a host's name that goes into a file name, which has room for 255 bytes.
 _HOST_PART = 64
 

@@ -22,6 +22,7 @@ from tests.state_machine.machine import T0, at, event
 
 R, S = "stable@aa", "my-edge_2@bb"
 QUEUE, REJECTED, CORRUPT = "outbound-queue", "outbound-rejected", "outbound-corrupt"
+DROPPED = "outbound-dropped"
 
 
 def entry(seq: int, rollout_id: str = R, kind: str = "ProbeResult", **changes: Any) -> Entry:
@@ -407,6 +408,85 @@ class WhateverLiesAround(Case):
         reader = Journal(self.folder / "nowhere", HOSTNAME)
         reader.learn()
         self.assertEqual((reader.rollouts(), reader.counts()), ([], (0, 0)))
+
+    def test_what_an_operator_has_given_up_is_not_brought_up_again(self) -> None:
+        self.fill(1)
+        self.put_file(DROPPED, entry(2).name, b"torn")
+        journal = self.opened()
+        with self.assertNoLogs("nixfleet_agent.journal"):
+            self.assertEqual([e.seq for e in journal.read(R)], [0, 1])
+        self.assertEqual((self.names(CORRUPT), self.names(DROPPED)), ([], [entry(2).name]))
+        self.assertEqual(journal.last_seq(R), 2)
+
+    def test_a_machine_that_is_short_of_something_makes_no_event_a_corrupt_one(self) -> None:
+        self.fill(1, 2)
+        journal = self.opened()
+        short = mock.patch.object(os, "open", side_effect=OSError(errno.EMFILE, "Too many open files"))
+        with short, self.assertRaisesRegex(StorageError, "can't read .*Too many open files"):
+            journal.read(R)
+        self.assertEqual([e.seq for e in journal.read(R)], [0, 1, 2])
+
+
+class WhatAKillLeft(Case):
+    """Names that are there, but that no fsync has seen yet: the next process acts on them, so they must stay."""
+
+    def test_the_queue_is_made_durable_before_anything_acts_on_it(self) -> None:
+        self.fill(1)
+        self.assertEqual(self.made_durable(), {QUEUE, "outbound-sent"})
+
+    def test_and_a_dispatch_that_nothing_followed(self) -> None:
+        self.fill()
+        self.assertEqual(self.made_durable(), {QUEUE, "outbound-sent", R})
+
+    def made_durable(self) -> set[str]:
+        with bad_disk() as disk:
+            self.opened()
+        return {name for step, name in disk.steps if step == "fsync-dir"}
+
+    def test_a_disk_that_refuses_that_stops_no_start(self) -> None:
+        self.fill(1)
+        with bad_disk() as disk, self.assertLogs("nixfleet_agent.journal", "WARNING") as logs:
+            disk.break_down(errno.EIO, lambda step, path: step == "fsync-dir")
+            self.assertEqual(self.opened().waiting(), {R: 1})
+        self.assertIn("may not survive a power cut", logs.output[0])
+
+    def test_a_dispatch_that_was_not_accepted_is_not_found_by_the_next_process(self) -> None:
+        with bad_disk() as disk:
+            disk.break_down(errno.EIO, lambda step, path: (step, path.name) == ("fsync-dir", R) and not disk.refusals)
+            with self.assertRaises(StorageError):
+                self.journal.accept(seq_zero())
+        self.assertEqual(self.opened().rollouts(), [])
+        self.journal.accept(seq_zero())
+        self.assertEqual(self.opened().rollouts(), [R])
+
+
+class LookingAgain(Case):
+    """An operator has put entries back while events are appended and delivered."""
+
+    def test_finds_what_was_put_back_and_nothing_else(self) -> None:
+        self.fill(1, 2)
+        path = self.journal.first(R)
+        assert path is not None
+        self.journal.reject(R, path, 422, b"", T0)
+        self.put_file(QUEUE, path.name, entry(1).encode())
+        (self.folder / REJECTED / path.name).unlink()
+        self.assertEqual((self.journal.rescan_queue(), self.journal.rescan_queue()), (1, 0))
+        self.assertEqual((self.journal.waiting(), self.journal.counts()), ({R: 2}, (2, 0)))
+
+    def test_does_not_send_an_event_before_it_is_durable(self) -> None:
+        self.fill(1)
+        self.put_file(QUEUE, entry(2).name, entry(2).encode())  # renamed by the reducer, the folder's fsync to come
+        self.assertEqual((self.journal.rescan_queue(), self.journal.waiting()), (0, {R: 1}))
+
+    def test_takes_nothing_that_is_delivered_meanwhile_for_lost(self) -> None:
+        self.fill(1, 2)
+        path = self.journal.first(R)
+        assert path is not None
+        listed = self.journal._names(self.folder / QUEUE)
+        with mock.patch.object(self.journal, "_names", side_effect=[iter(list(listed)), iter(())]):
+            self.journal.delivered(R, path)
+            self.assertEqual(self.journal.rescan_queue(), 0)
+        self.assertEqual(self.journal.waiting(), {R: 1})
 
 
 class Pruning(Case):

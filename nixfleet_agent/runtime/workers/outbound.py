@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from nixfleet_agent.net.client import ControlPlane
 from nixfleet_agent.runtime.backoff import Backoff
 from nixfleet_agent.runtime.delivery import Disposition, disposition
 from nixfleet_agent.runtime.journal import Journal
-from nixfleet_agent.runtime.journal_files import Entry, decode, read_raw
+from nixfleet_agent.runtime.journal_files import DAMAGED, Entry, decode, read_raw
 from nixfleet_agent.runtime.shutdown import ShutdownToken
 from nixfleet_agent.runtime.status import StatusBoard
 from nixfleet_agent.runtime.timers import Timer
@@ -33,15 +32,13 @@ MISMATCH_PAUSE = 300.0
 #: Where a door or an identity is wrong, waits grow to this many times ``backoff_max``.
 LONG_BACKOFF = 5.0
 EVENTS = "/v1/agent/events"
-#: Errors of a read that mean that this file can't be read, and not that the machine is short of something.
-DAMAGED = frozenset({errno.EIO, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EUCLEAN})
 
 
 @dataclass(slots=True)
 class Lane:
     """One rollout's way out: its backoff, and when (monotonic seconds) it may be tried again.
 
-    ``conflict_since`` is since when its head is answered with 409.
+    ``conflict`` is the event that was answered with 409, and since when.
     """
 
     backoff: Backoff
@@ -49,7 +46,7 @@ class Lane:
     not_before: float = 0.0
     trouble: str = ""
     label: str = ""
-    conflict_since: float | None = None
+    conflict: tuple[str, float] | None = None
 
 
 @dataclass(slots=True)
@@ -141,8 +138,6 @@ class Outbound(Worker):
             return False
         try:
             self._send(rollout_id, lane, path)
-        except FileNotFoundError:
-            self._journal.vanished(rollout_id, path)
         except (StorageError, OSError) as error:
             # Delivered or not, the file stays where it is: at worst the event is sent again.
             self._later(rollout_id, lane, str(error), lane.backoff.next())
@@ -156,6 +151,9 @@ class Outbound(Worker):
         try:
             entry = decode(read_raw(path))
             body = self._sender.body(entry)
+        except FileNotFoundError:
+            self._journal.vanished(rollout_id, path)
+            return
         except OSError as error:
             # Out of file descriptors or of memory says nothing about the file.
             if error.errno not in DAMAGED:
@@ -178,10 +176,10 @@ class Outbound(Worker):
     def _judge(self, rollout_id: str, lane: Lane, path: Path, kind: str, answer: Answer, now: datetime) -> None:
         monotonic = self.clock.monotonic()
         if answer.status != 409:
-            lane.conflict_since = None
-        elif lane.conflict_since is None:
-            lane.conflict_since = monotonic
-        conflict_for = 0.0 if lane.conflict_since is None else monotonic - lane.conflict_since
+            lane.conflict = None
+        elif lane.conflict is None or lane.conflict[0] != path.name:
+            lane.conflict = (path.name, monotonic)
+        conflict_for = 0.0 if lane.conflict is None else monotonic - lane.conflict[1]
         label = f"status {answer.status}"
         said = f"{label}: {answer.excerpt(200)}"
         match disposition(answer.status, conflict_for, self._is_over(rollout_id)):
@@ -193,7 +191,6 @@ class Outbound(Worker):
                 self.log.error("an event was refused and set aside: %s", said, extra={"rollout_id": rollout_id})
                 self._journal.reject(rollout_id, path, answer.status, answer.body, now)
                 self._board.count("events_rejected", kind=kind)
-                lane.conflict_since = None
                 self._well_again(rollout_id, lane)
             case Disposition.RETRY:
                 wait = lane.backoff.next(at_least=retry_after(answer, now) or 0.0)

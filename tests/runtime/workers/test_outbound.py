@@ -330,6 +330,16 @@ class Refusals(Case):
         self.conflict_for(80_000)
         self.assertEqual(self.seqs(), [1])
 
+    def test_nor_does_the_conflict_of_an_event_that_is_gone_count_for_the_next(self) -> None:
+        self.fill(1, 2)
+        self.over = True
+        self.conflict_for(80_000)
+        (self.state / QUEUE / self.names(QUEUE)[0]).unlink()
+        self.clock.advance(60)
+        with self.assertLogs("nixfleet_agent.journal", "ERROR"):
+            self.conflict_for(80_000)
+        self.assertEqual((self.seqs(), self.seqs(REJECTED)), ([2], []))
+
 
 class TheFiles(Case):
     def test_an_unreadable_event_is_set_aside_and_the_next_one_goes_on(self) -> None:
