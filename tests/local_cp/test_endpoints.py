@@ -14,6 +14,7 @@ from nixfleet_agent.identity.csr import make_csr
 from nixfleet_agent.local_cp.ca import CertificateAuthority
 from nixfleet_agent.local_cp.dispatcher import Options
 from tests.local_cp.scripted import ControlPlaneCase, result, to_converged, to_reverted, until_soaking
+from tests.runtime.harness import until
 from tests.support.signing import closure_name
 
 ONE = ("web-01",)
@@ -354,7 +355,7 @@ class Doors(ControlPlaneCase):
         self.assertIn(b"&lt;script&gt;alert", page.body)
         self.assertIn("script-src 'sha256-", page.headers["content-security-policy"])
         self.assertNotIn(b"\x1b", page.body)
-        self.assertIn(b"stable@aaa1", stranger.call("GET", "/status.json").body)
+        until(lambda: b"stable@aaa1" in stranger.call("GET", "/status.json").body, "the planner's record of it")
 
 
 class Stopping(ControlPlaneCase):
