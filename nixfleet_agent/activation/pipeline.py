@@ -97,6 +97,15 @@ class Pipeline:
         except ActivationError as error:
             return RollbackFailed(EXIT_UNKNOWN, stderr_tail("host", str(error)), "host")
 
+    def disarm(self) -> None:
+        """Nothing outside the agent takes this host back any more; what stands in the way is logged: call again."""
+        if self._guard.armed_for() is None:
+            return
+        try:
+            self._guard.disarm()
+        except (StorageError, ActivationError) as error:
+            self._context.log.warning("%s", error)
+
     def release(self, rollout_id: str) -> None:
         """The rollout is terminal: its guard, its garbage collector's roots and its notes go.
 
@@ -147,12 +156,8 @@ class Pipeline:
 
     def _leave_to_the_newer(self) -> None:
         """A superseded rollout takes nothing back: a guard that acted now would undo the newer one."""
-        if self._context.interrupted() != SUPERSEDED or self._guard.armed_for() is None:
-            return
-        try:
-            self._guard.disarm()
-        except (StorageError, ActivationError) as error:
-            self._context.log.warning("%s", error)
+        if self._context.interrupted() == SUPERSEDED:
+            self.disarm()
 
 
 def stderr_tail(phase: str, words: str) -> str:

@@ -97,6 +97,12 @@ class GuardTest(PipelineCase):
         assert isinstance(outcome, Failed)
         self.assertEqual((outcome.phase, outcome.observed), ("guard", self.v1))
 
+    def test_what_an_operator_gave_up_is_not_taken_back_by_the_guard(self) -> None:
+        bad = self.leave_armed()
+        self.pipeline().disarm()
+        self.assertEqual((self.records("guard"), self.host.running()), ([], bad))
+        until(lambda: not processes_of(self.host.root), "the end of the guard's wait")
+
     def test_zero_turns_it_off(self) -> None:
         self.host.configure(guard_secs=0.0)
         self.leave_armed()

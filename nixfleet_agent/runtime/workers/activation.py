@@ -197,11 +197,15 @@ class ActivationWorker(Worker):
             over = self._stand_by(order) if given_up else self._attempt(order, intent)
 
     def _stand_by(self, order: RollBack) -> bool:
-        """An operator gave the rollback up: do nothing until one asks for it again; True when a newer order waits."""
+        """An operator gave the rollback up: do nothing until one asks for it again; True when a newer order waits.
+
+        The guard may still be armed, when the agent was down since the release failed.
+        """
         self.log.warning("the rollback was given up by an operator", extra={"rollout_id": order.rollout_id})
         self._board.publish("rollback", {"rollout_id": order.rollout_id, "given_up": True})
         self._tell(RollbackAttemptFailed(order.rollout_id, "given up"))
         while self._control.given_up(order.rollout_id):
+            self._pipeline.disarm()
             if self._interrupted() is not None:
                 return True
             self._wait(GIVEN_UP_RECHECK)

@@ -81,6 +81,7 @@ class ScriptedPipeline:
         self.released: list[str] = []
         self.held: set[str] = set()
         self.fired: set[str] = set()
+        self.guarded = True
         self.under_way = 0
         ScriptedPipeline.made = self
 
@@ -95,6 +96,9 @@ class ScriptedPipeline:
     def rollback(self, intent: Rollback) -> RollbackOutcome:
         outcome: RollbackOutcome = self._call(("rollback", intent), lambda method: None)
         return outcome
+
+    def disarm(self) -> None:
+        self.guarded = False
 
     def release(self, rollout_id: str) -> None:
         if isinstance(refusal := self.script.pop(0) if self.script else None, Exception):
@@ -409,6 +413,7 @@ class Backwards(Case):
             self.clock.advance(GIVEN_UP_RECHECK)
             self.clock.until_waiting()
         self.assertEqual(self.pipeline.calls, [])
+        self.assertFalse(self.pipeline.guarded, "the guard would take the host back all the same")
         self.assertEqual(self.board.get("rollback"), {"rollout_id": R, "given_up": True})
         self.control.ask_retry(R)
         self.clock.advance(GIVEN_UP_RECHECK)
