@@ -199,7 +199,7 @@ class ForwardRun:
             self._context.log.warning("%s runs; its switch ended with %d", ended.observed, ended.exit_code)
             # After a reboot into the target its units have been started anew, whatever the switch had said of them.
             if config.failed_units == "fail" and self._same_boot(record):
-                raise PhaseFailed("switch", record.output(verify_poll.TAIL_BYTES), ended.exit_code, ended.observed)
+                raise PhaseFailed("switch", verify_poll.last_words(record), ended.exit_code, ended.observed)
         profile.correct(self._context, intent.target)
         self._stand_down()
         return Completed(ended.observed, ended.exit_code, ended.failed_units)

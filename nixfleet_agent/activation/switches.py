@@ -74,8 +74,11 @@ class Switches:
         """A record for the job, with the scripts beside it.
 
         Raises:
+            PhaseFailed: the scripts could not run.
             StorageError: nothing must be fired.
         """
+        if missing := scripts.missing(self._context.environment.get("PATH")):
+            raise PhaseFailed(FIRE_PHASE, f"no {', '.join(missing)} on the agent's PATH: a switch can't be recorded")
         scripts.install(self._records.folder)
         self._records.prune(self.running())
         clock = self._context.clock

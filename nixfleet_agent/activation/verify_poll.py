@@ -91,7 +91,15 @@ def follow_script(context: Context, switches: Switches, record: Record, phase: s
             raise PhaseFailed(phase, f"still running after {budget:g} s\n{record.output(TAIL_BYTES)}")
         context.pause(min(context.config.poll_interval_secs, 0.25), fired=True)
     if status is not Status.ENDED or record.exit_code != 0:
-        raise PhaseFailed(phase, record.output(TAIL_BYTES), _code(record))
+        raise PhaseFailed(phase, last_words(record), _code(record))
+
+
+def last_words(record: Record) -> str:
+    """What a script that has ended said last, and how it ended where its words don't tell."""
+    said, code = record.output(TAIL_BYTES), record.exit_code
+    if code is None:
+        return f"{said.rstrip()}\nit was killed, or lost with the machine, before it could record its end".lstrip()
+    return said if said.strip() else f"the script ended with {code} and said nothing"
 
 
 def _judge(watched: Watched, status: Status, current: str, *, same_boot: bool) -> None:
@@ -104,7 +112,7 @@ def _judge(watched: Watched, status: Status, current: str, *, same_boot: bool) -
             current,
         )
     if status is Status.LOST or (status is Status.ENDED and watched.record.exit_code != 0):
-        raise PhaseFailed("switch", watched.record.output(TAIL_BYTES), _code(watched.record), current)
+        raise PhaseFailed("switch", last_words(watched.record), _code(watched.record), current)
     if status is Status.ENDED and not same_boot:
         raise PhaseFailed(
             "switch-lost", f"the switch had succeeded, but the host came up with {current}", observed=current

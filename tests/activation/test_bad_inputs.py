@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import unittest
 
 from nixfleet_agent import durable
@@ -47,6 +48,14 @@ class BadInputTest(PipelineCase):
         self.host.environment["PATH"] = str(self.host.root)
         self.assert_untouched(self.forward(self.v2, policy="halt"), "realise", "is it installed and on PATH?")
         self.assert_untouched(self.forward(self.v2), "no-way-back", "is it installed and on PATH?")
+
+    def test_programs_that_the_wrapper_needs_are_missed_before_anything_waits_for_it(self) -> None:
+        programs = self.host.root / "programs"
+        programs.mkdir()
+        for name in ("nix-store", "nix-env", "cat", "mv", "rm", "sed", "sleep"):
+            (programs / name).symlink_to(str(shutil.which(name)))
+        self.host.environment["PATH"] = str(programs)
+        self.assert_untouched(self.forward(self.v2), "fire", "no dd, ln on the agent's PATH")
 
     def test_a_nix_daemon_that_is_gone_says_so(self) -> None:
         self.host.configure(store_root="")

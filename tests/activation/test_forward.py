@@ -86,6 +86,13 @@ class ForwardTest(PipelineCase):
         self.pipeline().release(ROLLOUT)
         self.assertEqual(self.records("guard"), [])
 
+    def test_a_script_that_fails_without_a_word_is_told_in_words(self) -> None:
+        outcome = self.forward(self.nixery.system("mute", "exit 6\n"), policy="halt")
+        assert isinstance(outcome, Failed)
+        self.assertEqual(
+            (outcome.exit_code, outcome.stderr_tail), (6, "switch: the script ended with 6 and said nothing")
+        )
+
     def test_no_guard_without_the_policy_that_takes_back(self) -> None:
         self.forward(self.nixery.system("bad", FAIL), policy="halt")
         self.assertEqual(self.records("guard"), [])

@@ -143,6 +143,7 @@ class VerifyTest(PipelineCase):
         os.killpg(started.group, signal.SIGKILL)
         outcome = result()
         self.assertEqual((outcome.exit_code, outcome.phase), (-1, "switch"))
+        self.assertIn("hanging before the flip\nit was killed, or lost with the machine", outcome.stderr_tail)
 
     def test_the_switch_is_no_child_of_ours_and_in_a_session_of_its_own(self) -> None:
         result = self.in_thread(lambda: self.forward(self.nixery.system("slow", SLOW)))

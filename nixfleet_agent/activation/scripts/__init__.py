@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import importlib.resources
+import shutil
 from pathlib import Path
 
 from nixfleet_agent import durable
 
 WRAPPER, GUARD = "wrapper.sh", "guard.sh"
+#: What they call.
+_PROGRAMS = ("cat", "dd", "ln", "mv", "rm", "sed", "sleep")
+
+
+def missing(path: str | None) -> list[str]:
+    """The programs that the scripts need and would not find on that ``PATH``: without them no switch is recorded."""
+    return [name for name in _PROGRAMS if shutil.which(name, path=path) is None]
 
 
 def install(folder: Path) -> None:
