@@ -11,10 +11,9 @@ from nixfleet_agent.activation.context import SHUTDOWN, SUPERSEDED
 from nixfleet_agent.activation.errors import PhaseInterrupted
 from nixfleet_agent.activation.model import (
     Completed,
-    Deferred,
     Failed,
     Forward,
-    ForwardOutcome,
+    Interrupted,
     Rollback,
     RollbackDrift,
     RollbackFailed,
@@ -29,19 +28,13 @@ from nixfleet_agent.runtime.input_queue import InputQueue
 from nixfleet_agent.runtime.inputs import Ack, Answer, HostEvent, ReducerInput, RollbackAttemptFailed
 from nixfleet_agent.runtime.mailbox import Mailbox
 from nixfleet_agent.runtime.orders import ActivateForward, ActivationOrder, Release, RollBack
+from nixfleet_agent.runtime.outcomes import event_of
 from nixfleet_agent.runtime.rollback_control import RollbackControl
 from nixfleet_agent.runtime.shutdown import ShutdownToken
 from nixfleet_agent.runtime.status import StatusBoard
 from nixfleet_agent.runtime.worker import Worker
-from nixfleet_agent.state_machine import Event, SwitchMethod
-from nixfleet_agent.state_machine.events import (
-    LocalActivationCompleted,
-    LocalActivationDeferred,
-    LocalActivationFailed,
-    LocalActivationStarted,
-    LocalRollbackCompleted,
-    Phase,
-)
+from nixfleet_agent.state_machine import SwitchMethod
+from nixfleet_agent.state_machine.events import LocalActivationStarted, Phase
 
 #: Longest sleep on an empty mailbox, in seconds.
 IDLE = 60.0
@@ -123,11 +116,12 @@ class ActivationWorker(Worker):
                 outcome = self._pipeline.resume(intent, self._started, order.already_started)
             else:
                 outcome = self._pipeline.forward(intent, self._started)
-            event = self._event_of(outcome)
+            if isinstance(outcome, Completed) and outcome.failed_units:
+                self.log.warning("units failed to start: %s", ", ".join(outcome.failed_units))
             if isinstance(outcome, Failed) and outcome.switch_fired:
                 self._on_quarantine(order.rollout_id, order.target, outcome.phase)
-            if event is not None:
-                self._tell(HostEvent(order.rollout_id, event))
+            if not isinstance(outcome, Interrupted):
+                self._tell(HostEvent(order.rollout_id, event_of(outcome, self.clock.now(), self._phases)))
         finally:
             self._switching(False)
 
@@ -151,33 +145,6 @@ class ActivationWorker(Worker):
         else:
             raise PhaseInterrupted(SHUTDOWN if self.shutdown.is_set else SUPERSEDED)
         self._switching(True)
-
-    def _event_of(self, outcome: ForwardOutcome) -> Event | None:
-        now, phases = self.clock.now(), tuple(self._phases)
-        match outcome:
-            case Completed():
-                if outcome.failed_units:
-                    self.log.warning("units failed to start: %s", ", ".join(outcome.failed_units))
-                return LocalActivationCompleted(
-                    observed_current_closure=outcome.observed,
-                    exit_code=outcome.exit_code,
-                    completed_at=now,
-                    phases=phases,
-                )
-            case Failed():
-                return LocalActivationFailed(
-                    exit_code=outcome.exit_code,
-                    stderr_tail=outcome.stderr_tail,
-                    failed_at=now,
-                    switch_fired=outcome.switch_fired,
-                    observed_at_failure=outcome.observed,
-                    phases=phases,
-                )
-            case Deferred():
-                return LocalActivationDeferred(
-                    component=outcome.component, deferred_at=now, boot_id=outcome.boot_id, phases=phases
-                )
-        return None
 
     # -- back ---------------------------------------------------------------------------------
 
@@ -221,15 +188,9 @@ class ActivationWorker(Worker):
         finally:
             self._switching(False)
         match outcome:
-            case RolledBack(observed, exit_code):
-                event = LocalRollbackCompleted(
-                    reverted_to_closure=observed,
-                    exit_code=exit_code,
-                    completed_at=self.clock.now(),
-                    phases=tuple(self._phases),
-                )
+            case RolledBack() as done:
                 self._board.publish("rollback", None)
-                self._tell(HostEvent(order.rollout_id, event))
+                self._tell(HostEvent(order.rollout_id, event_of(done, self.clock.now(), self._phases)))
                 return True
             case RollbackFailed() as failed:
                 seconds = self._backoff.next()
