@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
@@ -22,6 +22,9 @@ from nixfleet_agent.proto.times import format_time
 SIZE_LIMIT = 256 * 1024
 #: A leaf and the issuers below the anchor; more than these is no chain that a fleet uses.
 _MOST_CERTIFICATES = 8
+#: How far the issuer's clock may be ahead of ours: a token is used up by its answer, and many issuers date their
+#: certificates from the very second.
+_CLOCK_SKEW = timedelta(seconds=60)
 _SUFFIX = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252}[A-Za-z0-9])?")
 
 
@@ -133,7 +136,8 @@ def check_answer(
     """The certificate that a control plane answered with, once it is known to be ours to use.
 
     The control plane is not trusted here either: a certificate for another key would cut the host off, one for
-    another name would make it speak for another host. ``anchors`` empty: no chain is asked for.
+    another name would make it speak for another host. ``anchors`` empty: no chain is asked for. A certificate that
+    begins within a minute from now is valid: two clocks that are right may differ by that.
 
     Raises:
         CertificateError: unreadable, for another key or name, not valid now, no newer than ``current``,
@@ -147,7 +151,8 @@ def check_answer(
             f"the certificate in the answer names {str(new.common_name)[:200]!r},"
             f" not {machine_id!r} or 'agent-{machine_id}.<suffix>'"
         )
-    if not new.not_before <= now <= new.not_after:
+    judged_at = max(now, min(new.not_before, now + _CLOCK_SKEW))
+    if not new.not_before <= judged_at <= new.not_after:
         raise CertificateError(
             f"the certificate in the answer is valid from {format_time(new.not_before)}"
             f" to {format_time(new.not_after)}, and this host's clock reads {format_time(now)}"
@@ -158,7 +163,7 @@ def check_answer(
             f" no later than the present one ({format_time(current.not_after)})"
         )
     if anchors:
-        verify_chain(new.leaf, new.chain, anchors, now)
+        verify_chain(new.leaf, new.chain, anchors, judged_at)
     return new
 
 

@@ -10,7 +10,7 @@ from nixfleet_agent.errors import AgentError
 from nixfleet_agent.proto import ids
 from nixfleet_agent.proto.dispatch import Dispatch
 from nixfleet_agent.runtime import dispatch_decision as decision
-from nixfleet_agent.runtime.dispatch_decision import Done, Keep, Outcome, Pending
+from nixfleet_agent.runtime.dispatch_decision import Keep, Outcome, Pending
 from nixfleet_agent.runtime.input_queue import InputQueue
 from nixfleet_agent.runtime.inputs import Ack, Activate
 from nixfleet_agent.runtime.manifest_cache import ManifestCache, Terms
@@ -18,6 +18,9 @@ from nixfleet_agent.runtime.shutdown import ShutdownToken
 
 #: Seconds between two signs of life while the reducer has not answered yet.
 _NAP = 30.0
+#: Seconds that what was just verified may wait for the reducer. A disk that refuses an event can hold it up for days,
+#: and a key may be taken out of the trust file meanwhile.
+GOOD_FOR = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,10 @@ class DispatchCheck:
         self._clock = clock
         self._alive = alive
 
+    def ran_here(self, dispatch: Dispatch) -> bool:
+        """Whether its rollout ran on this host already, and so will not run again."""
+        return self._gates.knows(dispatch.rollout_id)
+
     def outcome(self, pending: Pending, *, anew: bool, gated: bool) -> Outcome:
         """What has become of ``pending`` now; never raises for anything that was foreseen.
 
@@ -63,8 +70,8 @@ class DispatchCheck:
             gated: at the last try only a gate stood in the way.
         """
         dispatch = pending.dispatch
-        if self._gates.knows(dispatch.rollout_id):
-            return Done("repeat")
+        if self.ran_here(dispatch):
+            return decision.REPEAT
         try:
             self._cache.load()
             expired = decision.expiry(pending, self._cache.window_of(ids.channel_of(dispatch.rollout_id)))
@@ -96,7 +103,7 @@ class DispatchCheck:
         )
         ack = Ack(self._shutdown.wakeup())
         try:
-            self._inputs.put(Activate(wanted, ack), self._alive)
+            self._inputs.put(Activate(wanted, ack, self._clock.monotonic() + GOOD_FOR), self._alive)
             while not self._clock.wait(ack.event, _NAP):
                 self._alive()
         finally:

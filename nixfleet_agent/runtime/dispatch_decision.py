@@ -19,6 +19,9 @@ from nixfleet_agent.trust.errors import Refusal
 
 #: How long a Dispatch is kept while no fleet was ever seen that says how long it may be.
 KEPT_WITHOUT_FLEET = timedelta(hours=24)
+#: How much longer than it is signed for the control plane may make a soak. What soaks is probed and writes a log, and
+#: one that never ends fills the disk.
+LONGEST_EXTRA_SOAK = timedelta(days=1)
 #: Seconds between two looks at a hold or a quarantine, which an operator may lift at any moment.
 GATE_RECHECK = 5.0
 
@@ -72,6 +75,7 @@ class Done:
 
 
 ACCEPTED = Done("accepted")
+REPEAT = Done("repeat")
 
 Outcome = Refuse | Keep | Expire | Done
 
@@ -109,7 +113,7 @@ def of_answer(answer: Answer | None, reason: str) -> Done | Keep:
     if answer is Answer.ACCEPTED:
         return ACCEPTED
     if answer is Answer.REPEAT:
-        return Done("repeat")
+        return REPEAT
     return Keep("not_now", reason or "the agent is stopping", gated=True)
 
 
@@ -151,14 +155,16 @@ def acceptance(
     current_closure: str | None,
 ) -> Acceptance:
     """What the reducer stores and acts on: times from the control plane, everything else from signed artifacts."""
+    floor = terms.resolved.soak_floor_minutes
+    longest = timedelta(minutes=floor) + LONGEST_EXTRA_SOAK
     return Acceptance(
         rollout_id=rollout_id,
         target_closure=target_closure,
         current_closure=current_closure,
-        soak_due_at=soak_due_at,
+        soak_due_at=received_at + longest if soak_due_at - received_at > longest else soak_due_at,
         enqueued_at=enqueued_at,
         received_at=received_at,
-        soak_floor=terms.resolved.soak_floor_minutes,
+        soak_floor=floor,
         policy=terms.resolved.policy,
         freshness_window=terms.window,
         manifest_hash=terms.manifest.hash,

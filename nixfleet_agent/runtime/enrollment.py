@@ -37,7 +37,7 @@ CALL_DEADLINE = 30.0
 _REPORT_DEADLINE = 10.0
 _ADVICE = {
     401: "the token is not valid: make a new one for this host's key",
-    409: "the token was used already: make a new one for this host",
+    409: "the token was used already, maybe by this host when it was stopped before the answer came: make a new one",
 }
 
 

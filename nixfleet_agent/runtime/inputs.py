@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -128,10 +129,14 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Activate:
-    """A verified Dispatch; ``ack`` is answered when it is durable (or why it is not accepted)."""
+    """A verified Dispatch; ``ack`` is answered when it is durable (or why it is not accepted).
+
+    ``until`` is the monotonic time up to which what was verified may be acted on.
+    """
 
     acceptance: Acceptance
     ack: Ack
+    until: float = math.inf
 
 
 ReducerInput = (

@@ -191,6 +191,10 @@ class Reducer(Worker):
             self.log.info("a repeated Dispatch was dropped", extra={"rollout_id": acceptance.rollout_id})
             item.ack.reply(Answer.REPEAT, "this host has run that rollout already; going back needs a new commit")
             return
+        if self.clock.monotonic() > item.until:
+            # A disk that refused an event held us up: keys, hold and freshness may have changed since it was verified.
+            item.ack.reply(Answer.NOT_NOW, "the journal could not be written for a while, so it is verified again")
+            return
         reason = why_not_now(self._host, self._attempted)
         if reason is not None:
             item.ack.reply(Answer.NOT_NOW, reason)

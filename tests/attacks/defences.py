@@ -357,6 +357,25 @@ _READERS = (
         ("tests.net.test_limits.Sizes.test_an_endless_body_ends_at_the_limit",),
     ),
     _gone("bodies: negative chunks", "net/pool.py", "size < 0", _BODIES + "Sizes.test_broken_answers"),
+    Defence(
+        "soak: as long as the control plane says",
+        "runtime/dispatch_decision.py",
+        "received_at + longest if soak_due_at - received_at > longest else soak_due_at",
+        "soak_due_at",
+        ("tests.runtime.workers.test_longpoll.Accepting",),
+    ),
+    _gone(
+        "verified once, acted on whenever the reducer comes to it",
+        "runtime/reducer.py",
+        "self.clock.monotonic() > item.until",
+        "tests.runtime.test_reducer.ADispatchThatWaited",
+    ),
+    _gone(
+        "a repeat takes the place of what is kept",
+        "runtime/workers/longpoll.py",
+        "self._check.ran_here(dispatch)",
+        "tests.runtime.workers.test_longpoll.Accepting",
+    ),
     _gone("bodies: what comes around them", "net/budget.py", "self._bytes_left < 0", "tests.net.test_limits"),
     _gone("TLS: messages without end", "net/tls.py", "noted.messages > _MOST_MESSAGES", "tests.net.test_limits"),
     Defence(
@@ -385,7 +404,7 @@ _IDENTITY = (
     _gone(
         "certificate: not valid now",
         "identity/certificate.py",
-        "not new.not_before <= now <= new.not_after",
+        "not new.not_before <= judged_at <= new.not_after",
         _CERTIFICATE,
     ),
     _gone(

@@ -85,6 +85,16 @@ class Answers(unittest.TestCase):
         with self.assertRaisesRegex(CertificateError, "another key"):
             self.check(self.fleet.issue_server()[0].decode("ascii"))
 
+    def test_an_issuer_whose_clock_is_a_minute_ahead_does_not_cost_the_host_its_token(self) -> None:
+        for ahead, taken in ((timedelta(seconds=50), True), (timedelta(seconds=70), False)):
+            leaf = self.issue(not_before=now() + ahead)
+            with self.subTest(ahead=ahead):
+                if taken:
+                    self.assertEqual(leaf, self.check(leaf).leaf)
+                else:
+                    self.assertRaisesRegex(CertificateError, "clock reads", self.check, leaf)
+                    self.assertRaisesRegex(CertificateError, "clock reads", self.check, leaf, anchors=())
+
     def test_a_certificate_that_is_not_valid_now_is_refused(self) -> None:
         for options in (
             {"not_before": now() - 40 * DAY, "not_after": now() - DAY},

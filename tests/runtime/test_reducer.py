@@ -139,6 +139,20 @@ class AWholeRollout(Case):
         self.assertNotIn("bootId", entry.event)
 
 
+class ADispatchThatWaited(Case):
+    """Something before it could not be written for a while, and what was verified for it is not true for ever."""
+
+    def test_is_not_accepted_once_its_time_is_over(self) -> None:
+        late = self.host.clock.monotonic() - 0.001
+        answer, reason = self.host.asked(lambda ack: Activate(self.host.acceptance(R, TARGET), ack, late))
+        self.assertIs(answer, Answer.NOT_NOW)
+        self.assertIn("verified again", reason)
+        self.assertEqual(self.host.log(), [])
+        in_time = self.host.clock.monotonic()
+        answer, _ = self.host.asked(lambda ack: Activate(self.host.acceptance(R, TARGET), ack, in_time))
+        self.assertIs(answer, Answer.ACCEPTED)
+
+
 class WriteFirstThenAct(Case):
     def retry(self, disk: Any) -> None:
         tried = disk.refusals

@@ -152,6 +152,10 @@ class LongPollWorker(Worker):
         if refusal is not None:
             self._refusals.refused(dispatch, refusal)
             return
+        if self._check.ran_here(dispatch):
+            # It will not run again, so it is no newer word than the Dispatch that is kept.
+            self._done(dispatch, decision.REPEAT)
+            return
         replaced = self._pending
         if replaced is not None and replaced.dispatch == dispatch:
             self.log.debug("a kept Dispatch was handed out again", extra={"rollout_id": dispatch.rollout_id})
@@ -223,15 +227,18 @@ class LongPollWorker(Worker):
             self._disk.clear()
         except StorageError as error:
             self.log.warning("a decided Dispatch is still on disk: %s", error)
-        fields = {"rollout_id": dispatch.rollout_id, "closure": dispatch.target_closure}
         if isinstance(outcome, Refuse):
             self._refusals.refused(dispatch, outcome)
         elif isinstance(outcome, Expire):
             self._refusals.expired(dispatch, outcome)
         else:
-            self._board.count("dispatches", outcome=outcome.label)
-            self.log.info("Dispatch: %s", outcome.label, extra=fields)
+            self._done(dispatch, outcome)
         self._publish()
+
+    def _done(self, dispatch: Dispatch, outcome: Done) -> None:
+        fields = {"rollout_id": dispatch.rollout_id, "closure": dispatch.target_closure}
+        self._board.count("dispatches", outcome=outcome.label)
+        self.log.info("Dispatch: %s", outcome.label, extra=fields)
 
     def _save(self, pending: Pending | None) -> None:
         if pending is None:

@@ -9,6 +9,7 @@ import unittest
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
+from unittest import mock
 
 from nixfleet_agent import durable
 from nixfleet_agent.config.model import TuningConfig
@@ -53,6 +54,7 @@ class LongPollTestCase(ReleaseTestCase):
         self.server.route("GET", PATH, handler=self._next_body)
         self.answers: list[tuple[Answer, str]] = []
         self.accepted: list[Acceptance] = []
+        self.until: list[float] = []
         self.hold: str | None = None
         self.quarantine: str | None = None
         self.known: set[str] = set()
@@ -96,6 +98,7 @@ class LongPollTestCase(ReleaseTestCase):
             item = inputs.get(0.02)
             if isinstance(item, Activate):
                 self.on_activate()
+                self.until.append(item.until)
                 answer, reason = self.answers.pop(0) if self.answers else (Answer.ACCEPTED, "")
                 if answer is Answer.ACCEPTED:
                     self.accepted.append(item.acceptance)
@@ -216,6 +219,31 @@ class Accepting(LongPollTestCase):
         self.assertEqual((self.accepted, self.pending()), ([], None))
         self.assertEqual(self.counted("dispatches"), {"received": 1, "repeat": 1})
         self.assertEqual(self.asked(rollout_path()), [])
+
+    def test_a_repeat_of_what_ran_here_does_not_replace_what_is_pending(self) -> None:
+        """The queue of the control plane forgets what it has handed out: what is kept may never come again."""
+        kept = self.dispatch(self.release(commit="fff000"))
+        self.known.add(ROLLOUT)
+        self.run_worker(kept, self.dispatch(self.release()))
+        self.seconds(1)
+        self.assertEqual(self.counted("dispatches"), {"received": 2, "repeat": 1, "kept": 1})
+        self.assertEqual(self.pending()["dispatch"]["rollout_id"], "stable@fff000")
+        with mock.patch.object(durable, "write", side_effect=AssertionError("a repeat is written to disk")):
+            self.bodies.append(self.dispatch(self.release()))
+            self.seconds(2)
+        self.assertEqual(self.counted("dispatches")["repeat"], 2)
+
+    def test_what_was_verified_may_wait_a_minute_for_the_reducer_and_no_longer(self) -> None:
+        self.run_worker(self.dispatch(self.publish()))
+        self.seconds(1)
+        self.assertEqual(self.until, [self.clock.monotonic() - 1 + 60.0])
+
+    def test_the_control_plane_makes_a_soak_at_most_a_day_longer_than_it_is_signed_for(self) -> None:
+        at = "9999-12-31T23:59:59.999999Z"
+        self.run_worker(self.dispatch(self.publish(self.release(soak_minutes=7)), soak_due_at=at))
+        self.seconds(1)
+        [acceptance] = self.accepted
+        self.assertEqual(acceptance.soak_due_at, acceptance.received_at + timedelta(days=1, minutes=7))
 
     def test_the_reducers_repeat_ends_it_too(self) -> None:
         self.answers = [(Answer.REPEAT, "ran already")]
