@@ -106,7 +106,7 @@ class Dispatcher:
                 self._carry_out(order, now)
             for halt in decided.halts:
                 self._store.halt(halt.rollout_id, halt.reason)
-        self._plan = decided
+            self._plan = decided  # in here, so that of two rounds the later one is the last
         for hostname in {order.hostname for order in decided.orders}:
             self._waiters.wake(hostname)
         for order in decided.orders:

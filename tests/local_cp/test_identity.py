@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import unittest
 from datetime import datetime, timedelta, timezone
@@ -158,6 +159,15 @@ class Renewal(ControlPlaneCase):
         other = from_private(Ed25519PrivateKey.generate())
         self.assertEqual(self.renew(make_csr(other, "web-01")), 403)
         self.assertEqual(self.renew(make_csr(self.web.key, "web-02")), 403)
+
+    def test_a_certificate_outside_its_time_opens_no_connection(self) -> None:
+        now = datetime.now(timezone.utc)
+        csr = make_csr(self.web.key, "web-01")
+        for name, begin in (("over", now - timedelta(hours=2)), ("to come", now + timedelta(hours=1))):
+            with self.subTest(name):
+                self.web.install(self.cp.authority.issue(csr, "web-01", begin, timedelta(hours=1)).pem)
+                with self.assertRaises((OSError, http.client.HTTPException)):
+                    self.web.beat()
 
     def test_a_revoked_certificate_opens_no_door_and_a_newer_one_does(self) -> None:
         self.cp.registrar.revoke("web-01")
