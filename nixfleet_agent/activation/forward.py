@@ -3,80 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
 
 from nixfleet_agent.activation import host, inhibitors, profile, realise, verify_poll, way_back
-from nixfleet_agent.activation.backends.base import Backend
-from nixfleet_agent.activation.context import Context
 from nixfleet_agent.activation.errors import PhaseFailed
-from nixfleet_agent.activation.guard import Guard
 from nixfleet_agent.activation.model import EXIT_THIRD_CLOSURE, Completed, Deferred, Forward
-from nixfleet_agent.activation.records import BOOT, FORWARD, GUARD, ROLLBACK, Record, Records
-from nixfleet_agent.activation.switches import LOCK_PHASE, Job, Status, Switches
-from nixfleet_agent.errors import ProtoError
-from nixfleet_agent.proto.ids import CLOSURE, ROLLOUT_ID, require
-
-_Verified = TypeVar("_Verified")
+from nixfleet_agent.activation.records import BOOT, FORWARD, GUARD, ROLLBACK, Record
+from nixfleet_agent.activation.steps import Parts, require_names, switch_until_unlocked, update_bootloader
+from nixfleet_agent.activation.switches import Job, Status
 
 NOOP = "noop"
-BOOT_PHASE = "defer-bootloader-update"
 #: How often a switch is fired again after one that had started was lost with the agent or the machine.
 MAX_REFIRES = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What forward and rollback work with."""
-
-    context: Context
-    records: Records
-    backend: Backend
-    switches: Switches
-    guard: Guard
-
-
-def require_names(rollout_id: str, *closures: str | None) -> None:
-    """Raises PhaseFailed for a name that must not become a path or an argument."""
-    try:
-        require(ROLLOUT_ID, rollout_id, "the rollout id")
-        for closure in closures:
-            if closure is not None:
-                require(CLOSURE, closure, "the closure")
-    except ProtoError as error:
-        raise PhaseFailed("names", str(error)) from error
-
-
-def update_bootloader(parts: Parts, rollout_id: str, target: str) -> None:
-    """Run the target's ``switch-to-configuration boot`` (raises PhaseFailed). The guard is never armed for it."""
-    with parts.context.phase("boot"):
-        switch_until_unlocked(
-            parts,
-            lambda: parts.switches.fire(Job(rollout_id, BOOT, target, "boot")),
-            lambda record: verify_poll.follow_script(parts.context, parts.switches, record, BOOT_PHASE),
-        )
-
-
-def switch_until_unlocked(parts: Parts, fire: Callable[[], Record], verify: Callable[[Record], _Verified]) -> _Verified:
-    """Fire and verify; a script that another's lock turned away has changed nothing and is fired again.
-
-    Raises:
-        PhaseFailed: as ``verify``; or the lock was held for the whole poll budget.
-    """
-    context = parts.context
-    deadline = context.clock.monotonic() + context.config.poll_budget_secs
-    while True:
-        record = fire()
-        try:
-            return verify(record)
-        except PhaseFailed as failure:
-            if not record.lock_refused:
-                raise
-            parts.guard.disarm()
-            if context.clock.monotonic() >= deadline:
-                raise PhaseFailed(LOCK_PHASE, failure.tail, failure.exit_code, failure.observed) from failure
-        context.log.info("another switch held the lock: trying again")
-        context.pause(context.config.poll_interval_secs)
 
 
 class ForwardRun:

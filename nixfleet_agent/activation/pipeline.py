@@ -11,7 +11,7 @@ from nixfleet_agent.activation import host, way_back
 from nixfleet_agent.activation.backends import choose
 from nixfleet_agent.activation.context import SUPERSEDED, Context
 from nixfleet_agent.activation.errors import ActivationError, PhaseFailed, PhaseInterrupted
-from nixfleet_agent.activation.forward import ForwardRun, Parts
+from nixfleet_agent.activation.forward import ForwardRun
 from nixfleet_agent.activation.guard import Guard
 from nixfleet_agent.activation.model import (
     EXIT_UNKNOWN,
@@ -27,6 +27,7 @@ from nixfleet_agent.activation.model import (
 )
 from nixfleet_agent.activation.records import Records
 from nixfleet_agent.activation.rollback import RollbackRun
+from nixfleet_agent.activation.steps import Parts
 from nixfleet_agent.activation.switches import Switches
 from nixfleet_agent.clock import Clock
 from nixfleet_agent.config.model import ActivationConfig

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from nixfleet_agent.activation import host, profile, realise, verify_poll, way_back
 from nixfleet_agent.activation.errors import PhaseFailed
-from nixfleet_agent.activation.forward import Parts, require_names, switch_until_unlocked, update_bootloader
 from nixfleet_agent.activation.model import Rollback, RollbackDrift, RolledBack
 from nixfleet_agent.activation.records import BOOT, ROLLBACK, Record
+from nixfleet_agent.activation.steps import Parts, require_names, switch_until_unlocked, update_bootloader
 from nixfleet_agent.activation.switches import Job
 
 
