@@ -34,13 +34,16 @@ class RollbackRun:
             assert current is not None
             return RollbackDrift(current)
         self._realise()
-        with context.phase("profile"):
-            profile.point_at(context, intent.target)
+        trouble = self._try_profile()
         # Read anew: the switch of an agent that was killed may have ended while Nix was at work.
         current = host.read_current(context.config)
         if current == intent.target and self._finished():
-            return RolledBack(current, 0)
-        return switch_until_unlocked(self._parts, self._fire, self._verify)
+            back = RolledBack(current, 0)
+        else:
+            back = switch_until_unlocked(self._parts, self._fire, self._verify)
+        if trouble:
+            self._point_profile()
+        return back
 
     def _operator_acted(self, current: str | None) -> bool:
         """What runs is nothing that this rollout has left: neither end of it, nor what ran when it failed."""
@@ -63,8 +66,7 @@ class RollbackRun:
         intent, config = self._intent, self._context.config
         if host.read_profile(config.profile) != intent.target:
             self._realise()
-            with self._context.phase("profile"):
-                profile.point_at(self._context, intent.target)
+            self._point_profile()
         if any(record.started is not None for record in self._parts.records.of(intent.rollout_id, BOOT)):
             self._restore_bootloader()
         return RolledBack(host.read_current(config) or intent.target, 0)
@@ -77,13 +79,32 @@ class RollbackRun:
         update_bootloader(self._parts, self._intent.rollout_id, self._intent.target)
 
     def _realise(self) -> None:
+        """The prior closure, with its script. Nix may be what the release broke: our root has held it since before."""
         context, intent = self._context, self._intent
         root = way_back.root_of(context.state_dir, intent.rollout_id, "prior")
         with context.phase("realise"):
             way_back.make_roots_folder(context.state_dir)
-            realise.realise(context, intent.target, root)
+            try:
+                realise.realise(context, intent.target, root)
+            except PhaseFailed as failure:
+                if not way_back.leads_to(root, intent.target):
+                    raise
+                context.log.warning("%s; going back to it all the same", failure, extra={"closure": intent.target})
         if (reason := way_back.script_missing(context, self._parts.backend, intent.target)) is not None:
             raise PhaseFailed("no-switch-script", reason)
+
+    def _point_profile(self) -> None:
+        with self._context.phase("profile"):
+            profile.point_at(self._context, self._intent.target)
+
+    def _try_profile(self) -> bool:
+        """Set the profile; True when that has to wait for the prior system, whose Nix works."""
+        try:
+            self._point_profile()
+        except PhaseFailed as failure:
+            self._context.log.warning("%s; after the switch again", failure, extra={"closure": self._intent.target})
+            return True
+        return False
 
     def _fire(self) -> Record:
         """The prior system's own script, whatever still runs of the release."""

@@ -24,6 +24,15 @@ def root_of(state_dir: Path, rollout_id: str, end: str) -> Path:
     return state_dir.absolute() / "gcroots" / f"{file_part(rollout_id)}-{end}"
 
 
+def leads_to(root: Path, closure: str) -> bool:
+    """Whether the root holds the closure, so that no garbage collector can have taken it."""
+    try:
+        nix.check_root(closure, root)
+    except CommandError:
+        return False
+    return True
+
+
 def make_roots_folder(state_dir: Path) -> None:
     """Raises StorageError."""
     durable.make_directory(state_dir.absolute() / "gcroots")

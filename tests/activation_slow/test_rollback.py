@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import unittest
 
-from nixfleet_agent.activation.model import Failed, Interrupted, RollbackDrift, RollbackFailed, RolledBack
+from nixfleet_agent.activation.model import Failed, Interrupted, Rollback, RollbackDrift, RollbackFailed, RolledBack
+from nixfleet_agent.activation.way_back import root_of
 from tests.activation.case import ROLLOUT, PipelineCase, processes_of, until
 from tests.support.nix import EXIT_4, FAIL, SLOW, third_closure
 
@@ -76,6 +79,47 @@ class RollbackTest(PipelineCase):
         self.host.collect_garbage()
         self.assertFalse(self.host.has(self.v1))
         self.assert_back(self.pipeline().rollback(self.back(self.v2)))
+
+    def fail_and_break_nix(self, mend: str) -> tuple[str, Rollback]:
+        """A failed release that broke Nix; the prior, whose switch does ``mend``, and the rollback to it."""
+        broken = self.host.root / "broken"
+        programs = self.host.root / "programs"
+        programs.mkdir()
+        for name in ("nix-store", "nix-env"):
+            real = shutil.which(name)
+            script = f'[ ! -e {broken} ] || {{ echo "error: syntax error in nix.conf" >&2; exit 1; }}; exec {real} "$@"'
+            (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+            (programs / name).chmod(0o755)
+        self.host.environment["PATH"] = f"{programs}:{os.environ['PATH']}"
+        prior = self.nixery.system("mender", f'{mend} {broken}; flip "$self"\n')
+        self.host.boot(prior)
+        bad = self.nixery.system("breaks-nix", f'flip "$self"; : >{broken}; exit 1\n')
+        self.host.configure(failed_units="fail")
+        self.assertIsInstance(self.pipeline().forward(self.intent(bad, prior), self.methods.append), Failed)
+        return prior, Rollback(ROLLOUT, prior, bad, True, bad)
+
+    def test_a_release_that_broke_nix_is_taken_back_without_it(self) -> None:
+        prior, intent = self.fail_and_break_nix("rm")
+        self.assertEqual(self.pipeline().rollback(intent), RolledBack(prior, 0))
+        self.assertEqual((self.host.running(), self.host.profile_closure()), (prior, prior))
+
+    def test_a_profile_that_has_to_wait_for_nix_is_set_later_without_another_switch(self) -> None:
+        prior, intent = self.fail_and_break_nix(": ")
+        for _ in range(2):
+            outcome = self.pipeline().rollback(intent)
+            assert isinstance(outcome, RollbackFailed)
+            self.assertEqual((outcome.phase, self.host.running()), ("nix-env-set", prior))
+        (self.host.root / "broken").unlink()
+        self.assertEqual(self.pipeline().rollback(intent), RolledBack(prior, 0))
+        self.assertEqual((self.host.profile_closure(), self.host.switches().count(f"switch {prior}")), (prior, 1))
+
+    def test_without_nix_only_a_closure_that_is_held_is_gone_back_to(self) -> None:
+        prior, intent = self.fail_and_break_nix("rm")
+        root_of(self.host.state_dir, ROLLOUT, "prior").unlink()
+        outcome = self.pipeline().rollback(intent)
+        assert isinstance(outcome, RollbackFailed)
+        self.assertEqual((outcome.phase, self.host.switches().count(f"switch {prior}")), ("realise", 0))
+        self.assertIn("syntax error in nix.conf", outcome.stderr_tail)
 
     def test_a_failing_rollback_is_told_and_can_be_tried_again(self) -> None:
         unready = 'if [ ! -e "$TEST_BOOTLOADER.ok" ]; then echo "not yet" >&2; exit 6; fi; flip "$self"\n'
