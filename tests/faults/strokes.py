@@ -112,9 +112,10 @@ def wipe(rig: Rig, chance: random.Random) -> None:
 
 
 #: What a process does not live through, or what makes a release fail, is rarer: memory is measured in those that live.
+#: So is what may take a minute to be made good.
 STROKES: tuple[Stroke, ...] = (
-    *(hang_up, suspend, set_clock, collect_garbage, wipe) * 6,
-    *(kill, stop, reboot, fail_disk),
+    *(hang_up, suspend, set_clock, collect_garbage) * 6,
+    *(kill, stop, reboot, fail_disk, wipe) * 2,
 )
 
 
