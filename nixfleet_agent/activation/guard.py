@@ -57,10 +57,8 @@ class Guard:
         """
         for record in self._all():
             if record.withdraw():
-                try:
-                    self._backend.cancel(record)
-                except CommandError as error:
-                    self._context.log.warning("%s; the guard is withdrawn and can't act any more", error)
+                if record.intent.boot == self._records.boot:  # a reboot has ended an older one's wait
+                    self._cancel(record)
                 self._records.remove(record)
             elif self._switches.status(record) is Status.RUNNING:
                 self._await(record)
@@ -83,6 +81,12 @@ class Guard:
         """The rollout whose guard waits to act, or None."""
         waiting = [r for r in self._all() if r.started is None and r.intent.boot == self._records.boot]
         return waiting[-1].intent.rollout_id if waiting else None
+
+    def _cancel(self, record: Record) -> None:
+        try:
+            self._backend.cancel(record)
+        except CommandError as error:
+            self._context.log.warning("%s; the guard is withdrawn and can't act any more", error)
 
     def _await(self, record: Record) -> None:
         self._context.log.warning("the guard is taking the host back to %s: waiting for it", record.intent.target)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import unittest
 from pathlib import Path
 
@@ -69,6 +71,18 @@ class SystemdTest(PipelineCase):
         self.assertIn("--on-active=600s", self.calls("systemd-run --unit=nixfleet-guard")[0])
         self.assertEqual(self.calls("systemctl stop"), ["systemctl stop nixfleet-guard.timer"])
         self.assertFalse((self.units / "nixfleet-guard.timer").exists())
+
+    def test_the_timer_of_an_earlier_boot_is_neither_stopped_nor_missed(self) -> None:
+        bad = self.nixery.system("bad", FAIL)
+        self.forward(bad)
+        pid = int((self.units / "nixfleet-guard.timer").read_text())
+        os.killpg(pid, signal.SIGKILL)
+        (self.units / "nixfleet-guard.timer").unlink()
+        intent = self.records("guard")[0].path / "intent.json"
+        intent.write_text(re.sub('"boot": "[^"]*"', '"boot": "an-earlier-one"', intent.read_text()))
+        with self.assertNoLogs(self.log, "WARNING"):
+            self.assertEqual(self.pipeline().rollback(self.back(bad)), RolledBack(self.v1, 0))
+        self.assertEqual((self.calls("systemctl stop"), self.records("guard")), ([], []))
 
     def test_a_failed_unit_is_reset_before_the_name_is_used_again(self) -> None:
         bad = self.nixery.system("bad", FAIL)
