@@ -447,8 +447,8 @@ _IDENTITY = (
     Defence(
         "chain: any issuer counts as an anchor",
         "identity/chain.py",
-        "if issuer in anchors:",
-        "if True:",
+        "elif issuer in anchors:",
+        "elif True:",
         (_CERTIFICATE,),
     ),
     Defence(

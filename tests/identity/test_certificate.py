@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 import unittest
 from datetime import timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from nixfleet_agent.errors import IdentityError
 from nixfleet_agent.identity import install
@@ -189,6 +191,21 @@ class Chains(unittest.TestCase):
     def test_a_self_made_root_in_the_answer_counts_for_nothing(self) -> None:
         own = Authority("root")
         self.refused("none of the trusted", own, own)
+
+    def test_issuers_that_all_signed_one_another_cost_no_more_than_their_number(self) -> None:
+        """Path by path there are 7! ways through them: minutes of this thread, with keys that are slow to verify."""
+        slow = ec.generate_private_key(ec.SECP521R1())
+        ring = [Authority("ring", key=slow) for _ in range(7)]
+        began = time.thread_time()
+        self.refused("none of the trusted", ring[0], *ring, anchors=(Authority("other"),))
+        self.assertLess(time.thread_time() - began, 2.0)
+
+    def test_an_anchor_at_the_end_of_the_longest_way_is_found(self) -> None:
+        chain = [Authority("level 0", parent=self.root)]
+        for level in range(1, 6):
+            chain.append(Authority(f"level {level}", parent=chain[-1]))
+        self.check(chain[-1], *chain)
+        self.check(chain[-1], *reversed(chain))
 
     def test_anchors_that_cannot_be_read_are_an_error_and_not_an_empty_list(self) -> None:
         with tempfile.TemporaryDirectory() as folder:

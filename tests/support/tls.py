@@ -47,8 +47,9 @@ class Authority:
         path_length: int | None = None,
         not_before: datetime | None = None,
         not_after: datetime | None = None,
+        key: ec.EllipticCurvePrivateKey | None = None,
     ) -> None:
-        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.key = key or ec.generate_private_key(ec.SECP256R1())
         self.name = _name(name)
         issuer = parent or self
         builder = _builder(self.name, issuer.name, self.key.public_key(), not_before, not_after, 3650 * DAY)
