@@ -95,7 +95,8 @@ class Init(HostCase):
         self.assertEqual(ran.returncode, 1, ran.stdout)
         self.assertIn(str(self.log_file), ran.stdout + ran.stderr)
         self.assertEqual(self.log_text().count("unknown key 'zzz'"), 1)
-        self.assertEqual(self.script("status").returncode, 1 if (self.folder / "pid").exists() else 3)
+        self.assertIn("unknown key 'zzz'", ran.stderr, "the reason is on the terminal too")
+        self.assertEqual(self.script("status").returncode, 3)
 
     def test_a_stranger_to_the_script(self) -> None:
         ran = self.script("frobnicate")
