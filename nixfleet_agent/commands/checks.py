@@ -267,6 +267,8 @@ def _welcome(url: str, enrolled: bool, said: str) -> Finding:
 def _writable_by_others(path: Path) -> str | None:
     """Why somebody else than root could change what this host trusts; None when nobody can."""
     status = path.stat()
+    if status.st_uid not in (0, os.geteuid()):
+        return f"{path} belongs to user {status.st_uid}, who can change it: run `chown root {path}`"
     if status.st_mode & 0o022:
         return f"{path} can be changed by others (mode {stat.S_IMODE(status.st_mode):04o}): run `chmod go-w {path}`"
     return None

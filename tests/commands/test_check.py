@@ -119,6 +119,14 @@ class Check(HostCase):
         self.assertEqual(ran.code, 1)
         self.assertRegex(self.lines(ran, "fail")[0], "Connection refused.*is the address right")
 
+    @unittest.skipUnless(os.geteuid() == 0, "only root can give a file away")
+    def test_what_another_user_owns_he_can_change_whatever_its_mode(self) -> None:
+        for path in (self.trust, self.ca, self.write_config()):
+            os.chown(path, 65534, -1)
+            (line,) = self.lines(self.bare("check", "--offline", "--config", str(self.write_config())), "fail")
+            self.assertIn(f"{path} belongs to user 65534", line)
+            os.chown(path, 0, -1)
+
     def test_somebody_else_at_the_control_planes_address_is_no_matter_of_firewalls(self) -> None:
         self.serve()
         Authority().write_ca(self.ca)
