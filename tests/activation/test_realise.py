@@ -32,7 +32,7 @@ class RealiseTest(PipelineCase):
         return outcome
 
     def tearDown(self) -> None:
-        self.nixery.server.drip = self.nixery.server.stall_after = None
+        self.nixery.server.drip = self.nixery.server.stall_after = self.nixery.server.cut_after = None
 
     def test_an_unsigned_closure_is_minus_two(self) -> None:
         target = self.nixery.system("unsigned")
@@ -83,6 +83,15 @@ class RealiseTest(PipelineCase):
         self.nixery.server.stall_after = 100_000
         outcome = self.assert_untouched(self.forward(target))
         self.assertIn("no new byte and no new path for 0.5 s", outcome.stderr_tail)
+
+    def test_a_cache_that_dies_in_the_middle_of_a_download_leaves_nothing_and_can_be_asked_again(self) -> None:
+        target = self.big("cut")
+        self.nixery.server.cut_after = 100_000
+        outcome = self.assert_untouched(self.forward(target))
+        self.assertEqual((outcome.exit_code, outcome.phase), (-1, "realise"))
+        self.assertFalse(self.host.has(target))
+        self.nixery.server.cut_after = None
+        self.assertEqual(self.forward(target), Completed(target, 0, ()))
 
     def test_a_slow_drip_is_no_stall_but_has_a_deadline(self) -> None:
         self.host.configure(realise_stall_secs=1.2, realise_timeout_secs=2.0)

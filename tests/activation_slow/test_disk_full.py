@@ -1,23 +1,51 @@
-"""A release that fills the disk of the state folder: what became of it is still known, and it is taken back."""
+"""A disk that fills up: the store's while a release is fetched; the state folder's by a release that is taken back."""
 
 from __future__ import annotations
 
+import os
 import subprocess
+import unittest
+from pathlib import Path
 
 from nixfleet_agent.activation.model import Completed, Failed, RolledBack
 from tests.activation.case import PipelineCase
+
+
+def mount_small(case: unittest.TestCase, place: Path, size: str) -> None:
+    """Give the folder a small file system of its own until the test is over."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        case.skipTest("no right to mount here")
+    case.addCleanup(subprocess.run, ["umount", "-l", str(place)], check=True)
+
+
+class StoreFullTest(PipelineCase):
+    def test_a_store_that_fills_up_in_the_middle_changes_nothing_and_can_be_mended(self) -> None:
+        small = self.nixery.host(f"{self.host.root.name}-small")
+        mount_small(self, small.store_root, "4m")
+        self.host = small
+        self.host.boot(self.v1)
+        # Every file takes a page, which no size that Nix tells beforehand counts.
+        target = self.nixery.system("many", files={f"file{n}": str(n) for n in range(300)})
+        filled = self.host.store_root / "filled"
+        free = os.statvfs(self.host.store_root)
+        filled.write_bytes(bytes(free.f_bavail * free.f_frsize - (600 << 10)))
+        outcome = self.forward(target)
+        assert isinstance(outcome, Failed)
+        self.assertEqual((outcome.exit_code, outcome.phase, outcome.switch_fired), (-1, "realise", False))
+        self.assertIn("No space left on device", outcome.stderr_tail)
+        self.assertEqual(
+            (self.host.running(), self.host.profile_closure(), self.host.switches()), (self.v1, self.v1, [])
+        )
+        filled.unlink()
+        self.assertEqual(self.forward(target), Completed(target, 0, ()))
 
 
 class DiskFullTest(PipelineCase):
     def setUp(self) -> None:
         super().setUp()
         state = str(self.host.state_dir)
-        mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", state], capture_output=True, check=False
-        )
-        if mounted.returncode != 0:
-            self.skipTest("no right to mount here")
-        self.addCleanup(subprocess.run, ["umount", "-l", state], check=True)
+        mount_small(self, self.host.state_dir, "1m")
         self.fill = f'cat /dev/zero >"{state}/filled" 2>/dev/null\n'
 
     def test_the_exit_code_of_a_release_that_fills_the_disk_is_kept(self) -> None:

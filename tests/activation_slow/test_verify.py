@@ -49,6 +49,14 @@ class VerifyTest(PipelineCase):
         self.assertEqual(result(), Completed(target, 0, ()))
         self.assertEqual(self.records("forward")[0].exit_code, 0, "it has when the success is told")
 
+    def test_a_switch_that_flips_back_and_forth_is_judged_by_where_it_ends(self) -> None:
+        back = f'flip "$self"; sleep 0.2; flip {self.v1}; sleep 0.2'
+        target = self.nixery.system("twice", f'{back}; flip "$self"\n')
+        self.assertEqual(self.forward(target), Completed(target, 0, ()))
+        outcome = self.forward(self.nixery.system("there-and-back", f"{back}; exit 5\n"), policy="halt")
+        assert isinstance(outcome, Failed)
+        self.assertEqual((outcome.exit_code, outcome.phase, outcome.observed), (5, "switch", self.v1))
+
     def test_an_unreadable_link_for_a_moment_is_waited_out(self) -> None:
         script = 'rm "$TEST_CURRENT_SYSTEM"; sleep 0.3; flip "$self"\n'
         target = self.nixery.system("blinking", script)

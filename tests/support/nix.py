@@ -280,12 +280,16 @@ class Nixery:
 
 
 class CacheServer:
-    """Serves a folder on 127.0.0.1; ``drip`` (bytes, seconds) slows every .nar, ``stall_after`` bytes it stops."""
+    """Serves a folder on 127.0.0.1; ``drip`` (bytes, seconds) slows every .nar.
+
+    After ``stall_after`` bytes of one it stops, after ``cut_after`` the connection is closed.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.requests: list[str] = []
         self.drip: tuple[int, float] | None = None
         self.stall_after: int | None = None
+        self.cut_after: int | None = None
         self.closing = threading.Event()
         handler = functools.partial(_Handler, self, directory=str(folder))
         self._server = _Server(("127.0.0.1", 0), handler)
@@ -315,8 +319,8 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         self._cache.requests.append(self.path)
 
     def copyfile(self, source: Any, outputfile: Any) -> None:
-        drip, stall = self._cache.drip, self._cache.stall_after
-        if not self.path.startswith("/nar/") or (drip is None and stall is None):
+        drip, stall, cut = self._cache.drip, self._cache.stall_after, self._cache.cut_after
+        if not self.path.startswith("/nar/") or (drip is None and stall is None and cut is None):
             super().copyfile(source, outputfile)
             return
         sent = 0
@@ -328,6 +332,8 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
             except OSError:  # the client was ended in the middle: that is what the test wants
                 return
             sent += len(chunk)
+            if cut is not None and sent >= cut:
+                return
             stalled = stall is not None and sent >= stall
             if self._cache.closing.wait(60 if stalled else pause):
                 return
