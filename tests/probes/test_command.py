@@ -93,7 +93,20 @@ class Surroundings(CommandCase):
         self.assertIn("$HOME; exit 7", outcome.failure_reason or "")
 
     def test_there_is_no_input(self) -> None:
-        self.assertTrue(probe("/bin/cat").passed)
+        own, (reading, writing) = os.dup(0), os.pipe()
+        os.write(writing, b"what was meant for the agent")
+        os.close(writing)
+        os.dup2(reading, 0)
+        os.close(reading)
+        try:
+            outcome = probe("/bin/cat", expect_exit_code=1)
+        finally:
+            os.dup2(own, 0)
+            os.close(own)
+        self.assertEqual(outcome.failure_reason, "exit code 0, expected exit code 1")
+
+    def test_it_runs_at_the_root(self) -> None:
+        self.assertEqual(shell("pwd; exit 1").failure_reason, "exit code 1, expected exit code 0: /")
 
     def test_it_leads_a_session_of_its_own(self) -> None:
         outcome = shell("echo $$; cut -d' ' -f5,6 /proc/$$/stat; exit 1")

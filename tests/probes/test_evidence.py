@@ -253,6 +253,25 @@ class Caching(EvidenceCase):
         replacement.rename(self.path)
         self.assertFalse(self.probe().passed)
 
+    def test_a_rewrite_in_place_is_seen_by_its_size_or_its_time(self) -> None:
+        for stays in ("time", "size"):
+            self.collect(self.document(control("c1", nis2=["21"])))
+            self.assertTrue(self.probe().passed)
+            before = self.path.stat()
+            raw = self.path.read_bytes()
+            self.path.write_bytes(raw.replace(b"true", b"null" if stays == "size" else b"false"))
+            if stays == "time":
+                os.utime(self.path, ns=(before.st_atime_ns, before.st_mtime_ns))
+            else:
+                os.utime(self.path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+            self.assertEqual(self.path.stat().st_ino, before.st_ino)
+            self.assertFalse(self.probe().passed, stays)
+
+    def test_a_new_private_key_is_seen_where_there_is_no_public_one(self) -> None:
+        self.assertTrue(self.probe().passed)
+        write_host_key(self.key_file)
+        self.assert_fails("not signed by this host's key")
+
     def test_a_new_signature_or_host_key_is_seen(self) -> None:
         self.assertTrue(self.probe().passed)
         other = new_host_key()

@@ -49,6 +49,7 @@ class Status(HttpCase):
         (request,) = server.requests
         self.assertTrue(request.startswith("GET /a?b=c HTTP/1.1\r\n"), request)
         self.assertIn("User-Agent: nixfleet-agent/", request)
+        self.assertIn("\r\nConnection: close\r\n", request)
         self.assertNotIn("Authorization", request)
 
     def test_ipv6(self) -> None:
@@ -206,6 +207,14 @@ class Redirects(HttpCase):
         began = time.monotonic()
         self.assertTrue(probe(self.serve(handler).url()).passed)
         self.assert_quick(began, 2.0)
+
+    def test_a_place_in_letters_that_are_not_ascii_is_utf8(self) -> None:
+        server = self.serve(
+            lambda connection, request: connection.sendall(
+                answer() if " /gr%C3%BCn " in request else answer("302 Found", b"", "Location: /grÃ¼n")
+            )
+        )
+        self.assertTrue(probe(server.url()).passed)
 
     def test_a_cookie_is_kept_on_the_way(self) -> None:
         def login(connection: Any, request: str) -> None:

@@ -44,6 +44,17 @@ class Dispatch(unittest.TestCase):
             run(ProbeDecl(name="p", kind="x"), context())
 
 
+class Contexts(unittest.TestCase):
+    def test_a_new_set_has_its_own_order_to_stop_and_reads_the_trusted_authorities_anew(self) -> None:
+        """The release that it probes may have brought others."""
+        old = context()
+        new = old.for_new_set()
+        self.assertIsNot(new.cancel, old.cancel)
+        self.assertIsNot(new.tls, old.tls)
+        self.assertIs(new.resolver, old.resolver)
+        self.assertIs(new.unreaped, old.unreaped)
+
+
 class Stopping(unittest.TestCase):
     def test_callbacks_run_once_when_it_is_set_and_at_once_when_it_was(self) -> None:
         cancel, calls = Cancel(), []

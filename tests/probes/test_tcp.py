@@ -90,6 +90,18 @@ class Connections(ProbeCase):
         self.assert_quick(began, 1.0)
         self.assertFalse(outcome.passed)
 
+    def test_being_stopped_leaves_the_other_addresses_alone(self) -> None:
+        dead = self.full_backlog()
+        three = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", dead))] * 3
+        ctx = context()
+        timer = threading.Timer(0.1, ctx.cancel.set)
+        timer.start()
+        began = time.monotonic()
+        with mock.patch("nixfleet_agent.runtime.workers.probe_runners.sockets.Resolver.addresses", return_value=three):
+            self.assertFalse(run(TcpDecl(name="p", host="three.example", port=1, connect_timeout=30), ctx).passed)
+        timer.join()
+        self.assert_quick(began, 1.0)
+
     def test_no_run_leaves_a_descriptor(self) -> None:
         open_port, filtered = self.listen(), self.full_backlog()
         probe(open_port)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import subprocess
 import tempfile
 import threading
 import time
@@ -298,6 +299,39 @@ class Stopping(WorkerCase):
             self.told.wait(lambda: all(self.told.results(f"p{n}") for n in range(10)), "all results")
         rollouts = [rollout for rollout, _ in self.told.events]
         self.assertEqual(rollouts, sorted(rollouts), "events of the old rollout came after the reset")
+
+    def test_the_reset_waits_for_who_is_telling_however_long_it_takes(self) -> None:
+        """Longer than stopped probes are waited for: the queue is full while the disk is."""
+        self.declare(p=port())
+        entered, topology, old = threading.Event(), threading.Event(), self.told.emit
+
+        def emit(item: HostEvent) -> bool:
+            if item.rollout_id == NEXT:
+                topology.set()
+            elif not isinstance(item.event, LocalProbeTopologyDeclared):
+                entered.set()
+                topology.wait(0.3)
+            return old(item)
+
+        self.enterContext(mock.patch("nixfleet_agent.runtime.probe_set.JOIN_SECS", 0.01))
+        self.enterContext(mock.patch.object(self.told, "emit", emit))
+        with self.working(always(passed())):
+            self.reset()
+            entered.wait(30)
+            self.reset(NEXT)
+            self.told.wait(lambda: NEXT in [rollout for rollout, _ in self.told.events], "the next topology")
+        rollouts = [rollout for rollout, _ in self.told.events]
+        self.assertEqual(rollouts, sorted(rollouts), "events of the old rollout came after the reset")
+
+    def test_a_killed_child_is_reaped_when_it_ends_at_last(self) -> None:
+        child = subprocess.Popen(["/bin/sleep", "0.2"])
+        self.addCleanup(child.wait)
+        with mock.patch("nixfleet_agent.runtime.workers.probe.IDLE_SECS", 0.05), self.working() as worker:
+            worker._context.unreaped.adopt(child)
+            deadline = time.monotonic() + 30
+            while child.pid in children() and time.monotonic() < deadline:
+                threading.Event().wait(0.005)
+            self.assertNotIn(child.pid, children())
 
     def test_stop_ends_all_probes(self) -> None:
         self.declare(p=port(intervalSeconds=0.05))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,7 +61,6 @@ class ProbeWorker(Worker):
         self._rollout_id: str | None = None
         self._set: ProbeSet | None = None
         self._read_again: float | None = None
-        self._left_behind: list[threading.Thread] = []
 
     def run(self) -> None:
         """Until shutdown; after a crash of this loop the rollout that was being probed is probed again."""
@@ -109,12 +107,10 @@ class ProbeWorker(Worker):
             if hanging:
                 names = [thread.name for thread in hanging]
                 self.log.warning("stopped probes hang in a system call: they can tell nothing", extra={"probes": names})
-            self._left_behind += hanging
         self._read_again = None
-        self._clear()
 
     def _tend(self) -> None:
-        self._clear()
+        self._context.unreaped.sweep()  # killed children that were stuck in the kernel, once they have ended
         if self._set is None:
             return
         self._set.tend()
@@ -130,8 +126,3 @@ class ProbeWorker(Worker):
     def _plan_reading(self, declared: DeclaredProbes) -> None:
         """A file that could not be read may be whole in a moment (half a deployment, a late mount)."""
         self._read_again = self.clock.monotonic() + declared.probes[0].interval if declared.broken else None
-
-    def _clear(self) -> None:
-        """Let go of stopped threads that have ended, and reap killed children that have."""
-        self._left_behind = [thread for thread in self._left_behind if thread.is_alive()]
-        self._context.unreaped.sweep()

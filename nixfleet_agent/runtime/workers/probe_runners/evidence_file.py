@@ -84,7 +84,6 @@ class EvidenceReader:
             # Looked at before reading: what changes in between is read again next time, never taken for known.
             identities = tuple(_identity(file) for file in files)
             if known.evidence is None or known.identities != identities:
-                known.evidence = None
                 known.evidence = self._verified(path, signature_path)
                 known.identities = identities
             return known.evidence
