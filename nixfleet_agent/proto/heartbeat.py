@@ -78,17 +78,19 @@ class Snapshot:
         )
 
 
-def snapshots(body: object) -> tuple[list[Snapshot], list[ProtoError]]:
-    """The snapshots of a heartbeat's answer that can be read, and what was wrong with the others."""
+def snapshots(body: object, most: int) -> tuple[list[Snapshot], list[ProtoError], int]:
+    """Of the first ``most`` snapshots of a heartbeat's answer those that can be read, what was wrong with the others,
+    and how many more there are: thirty thousand wrong ones fit into an answer."""
     listed = body.get("bootstrap_rollouts") if isinstance(body, Mapping) else None
     good: list[Snapshot] = []
     bad: list[ProtoError] = []
-    for item in listed if isinstance(listed, list) else []:
+    items = listed if isinstance(listed, list) else []
+    for item in items[:most]:
         try:
             good.append(Snapshot.parse(item))
         except ProtoError as error:
             bad.append(error)
-    return good, bad
+    return good, bad, max(0, len(items) - most)
 
 
 def seq(value: object, what: str) -> int:

@@ -112,7 +112,7 @@ class World:
             Target(
                 "heartbeat's answer",
                 {"received_at": AT, "bootstrap_rollouts": [hint, hint]},
-                lambda raw: snapshots(loads_strict(raw)),
+                lambda raw: snapshots(loads_strict(raw), 16),
                 (ProtoError,),
             ),
             Target(

@@ -163,12 +163,14 @@ class ASnapshot(unittest.TestCase):
             Snapshot.parse([])
 
     def test_one_bad_snapshot_does_not_hide_the_others(self) -> None:
-        good, bad = snapshots({"bootstrap_rollouts": [SNAPSHOT, {"rolloutId": 1}, SNAPSHOT, None]})
+        listed = [SNAPSHOT, {"rolloutId": 1}, SNAPSHOT, None, SNAPSHOT]
+        good, bad, more = snapshots({"bootstrap_rollouts": listed}, 4)
+        self.assertEqual(more, 1)
         self.assertEqual((len(good), len(bad)), (2, 2))
 
     def test_an_answer_without_snapshots_has_none(self) -> None:
         for body in (None, [], "x", {}, {"bootstrap_rollouts": None}, {"bootstrap_rollouts": {"a": 1}}):
-            self.assertEqual(snapshots(body), ([], []))
+            self.assertEqual(snapshots(body, 4), ([], [], 0))
 
     def test_a_seq_is_unsigned_and_exact_everywhere(self) -> None:
         self.assertEqual((seq(0, "it"), seq(MAX_SEQ, "it")), (0, MAX_SEQ))

@@ -128,12 +128,12 @@ class HeartbeatWorker(Worker):
         except ProtoError as error:
             self.log.warning("%s", error)
             return
-        good, bad = snapshots(body if isinstance(body, Mapping) else None)
-        for wrong in bad[:SNAPSHOT_LIMIT]:
+        good, bad, more = snapshots(body if isinstance(body, Mapping) else None, SNAPSHOT_LIMIT)
+        for wrong in bad:
             self.log.warning("a snapshot was ignored: %s", wrong)
-        if len(good) > SNAPSHOT_LIMIT:
-            self.log.warning("%d snapshots in one answer: only the first %d are read", len(good), SNAPSHOT_LIMIT)
-        for snapshot in good[:SNAPSHOT_LIMIT]:
+        if more:
+            self.log.warning("only the first %d snapshots of an answer are read: %d more", SNAPSHOT_LIMIT, more)
+        for snapshot in good:
             self.alive()
             if snapshot.hostname != self._journal.hostname:
                 self.log.warning("a snapshot of another host was ignored: %s", printable(snapshot.hostname))
