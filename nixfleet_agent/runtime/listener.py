@@ -107,7 +107,7 @@ class Listener(Worker):
             connection, _ = listening.accept()
         except OSError as error:
             # Out of descriptors, say: the caller stays in the backlog, and select would return at once for ever.
-            self.log.warning("can't take a call: %s", error)
+            self.log.warning("can't take a call: %s", error.strerror or error)
             self.shutdown.wait(1.0)
             return
         with connection:

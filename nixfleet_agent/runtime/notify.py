@@ -64,7 +64,7 @@ class Notifier:
         except OSError as error:
             # Said once: without the watchdog's message systemd restarts the agent anyway.
             if not self._failed:
-                log.warning("can't notify the init system at %s: %s", self._address, error)
+                log.warning("can't notify the init system at %s: %s", self._address, error.strerror or error)
             self._failed = True
         else:
             self._failed = False

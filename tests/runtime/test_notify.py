@@ -77,6 +77,7 @@ class Notify(unittest.TestCase):
             notifier.watchdog()
             notifier.watchdog()
         self.assertEqual(len(heard.records), 1)
+        self.assertTrue(heard.records[0].getMessage().endswith(": No such file or directory"))
 
 
 if __name__ == "__main__":
