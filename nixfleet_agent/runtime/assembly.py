@@ -213,6 +213,7 @@ def _workers(ground: Ground, stores: Stores, links: Links, events: queue.SimpleQ
             stores.rollback,
             partial(_quarantine, ground, stores),
             open_rollouts,
+            stores.reserve.release,
         ),
         AdvanceTicker(shutdown, clock, ground.inputs, ground.current, tuning.advance_interval),
         CertRenewalWorker(

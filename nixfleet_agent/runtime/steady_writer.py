@@ -58,7 +58,6 @@ class SteadyWriter:
         self._backoff = backoff
         self._alive = alive
         self._stash: deque[ReducerInput] = deque()
-        self._reserve_is_whole = False  # the disk may have been full when the agent started
 
     def next_input(self, timeout: float) -> ReducerInput | None:
         """The next input in the order of arrival; None when ``timeout`` seconds are over or at shutdown."""
@@ -85,7 +84,6 @@ class SteadyWriter:
                 self._written(entry, refused)
                 return True
             if out_of_room and (is_urgent(event) or self._failure_waits()) and self._reserve.release():
-                self._reserve_is_whole = False
                 continue
             if not self._collect_inputs(backoff.next()):
                 return False
@@ -96,8 +94,7 @@ class SteadyWriter:
         if refused:
             log.info("the journal can be written again", extra={"seq": entry.seq})
             self._board.publish("journal_error", None)
-        if not self._reserve_is_whole:
-            self._reserve_is_whole = self._reserve.ensure()
+        self._reserve.ensure()
 
     def _collect_inputs(self, seconds: float) -> bool:
         """Wait, stashing what comes in; back early when it is a failure. False at shutdown."""

@@ -49,7 +49,8 @@ LONGEST_STEP = 120.0
 class ActivationWorker(Worker):
     """``on_quarantine(rollout_id, closure, reason)`` is told of each closure that failed after its switch was fired.
 
-    ``open_rollouts`` are those that may still need their garbage collector's roots.
+    ``open_rollouts`` are those that may still need their garbage collector's roots. ``make_room`` gives up what the
+    state directory's disk keeps back for going back, and says whether there was any.
     """
 
     name = "activation"
@@ -67,6 +68,7 @@ class ActivationWorker(Worker):
         control: RollbackControl,
         on_quarantine: Callable[[str, str, str], None],
         open_rollouts: Callable[[], Container[str]],
+        make_room: Callable[[], bool],
     ) -> None:
         super().__init__(shutdown, clock)
         self.limit = max(self.limit, LONGEST_STEP + config.poll_interval_secs)
@@ -77,8 +79,10 @@ class ActivationWorker(Worker):
         self._control = control
         self._on_quarantine = on_quarantine
         self._open_rollouts = open_rollouts
+        self._make_room = make_room
         self._order: ActivationOrder | None = None
         self._drift: str | None = None
+        self._room_made = False
         self._phases: list[Phase] = []
         self._pipeline = Pipeline(
             config, state_dir, clock, self._interrupted, self._wait, self.log, on_phase=self._note_phase
@@ -158,6 +162,7 @@ class ActivationWorker(Worker):
         intent = Rollback(order.rollout_id, order.target, order.failed, undo, order.observed_at_failure)
         self._backoff.reset()
         self._drift = None
+        self._room_made = False
         over = False
         while not over and not self.shutdown.is_set:
             given_up = self._control.given_up(order.rollout_id)
@@ -192,6 +197,10 @@ class ActivationWorker(Worker):
                 self._board.publish("rollback", None)
                 self._tell(HostEvent(order.rollout_id, event_of(done, self.clock.now(), self._phases)))
                 return True
+            case RollbackFailed(phase="state-dir") if not self._room_made and self._make_room():
+                # A release may leave too little for a switch's record although its own events fitted.
+                self._room_made = True
+                return False
             case RollbackFailed() as failed:
                 seconds = self._backoff.next()
                 self.log.error(

@@ -164,6 +164,7 @@ class Case(unittest.TestCase):
         self.control = RollbackControl(temporary(self))
         self.quarantined: list[tuple[str, str, str]] = []
         self.open: set[str] = set()
+        self.reserves: list[str] = []
         with mock.patch.object(activation, "Pipeline", ScriptedPipeline):
             self.worker = ActivationWorker(
                 self.shutdown,
@@ -177,6 +178,7 @@ class Case(unittest.TestCase):
                 self.control,
                 lambda *words: self.quarantined.append(words),
                 lambda: self.open,
+                lambda: bool(self.reserves and self.reserves.pop()),
             )
         self.pipeline = ScriptedPipeline.made
         self.thread: threading.Thread | None = None
@@ -403,6 +405,16 @@ class Backwards(Case):
         self.clock.advance(1)
         self.clock.until_waiting()
         self.assertEqual(len(self.pipeline.calls), 1)
+
+    def test_a_disk_without_room_for_a_record_is_given_the_reserve_once(self) -> None:
+        full = RollbackFailed(-1, "state-dir: No space left on device", "state-dir")
+        self.reserves = ["one", "made again by an event meanwhile"]
+        self.start(BACK, full, full, RolledBack(PRIOR, 0))
+        self.assertEqual(self.told(), RollbackAttemptFailed(R, "state-dir"))
+        self.assertEqual((list(self.calls()), len(self.reserves)), (["rollback"] * 2, 1))
+        self.clock.until_waiting()
+        self.clock.advance(16)
+        self.event(LocalRollbackCompleted)
 
     def test_given_up_it_does_nothing_until_it_is_asked_for_again(self) -> None:
         self.control.give_up(R)
