@@ -61,6 +61,10 @@ DOCUMENTS: Any = st.recursive(
 )
 
 
+#: What makes a large document of a small one, and means nothing.
+LARGE = b" " * strict_json.SMALL
+
+
 def _has_a_key_twice(text: str) -> bool:
     twice = []
 
@@ -75,10 +79,11 @@ class DuplicateKeys(unittest.TestCase):
     @settings(max_examples=400, deadline=None)
     @given(DOCUMENTS)
     def test_a_document_is_refused_exactly_if_an_object_has_a_key_twice(self, text: str) -> None:
-        if _has_a_key_twice(text):
-            self.assertRaises(strict_json.DuplicateKeyError, loads_strict, text.encode())
-        else:
-            self.assertEqual(loads_strict(text.encode()), json.loads(text))
+        for raw in (text.encode(), text.encode() + LARGE):
+            if _has_a_key_twice(text):
+                self.assertRaises(strict_json.DuplicateKeyError, loads_strict, raw)
+            else:
+                self.assertEqual(loads_strict(raw), json.loads(text))
 
     @settings(max_examples=400, deadline=None)
     @given(DOCUMENTS)
@@ -111,6 +116,7 @@ class Accepted(unittest.TestCase):
     def test_depth_is_counted_by_containers_and_64_are_allowed(self) -> None:
         self.assertIsInstance(loads_strict(b"[" * 64 + b"]" * 64), list)
         self.assertIsInstance(loads_strict(b'{"a":' * 64 + b"1" + b"}" * 64), dict)
+        self.assertIsInstance(loads_strict(b"[" * 64 + b"]" * 64 + LARGE), list)
 
     def test_brackets_inside_strings_are_not_depth(self) -> None:
         self.assertEqual(len(loads_strict(json.dumps(["[" * 500]).encode())), 1)
@@ -156,6 +162,8 @@ class Refused(unittest.TestCase):
     def test_each_has_its_own_error_and_a_message_that_names_the_document(self) -> None:
         for kind, raw in self.CASES:
             with self.subTest(kind=kind.__name__, raw=raw[:40]):
+                with self.assertRaises(kind):
+                    loads_strict(raw + LARGE)
                 with self.assertRaises(kind) as caught:
                     loads_strict(raw, what="the body of a test")
                 self.assertIn("the body of a test", str(caught.exception))
