@@ -110,7 +110,7 @@ class Kept(DemoCase):
             answers[command.split("/")[-1]] = done.stdout
         for said in (
             ("nixfleet-agent status", "running, version"),
-            ("nixfleet-agent why", "failed and was rolled back"),
+            ("nixfleet-agent why", "and was rolled back"),
             ("nixfleet-agent history", "RollbackComplete"),
             ("nixfleet-agent quarantine list", "-nixos-system-demo-v3"),
             ("status.json", '"hostname": "web-02"'),
