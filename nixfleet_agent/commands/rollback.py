@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from nixfleet_agent.commands.invocation import Invocation, Parser, add_action
 from nixfleet_agent.commands.snapshot import snapshot_of
 from nixfleet_agent.errors import EXIT_OK, AgentError
@@ -18,11 +20,13 @@ def configure(parser: Parser) -> None:
 
 def run(call: Invocation) -> int:
     config = call.config
-    rollout_id = _owing(call)
+    snapshot = snapshot_of(call.config)
+    rollout_id = _owing(snapshot)
     control = RollbackControl(config.state_dir)
     if call.options.action == "retry":
         control.ask_retry(rollout_id)
-        said = f"the agent tries to roll back {rollout_id} again at once."
+        when = "at once" if snapshot["running"] else "when it is started: it does not run"
+        said = f"the agent tries to roll back {rollout_id} again {when}."
     else:
         control.give_up(rollout_id)
         said = f"the rollback of {rollout_id} is given up: the host stays as it is until a newer rollout."
@@ -33,9 +37,8 @@ def run(call: Invocation) -> int:
     return EXIT_OK
 
 
-def _owing(call: Invocation) -> str:
+def _owing(snapshot: dict[str, Any]) -> str:
     """The one rollout whose rollback is owed (raises AgentError when there is none)."""
-    snapshot = snapshot_of(call.config)
     active = (snapshot.get("host") or {}).get("active_id")
     for record in snapshot.get("rollouts") or []:
         if record["rollout_id"] == active and record["rollback_owed"]:

@@ -12,6 +12,7 @@ from nixfleet_agent.config.model import Config
 from nixfleet_agent.errors import IdentityError, ProtoError
 from nixfleet_agent.identity.certificate import load_certificate
 from nixfleet_agent.runtime.hold import HoldStore
+from nixfleet_agent.runtime.rollback_control import RollbackControl
 from nixfleet_agent.runtime.status import as_json
 from nixfleet_agent.runtime.trust_store import TrustStore
 
@@ -27,10 +28,16 @@ def sections_from_files(config: Config) -> dict[str, Any]:
         "rollouts": [as_json(replay.record) for replay in replays],
         "queue": _queue(config),
         "hold": as_json(HoldStore(config.state_dir, clock).current()),
+        "rollback": _rollback(config, newest.record.rollout_id if newest else ""),
         "quarantine": [as_json(entry) for entry in QuarantineStore(config.state_dir).entries()],
         "certificate": _certificate(config),
         "trust_error": TrustStore(config).problem(),
     }
+
+
+def _rollback(config: Config, rollout_id: str) -> dict[str, Any] | None:
+    given_up = RollbackControl(config.state_dir).given_up(rollout_id)
+    return {"rollout_id": rollout_id, "given_up": True} if given_up else None
 
 
 def _queue(config: Config) -> dict[str, Any]:

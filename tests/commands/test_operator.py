@@ -102,7 +102,12 @@ class Rollback(HostCase):
         self.assertIn(f"on its way back to {OLD}", self.call("why").out.replace("\n", " "))
         self.assertEqual(self.call("rollback", "give-up").code, 0)
         self.assertTrue(control.given_up(ROLLOUT))
-        self.assertEqual(self.call("rollback", "retry").code, 0)
+        self.assertIn("an operator gave its rollback up", self.call("why").out.replace("\n", " "))
+        ran = self.call("rollback", "retry")
+        self.assertEqual(
+            ran.out, f"the agent tries to roll back {ROLLOUT} again when it is started: it does not run.\n"
+        )
+        self.assertIn(f"on its way back to {OLD}", self.call("why").out.replace("\n", " "))
         self.assertFalse(control.given_up(ROLLOUT))
         self.assertTrue(control.take_retry(ROLLOUT))
 
