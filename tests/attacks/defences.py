@@ -274,7 +274,7 @@ _READERS = (
         "JSON: strings that are missing say nothing",
         "proto/strict_json.py",
         "_strings_kept(value, depth) != _strings_written(raw)",
-        _BODIES + "Json.test_an_order_that_is_no_strict_json",
+        _JSON + ".DuplicateKeys",
         to="_strings_kept(value, depth) < 0",
     ),
     _gone(
