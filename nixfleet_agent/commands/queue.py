@@ -85,29 +85,41 @@ def _show(call: Invocation) -> None:
 
 
 def _retry(call: Invocation) -> None:
-    queue = call.config.state_dir / QUEUE
-    moved = []
-    for item in _chosen(call):
-        try:
-            entry = replace(item.read(), refusal=None)
-        except ProtoError as error:
-            raise QueueEntryError(
-                f"{item.id} can't be sent as it is: {error}: repair {item.path}, or drop it"
-            ) from error
-        durable.write(queue / entry.name, entry.encode())
-        durable.remove(item.path)
-        moved.append(item.id)
-    _report(call, moved, "queued again", _rescan(call))
+    queue, chosen = call.config.state_dir / QUEUE, _chosen(call)
+    moved: list[str] = []
+    stuck: list[str] = []
+    try:
+        for item in chosen:
+            try:
+                entry = replace(item.read(), refusal=None)
+            except ProtoError as error:
+                stuck.append(f"{item.id} can't be sent as it is: {error}: repair {item.path}, or drop it")
+                continue
+            durable.write(queue / entry.name, entry.encode())
+            durable.remove(item.path)
+            moved.append(item.id)
+    finally:
+        # Whatever ended this early: the agent does not look at its queue's folder by itself.
+        if moved or not chosen:
+            _report(call, moved, "queued again", _rescan(call) if moved else "")
+    if stuck:
+        more = f" (and {len(stuck) - 1} more: see `nixfleet-agent queue list`)" if len(stuck) > 1 else ""
+        raise QueueEntryError(stuck[0] + more)
 
 
 def _drop(call: Invocation) -> None:
-    folder = call.config.state_dir / DROPPED
+    folder, chosen = call.config.state_dir / DROPPED, _chosen(call)
     durable.make_directory(folder)
-    moved = []
-    for item in _chosen(call):
-        durable.move(item.path, folder / item.path.name, sync=True)
-        moved.append(item.id)
-    _report(call, moved, f"dropped (kept in {folder})", "")
+    moved: list[str] = []
+    try:
+        for item in chosen:
+            durable.move(item.path, folder / item.path.name, sync=True)
+            moved.append(item.id)
+    finally:
+        if moved or not chosen:
+            if moved:
+                _rescan(call)  # or status and alerts go on counting what is gone
+            _report(call, moved, f"dropped (kept in {folder})", "")
 
 
 def _rescan(call: Invocation) -> str:

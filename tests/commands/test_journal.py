@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tarfile
@@ -15,7 +16,9 @@ from unittest import mock
 
 import rfc8785
 
+from nixfleet_agent import durable
 from nixfleet_agent.clock import SystemClock
+from nixfleet_agent.errors import StorageError
 from nixfleet_agent.runtime.journal import CORRUPT, DROPPED, QUEUE, REJECTED, SENT
 from nixfleet_agent.runtime.shutdown import ShutdownToken
 from nixfleet_agent.runtime.state_dir import StateDir
@@ -100,7 +103,10 @@ class Queue(Case):
 
     def test_drop_keeps_the_event_and_its_number(self) -> None:
         path = self.rejected()
-        self.assertEqual(self.call("queue", "drop", "--all").code, 0)
+        told = threading.Event()
+        with self.agent({"rescan-queue": lambda _: told.set()}):
+            self.assertEqual(self.call("queue", "drop", "--all").code, 0)
+        self.assertTrue(told.is_set(), "a running agent would count it as refused until its next start")
         self.assertEqual((self.names(REJECTED), self.names(DROPPED)), ([], [path.name]))
         self.assertEqual(self.journal().last_seq(ROLLOUT), 2)
 
@@ -118,9 +124,46 @@ class Queue(Case):
         (self.state / CORRUPT / path.name).write_text("{")
         (self.state / REJECTED / path.name).unlink()
         self.assertIn("not JSON", self.call("queue", "list").out)
-        self.fails(2, "can't be sent as it is", "drop it", ran=self.call("queue", "retry", f"{ROLLOUT}/1"))
+        ran = self.call("queue", "retry", f"{ROLLOUT}/1")
+        self.fails(2, "can't be sent as it is", "drop it", ran=ran)
+        self.assertEqual(ran.out, "")
         self.assertEqual(self.call("queue", "drop", path.name).code, 0)
         self.assertEqual(self.names(DROPPED), [path.name])
+
+    def test_a_damaged_file_among_all_keeps_none_of_the_others_from_being_sent(self) -> None:
+        """One damaged file ended the command after the first event, and nobody woke the agent for that one."""
+        path = self.rejected()
+        for name in (f"{9:020}-{MACHINE}-{ROLLOUT}-Failed.json", "foreign.json"):
+            (self.state / CORRUPT / name).write_text("{")
+        woken = threading.Event()
+        with self.agent({"rescan-queue": lambda _: woken.set()}):
+            ran = self.call("queue", "retry", "--all")
+        self.assertEqual(ran.out, f"queued again: {ROLLOUT}/1\n")
+        self.fails(2, f"{ROLLOUT}/9 can't be sent as it is", "and 1 more: see `nixfleet-agent queue list`", ran=ran)
+        self.assertTrue(woken.is_set())
+        self.assertIn(path.name, self.names(QUEUE))
+        self.assertEqual(len(self.names(CORRUPT)), 2)
+
+    def test_a_full_disk_in_the_middle_leaves_the_agent_woken_for_what_was_done(self) -> None:
+        self.rejected()
+        journal = self.journal()
+        second = journal.first(ROLLOUT)
+        assert second is not None
+        journal.reject(ROLLOUT, second, 422, b"odd", self.now)
+        really, woken = durable.write, threading.Event()
+
+        def full(path: Path, content: bytes) -> None:
+            if "ActivationStarted" in path.name:
+                raise StorageError(f"can't write {path}: No space left on device", errno.ENOSPC)
+            really(path, content)
+
+        with (
+            self.agent({"rescan-queue": lambda _: woken.set()}),
+            mock.patch("nixfleet_agent.commands.queue.durable.write", full),
+        ):
+            self.fails(1, "No space left", ran=self.call("queue", "retry", "--all"))
+        self.assertTrue(woken.is_set())
+        self.assertEqual(len(self.names(REJECTED)), 1)
 
     def test_a_foreign_file_is_listed_by_its_name(self) -> None:
         self.rejected()
