@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import subprocess
 import tempfile
@@ -17,14 +18,16 @@ from unittest import mock
 
 from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.config.model import Config, TuningConfig
-from nixfleet_agent.proto.probe_decls import ProbeDecl
+from nixfleet_agent.proto.probe_decls import DeclaredProbes, ProbeDecl, TcpDecl
 from nixfleet_agent.runtime.inputs import HostEvent
 from nixfleet_agent.runtime.mailbox import Mailbox
 from nixfleet_agent.runtime.orders import ProbeOrder, ResetProbes, StopProbes
+from nixfleet_agent.runtime.probe_set import ProbeSet
 from nixfleet_agent.runtime.shutdown import ShutdownToken
 from nixfleet_agent.runtime.workers import probe_runners
 from nixfleet_agent.runtime.workers.probe import ProbeWorker, read_declarations
-from nixfleet_agent.runtime.workers.probe_runners import RunnerContext, RunnerOutcome, failed, passed
+from nixfleet_agent.runtime.workers.probe_runners import Cancel, RunnerContext, RunnerOutcome, failed, passed
+from nixfleet_agent.runtime.workers.probe_runners.evidence_file import EvidenceReader
 from nixfleet_agent.state_machine.events import (
     Event,
     LocalProbeFailureFirst,
@@ -34,6 +37,7 @@ from nixfleet_agent.state_machine.events import (
 )
 from nixfleet_agent.state_machine.states import Mode, ProbeStatus
 from tests.probes.support import MACHINE, children, descriptors
+from tests.support.clock import FakeClock
 
 ROLLOUT = "stable@abc"
 NEXT = "stable@def"
@@ -416,36 +420,32 @@ class Schedule(WorkerCase):
             self.assertEqual(self.told.results("slow"), [])
         release.set()
 
-    def test_the_length_of_a_run_does_not_add_up(self) -> None:
-        self.declare(p=port(intervalSeconds=0.2))
-        starts: list[float] = []
+    def starts(self, *lengths: float) -> list[int]:
+        """Seconds from the first start to each, at an interval of 10 s, where the runs take as long as given."""
+        clock = FakeClock()
+        ctx = RunnerContext(clock, Cancel(), EvidenceReader(MACHINE, self.folder / "key"))
+        began: list[float] = []
 
         def runner(decl: ProbeDecl, ctx: RunnerContext) -> RunnerOutcome:
-            starts.append(time.monotonic())
-            ctx.cancel.event.wait(0.08)
+            began.append(clock.monotonic())
+            clock.advance(lengths[len(began) - 1] if len(began) <= len(lengths) else 0.0)
             return passed()
 
-        with self.working(runner):
-            self.reset()
-            self.told.wait(lambda: len(starts) >= 6, "six runs")
-        for number, start in enumerate(starts):
-            self.assertAlmostEqual(start - starts[0], number * 0.2, delta=0.1)
+        declared = DeclaredProbes((TcpDecl(name="p", port=1, interval=10.0),))
+        probes = ProbeSet(ROLLOUT, declared, ctx, self.told.emit, logging.getLogger("nixfleet_agent.probe"), runner)
+        probes.start()
+        self.addCleanup(probes.stop)
+        for _ in lengths:
+            clock.until_waiting(on=ctx.cancel.event)
+            clock.advance((clock.next_deadline() or 0.0) - clock.monotonic() + 1e-6)
+        clock.until_waiting(on=ctx.cancel.event)
+        return [round(start - began[0]) for start in began]
+
+    def test_the_length_of_a_run_does_not_add_up(self) -> None:
+        self.assertEqual(self.starts(4, 4, 4, 4, 4, 4), [0, 10, 20, 30, 40, 50])
 
     def test_turns_missed_by_a_slow_run_are_left_out_not_made_up(self) -> None:
-        self.declare(p=port(intervalSeconds=0.1))
-        starts: list[float] = []
-
-        def runner(decl: ProbeDecl, ctx: RunnerContext) -> RunnerOutcome:
-            starts.append(time.monotonic())
-            if len(starts) == 1:
-                ctx.cancel.event.wait(0.55)
-            return passed()
-
-        with self.working(runner):
-            self.reset()
-            self.told.wait(lambda: len(starts) >= 3, "three runs")
-        self.assertAlmostEqual(starts[1] - starts[0], 0.6, delta=0.06)
-        self.assertAlmostEqual(starts[2] - starts[1], 0.1, delta=0.06)
+        self.assertEqual(self.starts(55, 0, 0), [0, 60, 70])
 
 
 if __name__ == "__main__":
