@@ -187,6 +187,8 @@ class TlsStream:
             self._connection.recv(1, socket.MSG_PEEK)
         except (SSL.WantReadError, SSL.WantWriteError):
             return
+        except SSL.ZeroReturnError as error:
+            raise TransportError("the server closed the connection before the request was sent", "reset") from error
         except SSL.Error as error:
             raise self._failure(error, "before the request was sent") from error
 
