@@ -31,6 +31,8 @@ BYTES_PER_HOST = 4 * 2**20
 #: Up to this many agents beat at full pace on two cores.
 FULL_PACE_AGENTS = 10
 SETUP_THREADS = 4
+#: While more hosts than this are installed it is said how far it is: a hundred take half a minute.
+NOTED_HOSTS = 25
 SETUP_NAME = "demo-setup"
 
 
@@ -107,8 +109,10 @@ class DemoFleet:
         """Make every host, with the installer's system on it."""
         first = self.releases[INSTALLER].closure
         with ThreadPoolExecutor(SETUP_THREADS, SETUP_NAME) as pool:
-            for _ in pool.map(lambda host: self._install(host, first), self.hosts.values()):
-                pass
+            installed = pool.map(lambda host: self._install(host, first), self.hosts.values())
+            for number, _ in enumerate(installed, start=1):
+                if number % NOTED_HOSTS == 0 and number < len(self.hosts):
+                    self._timeline.note(f"{number} of {len(self.hosts)} hosts installed")
 
     def _install(self, host: Host, first: str) -> None:
         key = host.install(first)
