@@ -59,6 +59,13 @@ class QuarantineStore:
         """The file is missing or damaged: what it held has to be rebuilt from the rollouts' logs."""
         return self._read() is None
 
+    def has_heard_of(self, moment: datetime) -> bool:
+        """Whether the file was written after ``moment``: what failed by then was entered, or lifted since."""
+        try:
+            return self.path.stat().st_mtime >= moment.timestamp()
+        except OSError:
+            return False
+
     def entries(self) -> tuple[Entry, ...]:
         """Every entry, oldest first, those that have run out too."""
         return self._read() or ()

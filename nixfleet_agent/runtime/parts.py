@@ -132,16 +132,21 @@ def marks_of(host: Host) -> list[Marks]:
 
 
 def recover_quarantine(store: quarantine.QuarantineStore, host: Host) -> None:
-    """A lost quarantine file is made anew from the logs: every closure that failed here after its switch was fired."""
-    if not store.lost:
-        return
+    """What the logs say failed here after its switch was fired, and the file has not heard of.
+
+    All of it where the file was lost; else what failed just before the process was killed. An operator who lifts
+    an entry writes the file, and so nothing comes back that was lifted.
+    """
+    lost = store.lost
     entries = [
         quarantine.Entry(
             record.channel, record.target_closure, record.rollout_id, record.failed_at, "rebuilt from the log"
         )
         for record in (rollout.record for rollout in host.rollouts.values())
-        if record.failed_at is not None and record.switch_fired
+        if record.failed_at is not None and record.switch_fired and (lost or not store.has_heard_of(record.failed_at))
     ]
+    if not (lost or entries):
+        return
     try:
         store.rebuild(entries)
     except StorageError as error:

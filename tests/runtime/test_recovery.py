@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import threading
 import unittest
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from nixfleet_agent.activation import quarantine
+from nixfleet_agent.activation.quarantine import QuarantineStore
 from nixfleet_agent.runtime import accepted as seq_zero
 from nixfleet_agent.runtime.accepted import DISPATCH_KIND, Accepted
 from nixfleet_agent.runtime.inputs import Ack, Activate, AdvanceTick, HostEvent, ReducerInput
 from nixfleet_agent.runtime.journal import Journal
 from nixfleet_agent.runtime.journal_files import Entry, entry_of
 from nixfleet_agent.runtime.orders import ActivateForward, Release, ResetProbes, RollBack
+from nixfleet_agent.runtime.parts import recover_quarantine
 from nixfleet_agent.runtime.recovery import fold, recover
 from nixfleet_agent.state_machine import ProbeStatus, State
 from tests.runtime.harness import HALT, HOSTNAME, NEWER, PRIOR, TARGET, THIRD, BadDisk, TestHost, bad_disk, until
@@ -355,6 +359,44 @@ class Recovering(Case):
                 Entry(seq=0, hostname=HOSTNAME, rollout_id=rollout, kind=DISPATCH_KIND, created_at=T0, event=body)
             )
         self.assertEqual(recover(journal, None, 0.0).active_id, R)
+
+
+class Quarantine(Case):
+    """A kill between a durable failure and the quarantine's file."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.store = QuarantineStore(self.host.state_dir)
+        self.written(before=0)
+        self.host.soaking(R, policy=HALT)
+        for _ in range(2):
+            self.host.tell(R, "ProbeResult", status=FAIL)
+            self.host.clock.advance(60)
+        self.host.tick()
+
+    def written(self, *entries: quarantine.Entry, before: float) -> None:
+        """The file, as written so many seconds before now."""
+        self.store.rebuild(entries)
+        stamp = self.host.clock.now().timestamp() - before
+        os.utime(self.host.state_dir / "quarantine.json", (stamp, stamp))
+
+    def recovered(self) -> list[str]:
+        recover_quarantine(self.store, recover(self.host.journal, TARGET, 0.0))
+        return [entry.closure for entry in self.store.entries()]
+
+    def test_the_next_process_enters_what_failed_and_keeps_the_rest(self) -> None:
+        other = quarantine.Entry("edge", NEWER, S, self.host.clock.now(), "failed")
+        self.written(other, before=1)
+        self.assertEqual(sorted(self.recovered()), [TARGET, NEWER])
+
+    def test_what_was_lifted_since_stays_lifted(self) -> None:
+        self.host.clock.advance(1)
+        self.written(before=0)
+        self.assertEqual(self.recovered(), [])
+
+    def test_a_lost_file_is_made_anew(self) -> None:
+        (self.host.state_dir / "quarantine.json").write_bytes(b"torn")
+        self.assertEqual(self.recovered(), [TARGET])
 
 
 class DiesAtEveryWrite(unittest.TestCase):
