@@ -8,6 +8,35 @@ import time
 from pathlib import Path
 
 
+class Starved:
+    """Time as a process has it on a busy machine: less what the worst off of its threads waited for a processor."""
+
+    def __init__(self, pid: int) -> None:
+        self._tasks = Path(f"/proc/{pid}/task")
+        self._began = time.monotonic()
+        self._first = self._waited()
+        self._last = dict(self._first)
+
+    def look(self) -> None:
+        """Often enough that what a thread waited before its end is not missed."""
+        self._last |= self._waited()
+
+    def elapsed(self) -> float:
+        """Seconds."""
+        starved = max((self._last[task] - self._first.get(task, 0) for task in self._last), default=0)
+        return time.monotonic() - self._began - starved / 1e9
+
+    def _waited(self) -> dict[str, int]:
+        """Nanoseconds in a run queue, by thread."""
+        waited = {}
+        for task in self._tasks.glob("*"):
+            try:
+                waited[task.name] = int((task / "schedstat").read_text().split()[1])
+            except OSError:  # it has ended
+                continue
+        return waited
+
+
 def processes_of(folder: Path) -> dict[int, str]:
     """Living processes with this run's paths in their environment."""
     found = {}

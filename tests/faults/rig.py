@@ -26,7 +26,7 @@ from nixfleet_agent.local_cp.service import LocalControlPlane
 from nixfleet_agent.state_machine import Policy, State
 from tests.faults.nursery import TOP, Child
 from tests.faults.plan import VARIABLE, Plan
-from tests.faults.processes import end_all
+from tests.faults.processes import Starved, end_all
 from tests.faults.wire import Wire
 from tests.faults.world import World
 from tests.support.nix import remove_tree
@@ -262,7 +262,7 @@ class Rig:
             self.process.wait()
 
     def stop(self) -> float:
-        """SIGTERM; the seconds that it took to end well.
+        """SIGTERM; the seconds that it took to end well, less what it waited for a processor.
 
         Raises:
             Problem: it did not end with 0 in time.
@@ -273,30 +273,31 @@ class Rig:
         self.until_started()
         process = self.process
         assert process is not None
-        began = time.monotonic()
+        starved = Starved(process.pid)
         process.send_signal(signal.SIGTERM)
-        try:
-            code = self._ended(process)
-        except subprocess.TimeoutExpired as error:
-            raise Problem("SIGTERM does not end the agent") from error
-        took = time.monotonic() - began
+        asked, code = False, process.poll()
+        while code is None:
+            if starved.elapsed() > PATIENCE:
+                raise Problem("SIGTERM does not end the agent")
+            if starved.elapsed() > STOP_SECS and not asked:
+                asked = True
+                process.send_signal(signal.SIGUSR2)  # where are its threads?
+            try:
+                code = process.wait(LOOK)
+            except subprocess.TimeoutExpired:
+                starved.look()
+        took = starved.elapsed()
         self.process = None
         if code != 0:
-            raise Problem(f"SIGTERM ended the agent with {code}: {self.last_words()}")
+            raise Problem(f"SIGTERM ended the agent with {code} after {took:.1f} s: {self.last_words()}")
         return took
-
-    def _ended(self, process: subprocess.Popen[bytes] | Child) -> int:
-        """The exit code; who takes too long is asked where its threads are."""
-        try:
-            return process.wait(STOP_SECS)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGUSR2)
-        return process.wait(PATIENCE)
 
     def until_started(self) -> None:
         """The newest process has come so far that it minds signals."""
-        said = b'"message": "started"'
-        self.until(lambda: said in self.log_file.read_bytes()[self._log_start :], "the agent's start")
+        self.until(lambda: b'"message": "started"' in self._said()[self._log_start :], "the agent's start")
+
+    def _said(self) -> bytes:
+        return self.log_file.read_bytes() if self.log_file.exists() else b""
 
     def queued(self) -> list[str]:
         """Names of the events that wait for delivery, were refused, or can't be read."""

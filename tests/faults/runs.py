@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import shutil
 import threading
@@ -24,7 +25,7 @@ JOBS = 2
 #: How long random faults go on when nobody says.
 SOAK_SECS = 60.0
 #: What failed is copied here, to be looked at when everything else is gone.
-KEPT = Path("/tmp/fault-runs")
+KEPT = Path("/tmp/fault-runs") / str(os.getpid())
 #: Letting go of roots comes after the last event; a success's wrapper needs a moment to be gone.
 GRACE = 5.0
 
