@@ -121,7 +121,7 @@ def _rollout(rollout: Mapping[str, Any]) -> str:
         items = "".join(_member(hostname, rollout) for hostname in wave)
         title = f"<h3>Wave {number}</h3>" if rollout["waves"] else ""
         parts.append(f"{title}<ul class=hosts>{items}</ul>")
-    reasons = dict.fromkeys(rollout["waiting"].values())
+    reasons = dict.fromkeys(reason for reason in rollout["waiting"].values() if reason != rollout["halted"])
     waiting = "".join(f"<p class=note>Others wait: {_text(reason)}.</p>" for reason in reasons)
     return f"<section><h2>{_text(rollout['rollout_id'])}</h2>{head}{halted}{''.join(parts)}{waiting}</section>"
 

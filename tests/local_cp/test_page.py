@@ -83,6 +83,7 @@ class Page(ControlPlaneCase):
         for said in ("1 Reverted", "Wave 1", "Wave 2", "halted: failed on web-01", "RollbackComplete", "Quarantine"):
             self.assertIn(said, body)
         self.assertRegex(body, r"<li>web-02 <span class=note>waits</span>")
+        self.assertEqual(body.count("halted: failed on web-01"), 1)
         # What a reader with a screen reader, a phone or a zoom needs.
         self.assertIn(("html", {"lang": "en"}), outline.tags)
         names = [tag for tag, _ in outline.tags]
