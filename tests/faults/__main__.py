@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -32,6 +33,8 @@ MODULES = (
     *(cp_faults, wrong_server, outage),
     soak,
 )
+#: Most of a run is waiting.
+JOBS = 3 * (os.cpu_count() or 1)
 ITEMS: dict[str, Callable[[Runs], Outcome]] = {name: item for module in MODULES for name, item in module.ITEMS.items()}
 
 
@@ -40,7 +43,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("names", nargs="*", help="items, or beginnings of their names; default: all")
     parser.add_argument("--quick", action="store_true", help="a sample of each item")
     parser.add_argument("--list", action="store_true", help="name the items and stop")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=JOBS, help="runs at a time (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=1.0, help="how long the soak goes on (default: %(default)s)")
     parser.add_argument("--seed", type=int, help="of the soak; printed, so that it can be given again")
     options = parser.parse_args(argv)

@@ -174,6 +174,7 @@ def _main(descriptor: int) -> Any:
     from nixfleet_agent.runtime.lean import ENCODING_GUESSERS, SECOND_OPENSSL, without
 
     with without(*ENCODING_GUESSERS, *SECOND_OPENSSL):
+        from nixfleet_agent.config import schema  # noqa: F401
         from nixfleet_agent.runtime import daemon  # noqa: F401
     import tests.faults.agent  # noqa: F401
 
