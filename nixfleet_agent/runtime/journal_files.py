@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ DAMAGED = frozenset(
 )
 #: Longest part of a host's name that goes into a file name, which has room for 255 bytes.
 _HOST_PART = 64
+_SOAK_LEFT = "soakLeftSecs"
 
 
 class Name(NamedTuple):
@@ -95,13 +97,24 @@ class Entry:
             body["refusal"] = self.refusal
         return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
+    @property
+    def soak_left(self) -> float | None:
+        """Seconds that the soak still had to go when this was written, as measured then; None where nobody measured."""
+        value = self.local.get(_SOAK_LEFT)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return None
+        return float(value) if 0 <= value < math.inf else None
+
     def remote_event(self) -> Event:
         """The event as the mirror half of the state machine takes it; raises ProtoError."""
         return from_wire(self.event, remote=True, local=self.local)
 
 
-def entry_of(event: Event, hostname: str, rollout_id: str, created_at: datetime) -> Entry:
-    """The journal entry of an event that has its seq."""
+def entry_of(
+    event: Event, hostname: str, rollout_id: str, created_at: datetime, soak_left: float | None = None
+) -> Entry:
+    """The journal entry of an event that has its seq; ``soak_left`` in seconds, where its rollout soaks."""
+    measured = {} if soak_left is None else {_SOAK_LEFT: round(soak_left, 3)}
     return Entry(
         seq=event.seq,
         hostname=hostname,
@@ -109,7 +122,7 @@ def entry_of(event: Event, hostname: str, rollout_id: str, created_at: datetime)
         kind=event.kind,
         created_at=created_at,
         event=to_wire(event),
-        local=local_fields(event),
+        local=local_fields(event) | measured,
     )
 
 

@@ -49,7 +49,7 @@ def fold(entries: Sequence[Entry], hostname: str, last_seq: int, monotonic: floa
         return None
     record = accepted.record(hostname)
     results: dict[str, Journaled] = {}
-    last_stamp = accepted.accepted_at
+    last_stamp, soak_left = accepted.accepted_at, None
     for entry in entries:
         if entry.seq == 0:
             continue
@@ -59,6 +59,8 @@ def fold(entries: Sequence[Entry], hostname: str, last_seq: int, monotonic: floa
             proven = _proven(event.at, entry)
             # Stamps from before the soak prove nothing about it: the clock may have been set back since.
             last_stamp = proven if isinstance(event, ActivationCompleted) else max(last_stamp, proven)
+            # What was measured counts before any stamp: a clock that was set ahead would end the soak at a restart.
+            soak_left = entry.soak_left if entry.soak_left is not None else soak_left
             if isinstance(event, ProbeResult):
                 results[event.probe_name] = Journaled(event, monotonic)
         except (ProtoError, TransitionError) as error:
@@ -66,7 +68,7 @@ def fold(entries: Sequence[Entry], hostname: str, last_seq: int, monotonic: floa
                 "skipped an event of the log: %s", error, extra={"rollout_id": entry.rollout_id, "seq": entry.seq}
             )
     record = replace(record, last_event_seq=max(record.last_event_seq, last_seq))
-    timers = timing.resumed(record, last_stamp, monotonic)
+    timers = timing.resumed(record, last_stamp, monotonic, soak_left)
     return Rollout(record, accepted, timers, still_in(record, results))
 
 

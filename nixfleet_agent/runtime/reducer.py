@@ -308,7 +308,8 @@ class Reducer(Worker):
             return False
         emitted = [effect.event for effect in effects if isinstance(effect, EmitEvent)]
         for written in emitted:
-            entry = entry_of(written, self._journal.hostname, rollout_id, now)
+            left = timing.soak_left(rollout.record, rollout.timers, self.clock.monotonic())
+            entry = entry_of(written, self._journal.hostname, rollout_id, now, left)
             if not self._writer.write(entry, written):
                 return False
         timers = timing.applied(rollout.timers, record, event, self.clock.monotonic())

@@ -1,7 +1,7 @@
 """When a soaking rollout fails or converges: measured on a clock that nobody can set, decided by a pure function.
 
 The stamps in a record come from the wall clock, which can be stepped; a soak must not end, and a rollback not fire,
-because somebody corrected the time. So each process measures for itself: what the logged stamps prove had passed
+because somebody corrected the time. So each process measures for itself: what the log proves had passed
 before it started, plus its own monotonic seconds since.
 """
 
@@ -51,11 +51,24 @@ class Convergence:
     """The soak is over and every gate passed."""
 
 
-def resumed(record: RolloutRecord, last_stamp: datetime, monotonic: float) -> Timers:
-    """Timers of a rollout folded from its log; ``last_stamp`` is the latest time that the log proves."""
+def soak_left(record: RolloutRecord, timers: Timers, monotonic: float) -> float | None:
+    """Seconds that a soak still has to go, 0.0 when it is over; None for a rollout that does not soak."""
+    if record.state is not State.SOAKING or timers.soak_ends is None:
+        return None
+    return max(0.0, timers.soak_ends - monotonic)
+
+
+def resumed(
+    record: RolloutRecord, last_stamp: datetime, monotonic: float, measured_left: float | None = None
+) -> Timers:
+    """Timers of a rollout folded from its log.
+
+    ``measured_left`` is what the log says that the soak still had to go at its last event (seconds); ``last_stamp``,
+    the latest time that the log proves, is for logs of agents that did not say so.
+    """
     if record.state is not State.SOAKING or record.soak_due_at is None:
         return Timers()
-    left = max(0.0, (record.soak_due_at - last_stamp).total_seconds())
+    left = max(0.0, (record.soak_due_at - last_stamp).total_seconds()) if measured_left is None else measured_left
     probes = {
         name: ProbeTimer(
             probe.status,

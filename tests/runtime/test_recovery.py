@@ -17,7 +17,7 @@ from nixfleet_agent.runtime import accepted as seq_zero
 from nixfleet_agent.runtime.accepted import DISPATCH_KIND, Accepted
 from nixfleet_agent.runtime.inputs import Ack, Activate, AdvanceTick, HostEvent, ReducerInput
 from nixfleet_agent.runtime.journal import Journal
-from nixfleet_agent.runtime.journal_files import Entry, entry_of
+from nixfleet_agent.runtime.journal_files import Entry, decode, entry_of
 from nixfleet_agent.runtime.orders import ActivateForward, Release, ResetProbes, RollBack
 from nixfleet_agent.runtime.parts import recover_quarantine
 from nixfleet_agent.runtime.recovery import fold, recover
@@ -140,6 +140,28 @@ class ByState(Case):
         self.host.clock.advance(1)
         self.host.tick()
         self.assertIs(self.host.record().state, State.CONVERGED)
+
+    def test_a_clock_that_was_set_meanwhile_changes_nothing_about_the_soak_after_a_restart(
+        self,
+    ) -> None:
+        for step in (86_400, -86_400):
+            with self.subTest(step=step):
+                self.host = TestHost(self)
+                self.host.start()
+                self.host.soaking(R, soak_floor=10)
+                self.host.clock.advance(200)
+                self.host.clock.step(step)
+                self.host.tell(R, "ProbeResult", status=PASS)
+                self.host.restart(TARGET)
+                self.host.declare(R, "web")
+                self.host.tell(R, "ProbeResult", status=PASS)
+                self.host.clock.advance(399)
+                self.host.tick()
+                self.assertIs(self.host.record().state, State.SOAKING)
+                self.host.clock.advance(1)
+                self.host.tick()
+                self.assertIs(self.host.record().state, State.CONVERGED)
+                self.host.stop()
 
     def test_soaking_while_an_operators_switch_runs_reports_drift_and_nothing_else(self) -> None:
         self.host.soaking(R)
@@ -312,6 +334,14 @@ class Folding(unittest.TestCase):
         rollout = self.folded(self.soaking(ProbeResult={"observed_at": at(203)}))
         self.assertEqual(rollout.timers.soak_ends, 100.0 + 400)
         self.assertFalse(rollout.timers.probes["web"].seen)
+
+    def test_what_was_measured_counts_before_any_stamp_and_a_damaged_number_does_not(self) -> None:
+        entries = self.soaking(ProbeResult={"observed_at": at(203)})
+        for left, ends in ((550.5, 650.5), (0, 100.0), (None, 500.0), (-1, 500.0), (True, 500.0), ("9", 500.0)):
+            with self.subTest(left=left):
+                last = replace(entries[-1], local={"soakLeftSecs": left})
+                rollout = self.folded([*entries[:-1], decode(last.encode())])
+                self.assertEqual(rollout.timers.soak_ends, ends)
 
     def test_stamps_from_before_the_soak_prove_nothing_about_it(self) -> None:
         # The clock was an hour ahead when the Dispatch was accepted, and was set right before the switch ended.
