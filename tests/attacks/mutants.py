@@ -61,7 +61,9 @@ def main(names: list[str], *, only_list: bool = False) -> int:
 def baseline(folder: Path, chosen: list[Defence]) -> str:
     """The output of the named tests on an unchanged copy where they fail; empty when all is well."""
     place = copy(folder / "sound")
-    tests = sorted({test for defence in chosen for test in defence.tests})
+    named = {test for defence in chosen for test in defence.tests}
+    # A class whose module is named too would run twice in one process, which hypothesis does not have.
+    tests = sorted(test for test in named if not any(test.startswith(f"{other}.") for other in named))
     done = run(place, tests, limit=900)
     return "" if done is not None and done.returncode == 0 else (done.stderr[-4000:] if done else "out of time")
 
