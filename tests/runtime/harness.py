@@ -25,7 +25,7 @@ from unittest import mock
 from nixfleet_agent import durable
 from nixfleet_agent.runtime.applier import Applier, HostView
 from nixfleet_agent.runtime.backoff import Backoff
-from nixfleet_agent.runtime.input_queue import InputQueue
+from nixfleet_agent.runtime.input_queue import CAPACITY, InputQueue
 from nixfleet_agent.runtime.inputs import Acceptance, Ack, Activate, AdvanceTick, Answer, HostEvent, ReducerInput
 from nixfleet_agent.runtime.journal import Journal
 from nixfleet_agent.runtime.journal_files import parse_name
@@ -77,6 +77,7 @@ class TestHost:
         self.transitions: list[RecordTransition] = []
         self.kicks = 0
         self.retry_secs = 0.001
+        self.capacity = CAPACITY
         self.quarantined: list[tuple[str, str]] = []
         self.died: list[BaseException] = []
         self.running = False
@@ -87,7 +88,7 @@ class TestHost:
     def start(self, current: str | None = PRIOR, *, settle: bool = True) -> None:
         self.current = current
         self.shutdown = ShutdownToken(self.clock)
-        self.inputs = InputQueue(self.shutdown)
+        self.inputs = InputQueue(self.shutdown, self.capacity)
         self.board = StatusBoard()
         self.journal = Journal(self.state_dir, HOSTNAME)
         self.journal.open()

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import random
 import threading
 import unittest
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
+from pathlib import Path
+from unittest import mock
 
+from nixfleet_agent import durable
 from nixfleet_agent.runtime.input_queue import CAPACITY, InputQueue
-from nixfleet_agent.runtime.inputs import AdvanceTick, ManifestSetUpdated, ReplayRequested
+from nixfleet_agent.runtime.inputs import AdvanceTick, HostEvent, ManifestSetUpdated, ReplayRequested
 from nixfleet_agent.runtime.mailbox import Mailbox
 from nixfleet_agent.runtime.shutdown import ShutdownToken
+from tests.runtime.harness import TARGET, TestHost
 from tests.support.clock import PATIENCE, FakeClock
 
 T0 = datetime(2026, 5, 16, tzinfo=timezone.utc)
@@ -129,6 +137,70 @@ class Case(unittest.TestCase):
         for number in range(4):
             mine = [seq for seq in seen if seq // 1000 == number]
             self.assertEqual(mine, sorted(mine))
+
+
+class EverythingAtOnce(unittest.TestCase):
+    """The real reducer behind a queue of two places, on a slow disk that often refuses, while all others are at it."""
+
+    WORKERS, EVENTS = 4, 40
+
+    def test_no_input_is_lost_no_order_changed_and_every_thread_ends(self) -> None:
+        chance = random.Random(4)
+        host = TestHost(self)
+        host.capacity = 2
+        host.start()
+        host.soaking("stable@aa", soak_floor=600)
+        over = threading.Event()
+        pool = ThreadPoolExecutor(self.WORKERS + 5)
+        self.addCleanup(pool.shutdown, wait=False)
+
+        def until_over(act: Callable[[], object]) -> Callable[[], None]:
+            def body() -> None:
+                while not over.wait(chance.random() * 0.002):
+                    act()
+
+            return body
+
+        def disk(step: str, path: Path) -> None:
+            over.wait(chance.random() * 0.001)
+            if threading.current_thread().name == "reducer" and chance.random() < 0.05:
+                raise OSError(chance.choice((errno.EIO, errno.ENOSPC)), "refused by the test")
+
+        def tells(number: int) -> None:
+            for event in range(self.EVENTS):
+                name = f"{number}-{event:02}"
+                host.put(HostEvent("stable@aa", host.event("ProbeObservedFirst", probe_name=name)))
+
+        def deliver() -> None:
+            path = host.journal.first("stable@aa")
+            if path is not None:
+                host.journal.delivered("stable@aa", path)
+
+        with mock.patch.object(durable, "boundary", disk):
+            workers = [pool.submit(tells, number) for number in range(self.WORKERS)]
+            others = [
+                pool.submit(until_over(act))
+                for act in (
+                    deliver,
+                    host.journal.rescan_queue,
+                    lambda: host.inputs.put_latest(AdvanceTick(TARGET)),
+                    lambda: host.inputs.put(ReplayRequested(("stable@aa",), chance.randrange(100))),
+                    lambda: host.clock.advance(1),
+                )
+            ]
+            self.addCleanup(over.set)
+            for worker in workers:
+                worker.result(PATIENCE)
+            host.settle()
+            over.set()
+            for other in others:
+                other.result(PATIENCE)
+        log = host.journal.read("stable@aa")
+        self.assertEqual([entry.seq for entry in log], list(range(len(log))))
+        named = [str(entry.event["probeName"]) for entry in log if entry.kind == "ProbeObservedFirst"]
+        for number in range(self.WORKERS):
+            mine = [name for name in named if name.startswith(f"{number}-")]
+            self.assertEqual(mine, [f"{number}-{event:02}" for event in range(self.EVENTS)])
 
 
 if __name__ == "__main__":
