@@ -586,7 +586,7 @@ _HINTS = (
         "commands/times.py",
         "except OverflowError:",
         "except KeyError:",
-        (_BODIES + "Names.test_a_soak_until_the_end_of_the_calendar",),
+        ("tests.commands.test_times",),
     ),
 )
 _LIVENESS = (
