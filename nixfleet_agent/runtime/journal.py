@@ -8,17 +8,14 @@ A rollout's files, wherever they lie, are its whole log::
     outbound-dropped/          given up by an operator
     outbound-corrupt/          unreadable; its name still counts, so its seq is never used again
 
-The reducer appends and replays, the outbound worker moves what was delivered; the index that they share is changed
-under a lock that is never held across I/O.
+The reducer appends and replays, the outbound worker moves what was delivered; what they share is the index.
 """
 
 from __future__ import annotations
 
-import heapq
 import json
 import logging
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
@@ -26,9 +23,9 @@ from pathlib import Path
 
 from nixfleet_agent import durable
 from nixfleet_agent.errors import ProtoError, StorageError
-from nixfleet_agent.proto.heartbeat import MAX_SEQ
 from nixfleet_agent.proto.times import format_time
 from nixfleet_agent.runtime.journal_files import DAMAGED, Entry, Name, decode, file_name, parse_name, read_raw
+from nixfleet_agent.runtime.journal_index import JournalIndex
 from nixfleet_agent.text import clip, printable
 
 log = logging.getLogger("nixfleet_agent.journal")
@@ -46,11 +43,7 @@ class Journal:
     def __init__(self, state_dir: Path, hostname: str) -> None:
         self.hostname = hostname
         self._root = state_dir
-        self._lock = threading.Lock()
-        self._kinds: dict[str, dict[int, str]] = {}
-        self._order: dict[str, list[int]] = {}
-        self._last_seq: dict[str, int] = {}
-        self._rejected = 0
+        self._index = JournalIndex()
 
     # -- life ---------------------------------------------------------------------------------
 
@@ -79,7 +72,7 @@ class Journal:
         A process that was killed may have left a name that no fsync has seen. That is the last event's, or seq 0's
         where nothing followed it.
         """
-        begun = [f"{SENT}/{rollout_id}" for rollout_id, last in self._last_seq.items() if last == 0]
+        begun = [f"{SENT}/{rollout_id}" for rollout_id, last in self._index.last_seqs().items() if last == 0]
         for folder in (QUEUE, SENT, *begun):
             try:
                 durable.sync_directory(self._root / folder)
@@ -89,14 +82,14 @@ class Journal:
     def learn(self) -> None:
         """Learn the names of all entries and change nothing: enough for a command that only reads."""
         for name, _ in self._names(self._root / QUEUE):
-            self._index(name)
+            self._index.add(name)
         for folder in (REJECTED, DROPPED, CORRUPT):
             for name, _ in self._names(self._root / folder):
-                self._seen(name.rollout_id, name.seq)
+                self._index.seen(name.rollout_id, name.seq)
         self._count_rejected()
         for rollout in self._sent_rollouts():
             for name, _ in self._names(self._root / SENT / rollout):
-                self._seen(name.rollout_id, name.seq)
+                self._index.seen(name.rollout_id, name.seq)
 
     def _sent_rollouts(self) -> list[str]:
         return [name for name in self._files(self._root / SENT) if not name.endswith(_TOMBSTONE)]
@@ -116,18 +109,6 @@ class Journal:
             if name is not None:
                 yield name, file
 
-    def _index(self, name: Name) -> None:
-        with self._lock:
-            kinds = self._kinds.setdefault(name.rollout_id, {})
-            if name.seq not in kinds:
-                kinds[name.seq] = name.kind
-                heapq.heappush(self._order.setdefault(name.rollout_id, []), name.seq)
-            self._last_seq[name.rollout_id] = max(name.seq, self._last_seq.get(name.rollout_id, 0))
-
-    def _seen(self, rollout_id: str, seq: int) -> None:
-        with self._lock:
-            self._last_seq[rollout_id] = max(seq, self._last_seq.get(rollout_id, 0))
-
     # -- writing (reducer) --------------------------------------------------------------------
 
     def append(self, entry: Entry) -> None:
@@ -137,7 +118,7 @@ class Journal:
             StorageError: it is not durable, and must not be acted on.
         """
         durable.write(self._root / QUEUE / entry.name, entry.encode())
-        self._index(Name(entry.seq, entry.rollout_id, entry.kind))
+        self._index.add(Name(entry.seq, entry.rollout_id, entry.kind))
 
     def accept(self, entry: Entry) -> None:
         """Make seq 0 of a rollout durable; it is never posted.
@@ -154,7 +135,7 @@ class Journal:
             with suppress(StorageError):
                 durable.remove(path, sync=True)
             raise
-        self._seen(entry.rollout_id, 0)
+        self._index.seen(entry.rollout_id, 0)
 
     def replay(self, rollout_id: str, from_seq: int) -> int:
         """Queue every event of ``rollout_id`` with ``seq >= from_seq`` again; how many were moved.
@@ -167,7 +148,7 @@ class Journal:
         for name, file in sorted(self._names(folder), key=lambda found: found[0].seq):
             if name.seq >= max(1, from_seq):
                 durable.move(folder / file, self._root / QUEUE / file, sync=False)
-                self._index(name)
+                self._index.add(name)
                 moved += 1
         return moved
 
@@ -175,22 +156,16 @@ class Journal:
 
     def waiting(self) -> dict[str, int]:
         """Rollouts with undelivered events, and how many."""
-        with self._lock:
-            return {rollout: len(kinds) for rollout, kinds in self._kinds.items() if kinds}
+        return self._index.waiting()
 
     def first(self, rollout_id: str) -> Path | None:
         """The undelivered event with the lowest seq; None when all are delivered."""
-        with self._lock:
-            order, kinds = self._order.get(rollout_id), self._kinds.get(rollout_id)
-            if not order or not kinds:
-                return None
-            name = file_name(order[0], self.hostname, rollout_id, kinds[order[0]])
-        return self._root / QUEUE / name
+        name = self._index.first(rollout_id)
+        return None if name is None else self._root / QUEUE / file_name(name.seq, self.hostname, rollout_id, name.kind)
 
     def is_queued(self, rollout_id: str, seq: int) -> bool:
         """Whether that event still waits for delivery."""
-        with self._lock:
-            return seq in self._kinds.get(rollout_id, ())
+        return self._index.is_queued(rollout_id, seq)
 
     def delivered(self, rollout_id: str, path: Path) -> None:
         """The control plane has it. The rename needs no fsync: at worst the event is sent again.
@@ -205,11 +180,11 @@ class Journal:
             # The folder is made with seq 0; only a hand that tidied up can have removed it.
             durable.make_directory(folder)
             durable.move(path, folder / path.name, sync=False)
-        self._forget(rollout_id, path)
+        self._take(rollout_id, path)
         name = parse_name(path.name, self.hostname)
         if name is not None and path.exists():
             # A replay took it back between the rename and the line above, and found it indexed still.
-            self._index(name)
+            self._index.add(name)
 
     def reject(self, rollout_id: str, path: Path, status: int, answer: bytes, at: datetime) -> None:
         """The control plane refused the event itself: keep it with the answer, out of the way of the next one.
@@ -235,9 +210,8 @@ class Journal:
         known = place.exists()  # a kill before the removal below has it refused a second time
         durable.write(place, refused.encode())
         durable.remove(path)
-        self._forget(rollout_id, path)
-        with self._lock:
-            self._rejected += not known
+        self._take(rollout_id, path)
+        self._index.rejected(not known)
 
     def set_aside(self, path: Path, reason: str) -> None:
         """Move a file that can't be used to ``outbound-corrupt``; it is never deleted, and its seq stays taken.
@@ -249,79 +223,59 @@ class Journal:
         durable.move(path, _unused(self._root / CORRUPT / path.name), sync=True)
         name = parse_name(path.name, self.hostname)
         if name is not None:
-            self._seen(name.rollout_id, name.seq)
-            self._forget(name.rollout_id, path)
+            self._index.seen(name.rollout_id, name.seq)
+            self._take(name.rollout_id, path)
 
     def vanished(self, rollout_id: str, path: Path) -> None:
         """Somebody removed the file of an undelivered event: go on with the next one; its seq stays taken."""
         log.error("an undelivered event is gone from the queue: %s", printable(path.name))
-        self._forget(rollout_id, path)
+        self._take(rollout_id, path)
 
-    def _forget(self, rollout_id: str, path: Path) -> None:
+    def _take(self, rollout_id: str, path: Path) -> None:
         name = parse_name(path.name, self.hostname)
-        if name is None:
-            return
-        with self._lock:
-            kinds, order = self._kinds.get(rollout_id, {}), self._order.get(rollout_id, [])
-            kinds.pop(name.seq, None)
-            while order and order[0] not in kinds:
-                heapq.heappop(order)
-            if not kinds:
-                self._kinds.pop(rollout_id, None)
-                self._order.pop(rollout_id, None)
+        if name is not None:
+            self._index.take(rollout_id, name.seq)
 
     def rescan_queue(self) -> int:
         """Pick up entries that an operator's `queue retry` put back; how many are new.
 
-        Meanwhile events are appended and delivered: one that is above the last seq is about to be made durable, and is
-        not to be sent before; one that is gone again was delivered.
+        Meanwhile events are appended and delivered: one that is gone again was delivered.
         """
         found = 0
         for name, file in self._names(self._root / QUEUE):
             path = self._root / QUEUE / file
-            with self._lock:
-                queued = name.seq in self._kinds.get(name.rollout_id, ())
-                appended = name.seq > self._last_seq.get(name.rollout_id, MAX_SEQ)
-            if queued or appended or not path.exists():
+            if not self._index.is_news(name) or not path.exists():
                 continue
-            self._index(name)
+            self._index.add(name)
             found += 1
             if not path.exists():
-                self._forget(name.rollout_id, path)
+                self._take(name.rollout_id, path)
         self._count_rejected()
         return found
 
     def _count_rejected(self) -> None:
-        rejected = sum(1 for _ in self._names(self._root / REJECTED))
-        with self._lock:
-            self._rejected = rejected
+        self._index.rejected(counted=sum(1 for _ in self._names(self._root / REJECTED)))
 
     # -- reading ------------------------------------------------------------------------------
 
     def rollouts(self) -> list[str]:
         """Every rollout with at least one entry on disk, but for those whose log was pruned."""
-        with self._lock:
-            known = sorted(self._last_seq)
-        return [rollout_id for rollout_id in known if not self._is_pruned(rollout_id)]
+        return [rollout_id for rollout_id in sorted(self._index.last_seqs()) if not self._is_pruned(rollout_id)]
 
     def last_seq(self, rollout_id: str) -> int:
         """The highest seq over all names of the rollout, readable or not; 0 when there is none."""
-        with self._lock:
-            return self._last_seq.get(rollout_id, 0)
+        return self._index.last_seq(rollout_id) or 0
 
     def knows(self, rollout_id: str) -> bool:
         """Whether the rollout has entries, or had some before they were pruned."""
-        with self._lock:
-            known = rollout_id in self._last_seq
-        return known or self._is_pruned(rollout_id)
+        return self._index.last_seq(rollout_id) is not None or self._is_pruned(rollout_id)
 
     def _is_pruned(self, rollout_id: str) -> bool:
         return (self._root / SENT / f"{rollout_id}{_TOMBSTONE}").exists()
 
     def counts(self) -> tuple[int, int]:
         """(queued, rejected) entries."""
-        with self._lock:
-            return sum(len(kinds) for kinds in self._kinds.values()), self._rejected
+        return sum(self._index.waiting().values()), self._index.rejected()
 
     def oldest_queued(self) -> datetime | None:
         """When the oldest undelivered event was created; None when the queue is empty."""
@@ -345,9 +299,7 @@ class Journal:
         for folder in (self._root / DROPPED, self._root / REJECTED, self._root / SENT / rollout_id):
             mine = ((name.seq, file) for name, file in self._names(folder) if name.rollout_id == rollout_id)
             found |= {seq: f"{folder}/{file}" for seq, file in mine}
-        with self._lock:
-            queued = dict(self._kinds.get(rollout_id, {}))
-        for seq, kind in queued.items():
+        for seq, kind in self._index.queued(rollout_id).items():
             found[seq] = f"{self._root}/{QUEUE}/{file_name(seq, self.hostname, rollout_id, kind)}"
         entries = []
         for seq, path in sorted(found.items()):
@@ -374,8 +326,7 @@ class Journal:
         line = {"rolloutId": rollout_id, "lastEventSeq": self.last_seq(rollout_id), "prunedAt": format_time(at)}
         durable.write(self._root / SENT / f"{rollout_id}{_TOMBSTONE}", json.dumps(line).encode() + b"\n")
         self._remove_log(rollout_id)
-        with self._lock:
-            self._last_seq.pop(rollout_id, None)
+        self._index.forget(rollout_id)
 
     def _remove_log(self, rollout_id: str) -> None:
         """Seq 0 goes last: as long as anything is there, the rest says which rollout it was."""
