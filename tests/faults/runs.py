@@ -121,7 +121,8 @@ class Runs:
         except Problem as problem:
             outcome.problems.append(f"{name}, {what}: {problem} [{KEPT / rig.folder.name}]")
             return outcome
-        found = story.differences(baseline.ending, finished.ending, but) + finished.flaws
+        rebooted = any(plan.get("action") == "power" for plan in plans.values())
+        found = story.differences(baseline.ending, finished.ending, but, rebooted=rebooted) + finished.flaws
         outcome.problems += [f"{name}, {what}: {line}" for line in found]
         if not finished.killed and any(plan.get("action") in ("kill", "power") for plan in plans.values()):
             outcome.notes.append(f"{name}, {what}: not met")

@@ -18,14 +18,21 @@ class Story:
     be said of it is a beginning of the way to its convergence.
 
     ``stays`` is where the host stays when that one's switch was never fired, if it matters.
+    ``arrives`` is the release whose boot entry is there before its switch is judged: a reboot in between brings the
+    host there, and then it has arrived.
     """
 
     tell: Callable[[Rig], None]
     slack: str | None = None
     stays: str | None = None
+    arrives: str | None = None
 
-    def differences(self, here: Ending, there: Ending, but: frozenset[str] = frozenset()) -> list[str]:
-        """What of ``there`` is not as in the undisturbed ``here``."""
+    def differences(
+        self, here: Ending, there: Ending, but: frozenset[str] = frozenset(), *, rebooted: bool = False
+    ) -> list[str]:
+        """What of ``there``, which a reboot disturbed or not, is not as in the undisturbed ``here``."""
+        if rebooted and self.arrives is not None:
+            here = self._arrived(here, there)
         if self.stays and f"switch {self.slack}" not in there.switches:
             here = replace(here, runs=self.stays, profile=self.stays, boots=self.stays, active=there.active)
         found = here.without(self.slack).differences(there.without(self.slack), but=but)
@@ -34,6 +41,16 @@ class Story:
             if said != ALL_THE_WAY[: len(said)]:
                 found.append(f"{self.slack}: {said}")
         return found
+
+    def _arrived(self, here: Ending, there: Ending) -> Ending:
+        """The undisturbed end, or, where nothing but an arrival was told, that of a release that converges."""
+        assert self.arrives is not None
+        name, key = self.arrives, rollout_id(self.arrives)
+        if there.milestones != {key: ALL_THE_WAY}:
+            return here
+        state = {key: str(State.CONVERGED)}
+        told: dict[str, tuple[str, ...]] = {key: ALL_THE_WAY}
+        return replace(here, runs=name, profile=name, boots=name, states=state, mirrored=state, milestones=told)
 
 
 def forward(rig: Rig) -> None:
@@ -54,7 +71,7 @@ def failed_switch(rig: Rig) -> None:
     """The release's own switch script fails."""
     rig.publish("broken")
     rig.start()
-    rig.until_state("broken", State.REVERTED)
+    rig.until(lambda: rig.state("broken") in (State.REVERTED, State.CONVERGED), "broken taken back, or booted")
 
 
 def absent(rig: Rig) -> None:
@@ -68,9 +85,10 @@ def deferred(rig: Rig) -> None:
     """Another kernel: it takes a reboot."""
     rig.publish("kernel")
     rig.start()
-    rig.until_state("kernel", State.DEFERRED)
-    rig.until_delivered()
-    rig.reboot()
+    rig.until(lambda: rig.state("kernel") in (State.DEFERRED, State.CONVERGED), "a deferral, or a reboot before it")
+    if rig.state("kernel") is State.DEFERRED:
+        rig.until_delivered()
+        rig.reboot()
     rig.until_state("kernel", State.CONVERGED)
 
 
@@ -117,9 +135,9 @@ def handed_back_activating(rig: Rig) -> None:
 STORIES: Mapping[str, Story] = {
     "forward": Story(forward),
     "rollback": Story(rollback),
-    "failed-switch": Story(failed_switch),
+    "failed-switch": Story(failed_switch, arrives="broken"),
     "absent": Story(absent),
-    "deferred": Story(deferred),
+    "deferred": Story(deferred, arrives="kernel"),
     "superseded-soaking": Story(superseded_soaking),
     "superseded-activating": Story(superseded_activating, "slow"),
     "handed-back": Story(handed_back),
