@@ -164,13 +164,23 @@ class _Main:
         hard_stop.cancel()
         agent.close()
         log.info("stopped")
-        if left:
-            # A thread inside getaddrinfo can't be woken, and Python would wait for it; the journal is safe.
+        # Threads below the workers too: a probe's inside getaddrinfo, or in the exec of a program on a dead disk. They
+        # can't be woken, and Python would wait for them; the journal is safe.
+        if left := sorted(left_behind()):
             log.warning("left behind: %s", ", ".join(left))
             self._logs.close()
             sys.stdout.flush()
             os._exit(code)
         return code
+
+
+def left_behind() -> list[str]:
+    """The names of the threads that this one would wait for at the end of the process."""
+    return [
+        thread.name
+        for thread in threading.enumerate()
+        if not thread.daemon and thread is not threading.current_thread()
+    ]
 
 
 def _log_defect(defect: threading.ExceptHookArgs) -> None:

@@ -51,6 +51,10 @@ from nixfleet_agent.runtime import daemon
 def die(self): raise KeyError("a defect of the main thread")
 daemon._Main._look_around = die
 """
+_A_PROBE_HANGS = """
+import threading
+threading.Thread(target=threading.Event().wait, name="probe db").start()
+"""
 _IGNORES_CHILDREN = "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)"
 _RUN = "import sys\n{defect}\nfrom nixfleet_agent.cli import main\nsys.exit(main(['run', '--config', sys.argv[1]]))"
 
@@ -141,6 +145,13 @@ class Ends(Case):
         asked = {"/v1/agent/dispatch", "/v1/agent/heartbeat"}
         until(lambda: asked <= {request.path.partition("?")[0] for request in server.requests}, "both requests")
         self.terminated(process)
+
+    def test_with_0_and_in_time_while_a_thread_below_a_worker_hangs(self) -> None:
+        """One of a probe set that was stopped long ago: no worker knows it any more."""
+        process = self.start(_A_PROBE_HANGS)
+        self.until_logged("started")
+        self.terminated(process)
+        self.assertEqual(self.lines()[-1]["message"], "left behind: probe db")
 
     def test_with_75_where_another_agent_has_the_state_directory_and_leaves_that_alone(self) -> None:
         first = self.started()
