@@ -33,6 +33,12 @@ def marked(folder: Path) -> list[int]:
     return found
 
 
+def children(parent: int) -> list[int]:
+    """The processes that a process has started, whichever of its threads did."""
+    tasks = Path(f"/proc/{parent}/task").iterdir()
+    return sorted(int(pid) for task in tasks for pid in (task / "children").read_text().split())
+
+
 class DemoCase(unittest.TestCase):
     """One folder for the files of one demo."""
 

@@ -14,7 +14,7 @@ import urllib.request
 from pathlib import Path
 
 from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_INTERNAL
-from tests.demo_slow.case import COMMAND, PATIENCE, DemoCase, marked
+from tests.demo_slow.case import COMMAND, PATIENCE, DemoCase, children, marked
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ONE = ("--scenario", "canary", "--agents", "1")
@@ -46,8 +46,10 @@ class Interrupted(DemoCase):
     def test_a_demo_that_is_killed_leaves_neither_agent_nor_control_plane(self) -> None:
         process = self.start("--agents", "2")
         self.until(process, "agents started")
-        ours = {pid: os.pidfd_open(pid) for pid in marked(self.folder)}
-        self.assertEqual(len(ours), 3)
+        # Their own children (Nix, a switch) come and go meanwhile.
+        lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children(process.pid)}
+        ours = {pid: os.pidfd_open(pid) for pid, line in lines.items() if b"\0nixfleet_agent" in line}
+        self.assertEqual(len(ours), 3, lines)
         process.kill()
         process.wait()
         for pid, descriptor in ours.items():
