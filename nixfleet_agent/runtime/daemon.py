@@ -158,9 +158,8 @@ class _Main:
         hard_stop.start()
         agent = self._agent
         agent.stop()
-        left = agent.supervisor.join(STOP_GRACE)
-        if agent.reducer.name in left:
-            left = agent.supervisor.join(HARD_STOP)
+        if agent.reducer.name in agent.supervisor.join(STOP_GRACE):
+            agent.supervisor.join(HARD_STOP)
         hard_stop.cancel()
         agent.close()
         log.info("stopped")
