@@ -12,9 +12,10 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import requests
+from requests.structures import CaseInsensitiveDict
 
 from nixfleet_agent import __version__
 from nixfleet_agent.clock import Clock, SystemClock
@@ -175,8 +176,7 @@ class ControlPlane:
         client_certificate: bool = True,
         trial: Identity | None = None,
     ) -> Answer:
-        url = self._base_url + path
-        request = requests.Request(method, url, {**self._headers, **headers}, data=body, params=params).prepare()
+        request = self._prepared(method, path, {**self._headers, **headers}, body, params)
         began = self._clock.monotonic()
         outcome = "aborted"
         try:
@@ -189,6 +189,17 @@ class ControlPlane:
         finally:
             if self._observer is not None:
                 self._observer(endpoint_label(path), outcome, self._clock.monotonic() - began)
+
+    def _prepared(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None, params: Mapping[str, str] | None
+    ) -> requests.PreparedRequest:
+        """What ``Request.prepare`` makes, less what was done for the base URL once and for all."""
+        request = requests.PreparedRequest()
+        request.method = method
+        request.url = f"{self._base_url}{path}?{urlencode(params)}" if params else self._base_url + path
+        request.headers = CaseInsensitiveDict(headers)
+        request.prepare_body(body, None)
+        return request
 
     def _exchange(
         self,

@@ -38,7 +38,10 @@ class Gates:
 
 
 class DispatchCheck:
-    """Used by the long poll worker, in its thread; ``alive`` is its sign of life."""
+    """Used by the long poll worker, in its thread; ``alive`` is its sign of life.
+
+    ``settle`` returns once the Dispatch is on disk: the reducer hears of none that a crash would lose.
+    """
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class DispatchCheck:
         shutdown: ShutdownToken,
         clock: Clock,
         alive: Callable[[], None],
+        settle: Callable[[], None],
     ) -> None:
         self._machine_id = machine_id
         self._cache = cache
@@ -57,6 +61,7 @@ class DispatchCheck:
         self._shutdown = shutdown
         self._clock = clock
         self._alive = alive
+        self._settle = settle
 
     def ran_here(self, dispatch: Dispatch) -> bool:
         """Whether its rollout ran on this host already, and so will not run again."""
@@ -101,6 +106,7 @@ class DispatchCheck:
             received_at=pending.received_at,
             current_closure=self._gates.read_current(),
         )
+        self._settle()
         ack = Ack(self._shutdown.wakeup())
         try:
             self._inputs.put(Activate(wanted, ack, self._clock.monotonic() + GOOD_FOR), self._alive)

@@ -1,14 +1,16 @@
 """Long poll worker: waits for "it is your turn", and hands the reducer only what CI signed for this host.
 
-A Dispatch is on disk before anything else is done with it, and stays there until it is decided. It is verified from
-the start at each try; between tries the long poll goes on with a short wait.
+A Dispatch goes to disk at once, while its artifacts are fetched, and stays there until it is decided. It is verified
+from the start at each try; between tries the long poll goes on with a short wait.
 """
 
 from __future__ import annotations
 
 import random
+import threading
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 
 from nixfleet_agent.clock import Clock
 from nixfleet_agent.config.model import Config
@@ -28,7 +30,7 @@ from nixfleet_agent.runtime.pending_dispatch import PendingDispatch
 from nixfleet_agent.runtime.refusals import Refusals
 from nixfleet_agent.runtime.shutdown import ShutdownToken
 from nixfleet_agent.runtime.status import StatusBoard
-from nixfleet_agent.runtime.worker import Worker
+from nixfleet_agent.runtime.worker import Worker, start_thread
 
 PATH = "/v1/agent/dispatch"
 #: What a client waits longer than the server was asked to, in seconds.
@@ -40,6 +42,9 @@ LONGEST_POLL = 60.0
 #: Longest that one try may be without a sign of life: three artifacts at two requests each, all of them twice, each to
 #: its deadline (450 s), and the reducer's answer. A server that drips must not have the watchdog restart the agent.
 LONGEST_TRY = 500.0
+#: Seconds without this worker once a Dispatch was accepted: its next words would take the interpreter from the reducer
+#: and the outbound worker, who acknowledge it meanwhile.
+COURTESY = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +85,12 @@ class LongPollWorker(Worker):
         self._control_plane = control_plane
         self._cache = cache
         self._board = board
-        self._check = DispatchCheck(config.machine_id, cache, gates, inputs, shutdown, clock, self.alive)
+        self._check = DispatchCheck(config.machine_id, cache, gates, inputs, shutdown, clock, self.alive, self._settle)
         self._disk = PendingDispatch(config.state_dir)
         self._refusals = Refusals(board, clock, self.log)
         self._poll_backoff = Backoff(tuning.backoff_initial, tuning.backoff_max, chance)
         self._try_backoff = Backoff(tuning.backoff_initial, tuning.backoff_max, chance)
+        self._saving: threading.Thread | None = None
         self._pending: Pending | None = None
         self._measured = clock.monotonic()
         self._next_try = 0.0
@@ -103,6 +109,7 @@ class LongPollWorker(Worker):
             early = self._last_start + LEAST_INTERVAL - self.clock.monotonic()
             if not self.shutdown.wait(max(0.0, early)):
                 self._poll()
+        self._settle()
 
     # -- the long poll ------------------------------------------------------------------------
 
@@ -164,13 +171,16 @@ class LongPollWorker(Worker):
             self._board.count("dispatches", outcome="replaced")
             self.log.info("a newer Dispatch replaces a kept one", extra={"rollout_id": replaced.dispatch.rollout_id})
         now = self.clock.now()
-        self._begin(Pending(dispatch, received_at=now, as_of=now))
-        self._save(self._pending)
+        pending = Pending(dispatch, received_at=now, as_of=now)
+        self._settle()
+        self._begin(pending)
+        self._saving = start_thread("longpoll disk", partial(self._save, pending))
 
     # -- one try ------------------------------------------------------------------------------
 
     def _restore(self) -> None:
         """Take up what was pending: at start, and after this worker died of something unexpected."""
+        self._settle()
         pending = self._disk.load()
         if pending is None and self._pending is not None:
             self._next_try = self.clock.monotonic()  # it could never be written, and is known here alone
@@ -189,6 +199,7 @@ class LongPollWorker(Worker):
         pending = self._measure(pending)
         gated = self._last is not None and self._last.gated
         outcome = self._check.outcome(pending, anew=self._tries > 0, gated=gated)
+        self._settle()
         self._tries += 1
         if self.shutdown.is_set and isinstance(outcome, Keep):
             return
@@ -223,6 +234,8 @@ class LongPollWorker(Worker):
 
     def _end(self, dispatch: Dispatch, outcome: Refuse | Expire | Done) -> None:
         self._pending = None
+        if outcome == decision.ACCEPTED:
+            self.shutdown.wait(COURTESY)
         try:
             self._disk.clear()
         except StorageError as error:
@@ -240,9 +253,13 @@ class LongPollWorker(Worker):
         self._board.count("dispatches", outcome=outcome.label)
         self.log.info("Dispatch: %s", outcome.label, extra=fields)
 
-    def _save(self, pending: Pending | None) -> None:
-        if pending is None:
-            return
+    def _settle(self) -> None:
+        """Wait until what was received is on disk, or has been said not to be."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.join()
+
+    def _save(self, pending: Pending) -> None:
         try:
             self._disk.save(pending)
         except StorageError as error:

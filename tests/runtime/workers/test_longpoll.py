@@ -8,6 +8,7 @@ import threading
 import unittest
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -22,6 +23,7 @@ from nixfleet_agent.runtime.workers.longpoll import LongPollWorker
 from nixfleet_agent.state_machine.states import Policy
 from tests.runtime.harness import until
 from tests.runtime.release_base import FLEET_PATH, ROLLOUT, ReleaseTestCase, rollout_path, target
+from tests.support.clock import PATIENCE
 from tests.support.https_server import Hang, Reply, Request
 from tests.support.signing import CiSigner, Release, closure_name, manifest_value
 
@@ -177,30 +179,41 @@ class Accepting(LongPollTestCase):
         self.assertIsNone(self.pending())
         self.assertEqual(self.counted("dispatches"), {"received": 1, "accepted": 1})
 
-    def test_it_is_durable_before_anything_is_fetched_and_nothing_is_cached_before_the_acknowledgement(
+    def test_it_is_durable_before_the_reducer_hears_of_it_and_nothing_is_cached_before_the_acknowledgement(
         self,
     ) -> None:
         release = self.publish()
         steps: list[str] = []
         before, durable.boundary = durable.boundary, lambda step, path: steps.append(f"{step} {path.name}")
         self.addCleanup(setattr, durable, "boundary", before)
-        at_fetch: list[list[str]] = []
         at_reducer: list[list[str]] = []
-        manifest = release.rollout("stable").raw
-
-        def serve(request: Request) -> Reply:
-            at_fetch.append(list(steps))
-            return Reply(200, manifest)
-
-        self.server.route("GET", rollout_path(), handler=serve)
         self.on_activate = lambda: at_reducer.append(list(steps))
         self.run_worker(self.dispatch(release))
         self.seconds(1)
-        written = ["create", "fsync", "rename"]
-        self.assertEqual(at_fetch[0], [f"{step} pending-dispatch.json" for step in written] + ["fsync-dir state"])
-        self.assertEqual(at_reducer, at_fetch[:1])
+        written = [f"{step} pending-dispatch.json" for step in ("create", "fsync", "rename")] + ["fsync-dir state"]
+        self.assertEqual(at_reducer, [written])
         # The acknowledgement is written and sent by others now: no fsync of this worker competes with theirs.
-        self.assertEqual(steps, [*at_fetch[0], "remove pending-dispatch.json"])
+        self.assertEqual(steps, [*written, "remove pending-dispatch.json"])
+
+    def test_a_slow_disk_holds_up_no_request_but_the_reducer_hears_of_it_afterwards(self) -> None:
+        release = self.publish()
+        disk_works = threading.Event()
+        before = durable.boundary
+
+        def boundary(step: str, path: Path) -> None:
+            disk_works.wait(PATIENCE)
+
+        durable.boundary = boundary
+        self.addCleanup(setattr, durable, "boundary", before)
+        self.addCleanup(disk_works.set)
+        heard: list[bool] = []
+        self.on_activate = lambda: heard.append(disk_works.is_set())
+        self.bodies.append(self.dispatch(release))
+        self._start(self.worker.run)
+        self.until_asked(f"{FLEET_PATH}/sig")  # the last of all, and the disk has not answered yet
+        disk_works.set()
+        self.rest()
+        self.assertEqual(heard, [True])
 
     def test_what_verified_for_a_dispatch_that_must_wait_is_cached_and_marked_at_once(self) -> None:
         release = self.publish()
@@ -268,6 +281,7 @@ class Accepting(LongPollTestCase):
         self.publish(release)
         self.worker = self.new_worker()
         self.run_worker()
+        self.seconds(1)
         self.assertEqual([a.target_closure for a in self.accepted], [target(release)])
         self.assertIsNone(self.pending())
 
