@@ -17,6 +17,7 @@ from typing import Any
 from nixfleet_agent.durable import TEMPORARY_SUFFIX
 from nixfleet_agent.proto.ids import file_part
 from nixfleet_agent.runtime.journal import DROPPED, REJECTED, SENT, Journal
+from nixfleet_agent.runtime.journal_files import parse_name
 from nixfleet_agent.runtime.recovery import recover
 from tests.faults.processes import processes_of
 from tests.faults.rig import HOSTNAME, Rig, rollout_id
@@ -141,9 +142,18 @@ def journal_events(rig: Rig, key: str) -> dict[int, dict[str, Any]]:
     return {entry["seq"]: entry["event"] for entry in entries if entry["seq"]}
 
 
+def _is_sent_again(rig: Rig, file: str) -> bool:
+    """Asked for once more just before the end: in the queue, and at the control plane already."""
+    name = parse_name(file, HOSTNAME)
+    if name is None or not (rig.host.state_dir / "outbound-queue" / file).exists():
+        return False
+    there = rig.control_plane.control.store.events(HOSTNAME, name.rollout_id)
+    return name.seq in {event["seq"] for event in there}
+
+
 def _of_the_disk(rig: Rig) -> Iterator[str]:
-    if rig.queued():
-        yield f"not delivered: {rig.queued()}"
+    if waiting := [name for name in rig.queued() if not _is_sent_again(rig, name)]:
+        yield f"not delivered: {waiting}"
     for folder, _, names in os.walk(rig.host.state_dir):
         yield from (f"stray file {folder}/{name}" for name in names if name.endswith(TEMPORARY_SUFFIX))
     if (rig.host.state_dir / "pending-dispatch.json").exists():
