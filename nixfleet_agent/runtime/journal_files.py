@@ -31,6 +31,7 @@ DAMAGED = frozenset(
 )
 #: Longest part of a host's name that goes into a file name, which has room for 255 bytes.
 _HOST_PART = 64
+_PIECE = 64 * 1024
 _SOAK_LEFT = "soakLeftSecs"
 
 
@@ -134,12 +135,15 @@ def read_raw(path: str | Path) -> bytes:
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        pieces = []
-        while piece := os.read(descriptor, 65536):
-            pieces.append(piece)
+        pieces = [os.read(descriptor, _PIECE)]
+        while len(pieces[-1]) == _PIECE:  # less than was asked for is the end of a file
+            pieces.append(os.read(descriptor, _PIECE))
     finally:
         os.close(descriptor)
     return b"".join(pieces)
+
+
+_DECODER = json.JSONDecoder()
 
 
 def _loads(raw: bytes) -> Any:
@@ -147,7 +151,7 @@ def _loads(raw: bytes) -> Any:
     if b"\\u" in raw or raw.count(b"[") + raw.count(b"{") > DEPTH_LIMIT or len(raw) > BODY_LIMIT:
         return loads_strict(raw, limit=_LIMIT, what="a journal file")
     try:
-        return json.loads(raw.decode("utf-8"))
+        return _DECODER.decode(raw.decode("utf-8"))
     except ValueError as error:
         raise ProtoError(f"a journal file is not JSON: {error}") from error
 

@@ -60,7 +60,7 @@ def fold(entries: Sequence[Entry], hostname: str, last_seq: int, monotonic: floa
             # Stamps from before the soak prove nothing about it: the clock may have been set back since.
             last_stamp = proven if isinstance(event, ActivationCompleted) else max(last_stamp, proven)
             # What was measured counts before any stamp: a clock that was set ahead would end the soak at a restart.
-            soak_left = entry.soak_left if entry.soak_left is not None else soak_left
+            soak_left = soak_left if (measured := entry.soak_left) is None else measured
             if isinstance(event, ProbeResult):
                 results[event.probe_name] = Journaled(event, monotonic)
         except (ProtoError, TransitionError) as error:
