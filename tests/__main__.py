@@ -25,7 +25,9 @@ def main(argv: list[str]) -> int:
     which.add_argument("--fast", action="store_true", help="leave out the folders named *_slow")
     which.add_argument("--slow", action="store_true", help="only the folders named *_slow")
     parser.add_argument(
-        "--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes (default: %(default)s)"
+        "--jobs",
+        type=int,
+        help="processes (default: one a processor, at most two; twice as many for the fast ones)",
     )
     parser.add_argument("--slowest", type=int, default=10, help="how many of the slowest tests to name")
     parser.add_argument("--coverage", action="store_true", help="branch coverage by package; fails below its bars")
@@ -41,10 +43,11 @@ def main(argv: list[str]) -> int:
         branches.forget()
     tally = Tally()
     began = time.monotonic()
-    for phase, chosen, limit in (("fast", fast, 300), ("slow", slow, 1800)):
+    processors = min(2, os.cpu_count() or 1)
+    for phase, chosen, limit, jobs in (("fast", fast, 300, 2 * processors), ("slow", slow, 1800, processors)):
         if chosen:
             phase_began = time.monotonic()
-            Pool(options.jobs, limit, tally, branches.WATCHED if options.coverage else ()).run(chosen)
+            Pool(options.jobs or jobs, limit, tally, branches.WATCHED if options.coverage else ()).run(chosen)
             print(f"{phase}: {len(chosen)} modules in {time.monotonic() - phase_began:.1f} s", flush=True)
     covered = branches.judge() if options.coverage else True
     return report(tally, options.slowest, time.monotonic() - began) or (0 if covered else 1)
