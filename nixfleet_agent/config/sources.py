@@ -132,8 +132,7 @@ def _read(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        advice = ": run it as root" if isinstance(error, PermissionError) else ""
-        raise ConfigProblemsError([f"can't read the configuration {path}: {reason}{advice}"]) from error
+        raise ConfigProblemsError([f"can't read the configuration {path}: {reason}{_advice(error)}"]) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # a pipe would block, a folder has no content
         os.close(descriptor)
         raise ConfigProblemsError([f"the configuration {path} is not a regular file: give the path of a TOML file"])
@@ -144,6 +143,14 @@ def _read(path: Path) -> bytes:
             [f"the configuration {path} is larger than {FILE_LIMIT} bytes: is it the right file?"]
         )
     return raw
+
+
+def _advice(error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return ": run it as root"
+    if isinstance(error, FileNotFoundError):
+        return ": give its path with --config, or write one (conf/agent.toml has every key)"
+    return ""
 
 
 def _parse(raw: bytes, path: Path) -> dict[str, Any]:

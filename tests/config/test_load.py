@@ -60,7 +60,8 @@ class Mistakes(Case):
 
     def test_a_file_that_is_not_there(self) -> None:
         self.file.unlink()
-        self.assertIn("can't read the configuration", str(self.refused()))
+        self.assertIn(f"can't read the configuration {self.file}", str(self.refused()))
+        self.assertIn("No such file or directory: give its path with --config, or write one", str(self.refused()))
 
     def test_a_file_that_only_root_may_read(self) -> None:
         refused = PermissionError(errno.EACCES, "Permission denied")
