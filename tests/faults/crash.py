@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from tests.faults.runs import Outcome, Runs, boundaries, spread, worth_a_try
+from tests.faults.runs import Outcome, Runs, of_its_own, spread
 from tests.faults.stories import STORIES
 
 #: Boundaries of each story in quick mode.
@@ -21,9 +21,8 @@ def killed_everywhere(runs: Runs, story: str) -> Outcome:
 
 
 def _tries(runs: Runs, story: str) -> Iterator[Callable[[], Outcome]]:
-    finished = runs.baseline(story)
-    for boot in finished.traces:
-        keys = [key for key in boundaries(finished, boot) if worth_a_try(*key)]
+    for boot in runs.baseline(story).traces:
+        keys = of_its_own(runs, story, boot)
         for name, occurrence in spread(keys, QUICK) if runs.quick else keys:
             plan = {boot: {"action": "kill", "at": name, "occurrence": occurrence}}
             what = f"killed in boot {boot} before {name} ({occurrence})"

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from tests.faults.runs import Outcome, Runs, boundaries, spread, worth_a_try
+from tests.faults.runs import Outcome, Runs, of_its_own, spread
 
 QUICK = 2
 STORIES = ("forward", "rollback", "failed-switch", "deferred")
 #: Not a switch that failed: with its record gone too, a host that has booted the release has simply arrived there.
 FORGETFUL = ("forward", "rollback")
+#: The event that must be durable before a switch is fired.
+FIRED = "ActivationStarted"
 LOOSE = frozenset({"switches"})
 
 
@@ -23,9 +25,10 @@ def cut_everywhere(runs: Runs, story: str, forgets: bool = False) -> Outcome:
 
 
 def _tries(runs: Runs, story: str, forgets: bool) -> Iterator[Callable[[], Outcome]]:
-    finished = runs.baseline(story)
-    for boot in finished.traces:
-        keys = [key for key in boundaries(finished, boot) if worth_a_try(*key)]
+    for boot in runs.baseline(story).traces:
+        keys = of_its_own(runs, story, boot)
+        if forgets:  # before anything is fired there is nothing to forget
+            keys = keys[next(index for index, (name, _) in enumerate(keys) if name.endswith(FIRED)) :]
         for name, occurrence in spread(keys, QUICK) if runs.quick else keys:
             plan = {boot: {"action": "power", "at": name, "occurrence": occurrence}}
             what = f"power cut in boot {boot} before {name} ({occurrence})"

@@ -35,7 +35,8 @@ HOSTNAME = "web-01"
 CHANNEL = "stable"
 SOAK = timedelta(seconds=0.25)
 PATIENCE = 40.0
-LOOK = 0.01
+#: A look costs the machine 0.2 ms; at 0.01 it was a fourteenth of a run.
+LOOK = 0.03
 #: What the agent promises at SIGTERM.
 STOP_SECS = 2.0
 #: More lives than this for one planned death: it does not come up any more.

@@ -1,4 +1,4 @@
-"""Many runs of stories, two at a time: first an undisturbed one, then every disturbed one measured against it."""
+"""Many runs of stories, some at a time: first an undisturbed one, then every disturbed one measured against it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from typing import Any
 
 from tests.faults.ending import Ending, ending, flaws
 from tests.faults.processes import processes_of
-from tests.faults.rig import Problem, Rig
-from tests.faults.stories import STORIES, Story
+from tests.faults.rig import Problem, Rig, rollout_id
+from tests.faults.stories import STORIES
 from tests.faults.world import World
 
 JOBS = 2
@@ -30,6 +30,8 @@ KEPT = Path("/tmp/fault-runs") / str(os.getpid())
 GRACE = 5.0
 
 Plans = Mapping[int, Mapping[str, Any]]
+#: A boundary: its label, and the how manieth of that label.
+Key = tuple[str, int]
 
 
 @dataclass(slots=True)
@@ -59,19 +61,23 @@ class Finished:
 
 
 class Runs:
-    """Shared by all items; baselines are made once."""
+    """Shared by all items, ``jobs`` runs at a time whoever asks for them; baselines are made once."""
 
     def __init__(
         self, world: World, quick: bool, jobs: int = JOBS, soak_secs: float = SOAK_SECS, seed: int | None = None
     ) -> None:
         self.world = world
         self.quick = quick
-        self.jobs = jobs
         self.soak_secs = soak_secs
         self.seed = random.SystemRandom().randrange(1 << 32) if seed is None else seed
         self._numbers = itertools.count(1)
         self._baselines: dict[str, Finished] = {}
         self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(jobs)
+
+    def close(self) -> None:
+        """Runs that were not begun never are; those that were come to their end."""
+        self._pool.shutdown(cancel_futures=True)
 
     def rig(self, name: str, plans: Plans | None = None, **config: Mapping[str, Any]) -> Rig:
         """A rig of its own name."""
@@ -129,14 +135,10 @@ class Runs:
         return outcome
 
     def each(self, work: Iterable[Callable[[], Outcome]]) -> Outcome:
-        """All of it, ``jobs`` at a time."""
+        """All of it, as many at a time as there may be."""
         total = Outcome()
-        pool = ThreadPoolExecutor(self.jobs)
-        try:
-            for outcome in pool.map(lambda do: do(), list(work)):
-                total.add(outcome)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        for future in [self._pool.submit(do) for do in work]:
+            total.add(future.result())
         return total
 
 
@@ -159,7 +161,7 @@ def keep(rig: Rig) -> None:
     shutil.copytree(rig.host.state_dir, place / "state", symlinks=True, ignore=ignore, dirs_exist_ok=True)
 
 
-def boundaries(finished: Finished, boot: int) -> list[tuple[str, int]]:
+def boundaries(finished: Finished, boot: int) -> list[Key]:
     """Every boundary of the first process of a boot, as (label, occurrence)."""
     seen: Counter[str] = Counter()
     keys = []
@@ -178,12 +180,19 @@ def worth_a_try(name: str, occurrence: int) -> bool:
     return occurrence <= REPEATS or not name.endswith(_REPEATED)
 
 
+def of_its_own(runs: Runs, story: str, boot: int) -> list[Key]:
+    """The boundaries of a story that are worth a try and that no other story has met in the same situation."""
+    keys = [key for key in boundaries(runs.baseline(story), boot) if worth_a_try(*key)]
+    if (newer := STORIES[story].newer) is None:
+        return keys
+    told = set(boundaries(runs.baseline("forward"), boot))
+    began = next(index for index, (name, _) in enumerate(keys) if rollout_id(newer) in name)
+    return [key for index, key in enumerate(keys) if index >= began or key not in told]
+
+
 def spread(keys: list[Any], number: int) -> list[Any]:
     """At most ``number`` of them, evenly."""
     if len(keys) <= number:
         return keys
     step = len(keys) / number
     return [keys[int(index * step)] for index in range(number)]
-
-
-__all__ = ["Finished", "Outcome", "Plans", "Runs", "Story", "boundaries", "keep", "spread", "worth_a_try"]

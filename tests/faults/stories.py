@@ -19,13 +19,15 @@ class Story:
 
     ``stays`` is where the host stays when that one's switch was never fired, if it matters.
     ``arrives`` is the release whose boot entry is there before its switch is judged: a reboot in between brings the
-    host there, and then it has arrived.
+    host there, and then it has arrived. ``newer`` is the release that comes while ``forward``'s own is under way: until
+    then the story is that one.
     """
 
     tell: Callable[[Rig], None]
     slack: str | None = None
     stays: str | None = None
     arrives: str | None = None
+    newer: str | None = None
 
     def differences(
         self, here: Ending, there: Ending, but: frozenset[str] = frozenset(), *, rebooted: bool = False
@@ -112,7 +114,7 @@ def superseded_activating(rig: Rig) -> None:
 
 def handed_back(rig: Rig) -> None:
     """A newer release can't be had: the older one, which runs, soaks on and converges."""
-    rig.extra_soak(3.0)
+    rig.extra_soak(2.0)
     rig.publish("good")
     rig.start()
     rig.until_state("good", State.SOAKING)
@@ -138,8 +140,8 @@ STORIES: Mapping[str, Story] = {
     "failed-switch": Story(failed_switch, arrives="broken"),
     "absent": Story(absent),
     "deferred": Story(deferred, arrives="kernel"),
-    "superseded-soaking": Story(superseded_soaking),
+    "superseded-soaking": Story(superseded_soaking, newer="next"),
     "superseded-activating": Story(superseded_activating, "slow"),
-    "handed-back": Story(handed_back),
+    "handed-back": Story(handed_back, newer="absent"),
     "handed-back-activating": Story(handed_back_activating, "slow", stays="v0"),
 }

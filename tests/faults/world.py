@@ -23,7 +23,7 @@ _SCRIPT = """
 need={need}
 case "$1" in switch)
     echo "$self" >"$TEST_BOOTLOADER"
-    if ! {{ ls "$TEST_STATE/outbound-queue"; ls "$TEST_STATE"/outbound-sent/*/; }} | grep -q -E -- "-($need).json"; then
+    if ! ls "$TEST_STATE/outbound-queue" "$TEST_STATE"/outbound-sent/*/ | grep -q -E -- "-($need).json"; then
         echo "undurable $self" >>"$TEST_SWITCH_LOG"
     fi ;;
 esac
@@ -50,7 +50,7 @@ CHECKS = {
         "command": [
             "sh",
             "-c",
-            'exec test -e "$TEST_STORE/nix/store/$(basename "$(readlink "$TEST_CURRENT_SYSTEM")")/healthy"',
+            'system=$(readlink "$TEST_CURRENT_SYSTEM"); test -e "$TEST_STORE/nix/store/${system##*/}/healthy"',
         ],
     },
     "watched": {"kind": "exec", "mode": "observe", "intervalSeconds": 0.5, "timeoutSecs": 5, "command": ["false"]},

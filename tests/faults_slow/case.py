@@ -23,6 +23,7 @@ class FaultCase(unittest.TestCase):
         world = World()
         cls.addClassCleanup(world.close)
         cls.runs = Runs(world, quick=True, jobs=1, soak_secs=SOAK_SECS, seed=SEED)
+        cls.addClassCleanup(cls.runs.close)
 
     def holds(self, *items: Callable[[Runs], Outcome]) -> None:
         """Every item is tried at least once, and nothing is wrong."""

@@ -8,7 +8,7 @@ from tests.faults_slow.case import FaultCase
 
 class DisksTest(FaultCase):
     def test_nothing_fires_before_it_is_durable(self) -> None:
-        self.holds(disk_errors.ITEMS["enospc-forward"], disk_errors.ITEMS["journal-rollback"])
+        self.holds(disk_errors.ITEMS["disk-forward"], disk_errors.ITEMS["journal-rollback"])
 
     def test_a_release_that_fills_the_disk_is_taken_back(self) -> None:
         self.holds(*full_disk.ITEMS.values())

@@ -38,7 +38,7 @@ _NIX_COMMAND = ("--extra-experimental-features", "nix-command")
 
 #: Every script begins with this: logs its call, knows its own closure, and answers ``boot``.
 PREAMBLE = """#!/bin/sh
-self=$(basename "$(dirname "$(dirname "$0")")")
+self=${0%/bin/*}; self=${self##*/}
 echo "$1 $self" >>"$TEST_SWITCH_LOG"
 flip() {
     ln -s "/nix/store/$1" "$TEST_CURRENT_SYSTEM.$$" && mv -T "$TEST_CURRENT_SYSTEM.$$" "$TEST_CURRENT_SYSTEM"
