@@ -11,7 +11,7 @@ from nixfleet_agent.errors import ProtoError
 from nixfleet_agent.runtime.accepted import Accepted
 from nixfleet_agent.runtime.journal import CORRUPT, DROPPED, QUEUE, REJECTED, SENT
 from nixfleet_agent.runtime.journal_files import Entry, Name, decode, parse_name
-from nixfleet_agent.state_machine import RolloutRecord, State, TransitionError, step
+from nixfleet_agent.state_machine import RolloutRecord, State, TransitionError, advance
 
 #: Where an entry can be, in the words of `queue list`, and its folder.
 PLACES = {"queued": QUEUE, "sent": SENT, "rejected": REJECTED, "dropped": DROPPED, "corrupt": CORRUPT}
@@ -108,7 +108,7 @@ def replayed(items: list[Found], hostname: str) -> Replay | None:
         before = record.state
         try:
             event = entry.remote_event()
-            record, _ = step(record, event, event.at, accepted.policy)
+            record = advance(record, event, accepted.policy)
             steps.append(Step(entry, place, event.at, before, record.state))
         except (ProtoError, TransitionError) as error:
             steps.append(Step(entry, place, entry.created_at, before, before, str(error)))

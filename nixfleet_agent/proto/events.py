@@ -21,6 +21,8 @@ from nixfleet_agent.proto.heartbeat import seq as parse_seq
 from nixfleet_agent.proto.times import format_time, parse_time
 from nixfleet_agent.state_machine.events import KINDS, Event
 
+#: What JSON gives comes first: a restart asks by the ten thousand, and an abstract class takes longer to answer.
+_OBJECT = (dict, Mapping)
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -44,12 +46,12 @@ def from_wire(value: object, *, remote: bool, local: object = None) -> Event:
     Raises:
         ProtoError: an unknown kind, or a field that is missing or not of its type.
     """
-    if not isinstance(value, Mapping):
+    if not isinstance(value, _OBJECT):
         raise ProtoError("an event is not a JSON object")
     kind = KINDS.get(str(value.get("kind")))
     if kind is None:
         raise ProtoError(f"unknown kind of event: {str(value.get('kind'))[:64]!r}")
-    ours = local if isinstance(local, Mapping) else _NOTHING
+    ours = local if isinstance(local, _OBJECT) else _NOTHING
     event: Event = _parse(kind.shape, value, kind.shape.kind, kind.remote if remote else kind.local, ours)
     return event
 
@@ -115,7 +117,7 @@ def _plan(shape: type) -> tuple[_Reading, ...]:
 
 
 def _parse(shape: type, value: object, what: str, build: type | None = None, ours: Mapping[str, Any] = _NOTHING) -> Any:
-    if not isinstance(value, Mapping):
+    if not isinstance(value, _OBJECT):
         raise ProtoError(f"{what} is not a JSON object")
     arguments: dict[str, object] = {}
     for reading in _plan(shape):

@@ -83,13 +83,13 @@ class Journal:
         """Learn the names of all entries and change nothing: enough for a command that only reads."""
         for name, _ in self._names(self._root / QUEUE):
             self._index.add(name)
-        for folder in (REJECTED, DROPPED, CORRUPT):
+        for folder in (REJECTED, DROPPED, CORRUPT, *(f"{SENT}/{rollout}" for rollout in self._sent_rollouts())):
+            highest: dict[str, int] = {}
             for name, _ in self._names(self._root / folder):
-                self._index.seen(name.rollout_id, name.seq)
+                highest[name.rollout_id] = max(name.seq, highest.get(name.rollout_id, 0))
+            for rollout_id, seq in highest.items():
+                self._index.seen(rollout_id, seq)
         self._count_rejected()
-        for rollout in self._sent_rollouts():
-            for name, _ in self._names(self._root / SENT / rollout):
-                self._index.seen(name.rollout_id, name.seq)
 
     def _sent_rollouts(self) -> list[str]:
         return [name for name in self._files(self._root / SENT) if not name.endswith(_TOMBSTONE)]

@@ -148,12 +148,15 @@ _DECODER = json.JSONDecoder()
 
 def _loads(raw: bytes) -> Any:
     """A restart reads ten thousand files of our own writing: the strict reader is for those that don't look like it."""
-    if b"\\u" in raw or raw.count(b"[") + raw.count(b"{") > DEPTH_LIMIT or len(raw) > BODY_LIMIT:
-        return loads_strict(raw, limit=_LIMIT, what="a journal file")
-    try:
-        return _DECODER.decode(raw.decode("utf-8"))
-    except ValueError as error:
-        raise ProtoError(f"a journal file is not JSON: {error}") from error
+    if b"\\u" not in raw and raw.count(b"[") + raw.count(b"{") <= DEPTH_LIMIT and len(raw) <= BODY_LIMIT:
+        try:
+            value, end = _DECODER.raw_decode(text := raw.decode())
+        except ValueError:
+            pass  # the strict reader says what is wrong with it
+        else:
+            if end == len(text):
+                return value
+    return loads_strict(raw, limit=_LIMIT, what="a journal file")
 
 
 def decode(raw: bytes) -> Entry:

@@ -13,7 +13,7 @@ from nixfleet_agent.runtime.host import Host, Rollout, handed_back
 from nixfleet_agent.runtime.journal import Journal
 from nixfleet_agent.runtime.journal_files import Entry
 from nixfleet_agent.runtime.thinning import Journaled, still_in
-from nixfleet_agent.state_machine import TransitionError, step, timing
+from nixfleet_agent.state_machine import TransitionError, advance, timing
 from nixfleet_agent.state_machine.events import ActivationCompleted, ProbeResult
 
 log = logging.getLogger("nixfleet_agent.recovery")
@@ -55,7 +55,7 @@ def fold(entries: Sequence[Entry], hostname: str, last_seq: int, monotonic: floa
             continue
         try:
             event = entry.remote_event()
-            record, _ = step(record, event, event.at, accepted.policy)
+            record = advance(record, event, accepted.policy)
             proven = _proven(event.at, entry)
             # Stamps from before the soak prove nothing about it: the clock may have been set back since.
             last_stamp = proven if isinstance(event, ActivationCompleted) else max(last_stamp, proven)

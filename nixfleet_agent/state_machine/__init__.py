@@ -1,7 +1,8 @@
 """The per-host state machine of one rollout: states, events, effects and one pure function, ``step``.
 
 Nothing here reads a clock, a file or a socket: the agent runs it on ``Local*`` events, a control plane on
-the ``Remote*`` mirror of each, and a restart folds the log of a rollout through the mirror half.
+the ``Remote*`` mirror of each, and a restart folds the log of a rollout through the mirror half (``advance``: the same
+step without its effects).
 """
 
 from nixfleet_agent.state_machine.effects import (
@@ -18,7 +19,7 @@ from nixfleet_agent.state_machine.errors import IllegalForState, InvariantViolat
 from nixfleet_agent.state_machine.events import KINDS, Event
 from nixfleet_agent.state_machine.record import DeclaredProbe, ProbeRecord, RolloutRecord
 from nixfleet_agent.state_machine.states import Mode, Policy, ProbeStatus, State, SwitchMethod
-from nixfleet_agent.state_machine.transitions import TRANSITIONS, step
+from nixfleet_agent.state_machine.transitions import TRANSITIONS, advance, step
 
 __all__ = [
     "KINDS",
@@ -44,5 +45,6 @@ __all__ = [
     "State",
     "SwitchMethod",
     "TransitionError",
+    "advance",
     "step",
 ]

@@ -113,6 +113,18 @@ def step(state: RolloutRecord, event: Event, now: datetime, policy: Policy) -> t
     ``now`` stamps the transition; every other time comes from the event. ``state`` is never changed.
 
     Raises:
+        SeqRegression, IllegalForState, InvariantViolation: as ``advance`` does.
+    """
+    after = advance(state, event, policy)
+    under_way = Step(state, after, event, now)
+    makers = TRANSITIONS[state.state][happened.KINDS[event.kind].shape].effects
+    return after, tuple(effect for make in makers if (effect := make(under_way)) is not None)
+
+
+def advance(state: RolloutRecord, event: Event, policy: Policy) -> RolloutRecord:
+    """The record after one event, for whoever folds a log and has nothing to do about it.
+
+    Raises:
         SeqRegression: the event's ``seq`` is not above the last one taken.
         IllegalForState: the state has no edge for it.
         InvariantViolation: the edge would break a promise (see ``_require_converged``).
@@ -124,9 +136,7 @@ def step(state: RolloutRecord, event: Event, now: datetime, policy: Policy) -> t
     if edge is None:
         raise IllegalForState(f"{state.rollout_id}: {event.kind} is not legal in {state.state}")
     changes = _CHANGES[shape](state, event, policy)
-    after = state.changed({**changes, "state": edge.to, "last_event_seq": event.seq})
-    under_way = Step(state, after, event, now)
-    return after, tuple(effect for make in edge.effects if (effect := make(under_way)) is not None)
+    return state.changed({**changes, "state": edge.to, "last_event_seq": event.seq})
 
 
 #: Fields of the record that an event replaces, by name.
@@ -191,7 +201,7 @@ def _failure_first(state: RolloutRecord, event: happened.ProbeFailureFirst, poli
 
 def _result(state: RolloutRecord, event: happened.ProbeResult, policy: Policy) -> Changes:
     """A probe that the topology does not name leaves no result; a pass ends a row of failures."""
-    if state.topology is not None and all(p.probe_name != event.probe_name for p in state.topology):
+    if state.topology is not None and event.probe_name not in [p.probe_name for p in state.topology]:
         return {}
     last = state.probes.get(event.probe_name)
     passed = event.status is PASS
