@@ -2,7 +2,7 @@
 
 Each row is one item: how many attempts it made, whether all of them came to nothing, and how long it took.
 `--mutants` takes each defence out instead, one at a time, and shows which test notices; `--fuzz MINUTES` looks for
-inputs that nobody thought of.
+inputs that nobody thought of, and `--guided MINUTES` does so led by the code that they reach.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--list", action="store_true", help="name the items")
     parser.add_argument("--mutants", action="store_true", help="take each defence out and see a test fail")
     parser.add_argument("--fuzz", type=float, metavar="MINUTES", help="only look for strange inputs, this long")
+    parser.add_argument("--guided", type=float, metavar="MINUTES", help="the same with atheris, which you install")
     options = parser.parse_args(arguments)
     if options.mutants:
         from tests.attacks import mutants
@@ -37,6 +38,10 @@ def main(arguments: list[str]) -> int:
         from tests.attacks import test_fuzz
 
         return test_fuzz.run_for(options.fuzz)
+    if options.guided:
+        from tests.attacks import guided
+
+        return guided.run_for(options.guided, options.names)
     tests = [test for test in find(quick=options.quick) if not options.names or wanted(test, options.names)]
     if options.list:
         for test in tests:

@@ -45,7 +45,8 @@ class Operators(unittest.TestCase):
                     self.assertRegex(EVERYTHING, rf"{flag}\b")
 
     def test_no_flag_that_does_not_exist(self) -> None:
-        of_the_program, of_the_tests = {"--version"}, {"--fast", "--slow", "--coverage", "--now"}
+        of_the_program = {"--version"}
+        of_the_tests = {"--fast", "--slow", "--coverage", "--now", "--mutants", "--fuzz", "--guided"}
         known = {flag for command in COMMANDS for flag in flags_of(command)} | of_the_program | of_the_tests
         for page in PAGES:
             for code in inline_code(page):
