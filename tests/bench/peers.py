@@ -1,8 +1,11 @@
 """What comparable agents cost that wait beside this one: memory, CPU, wake-ups, threads, in the same minute.
 
-Each is pointed at a closed port of this machine, so that what is measured is waiting and not work. They are fetched
-into a folder that is removed afterwards: Debian packages are unpacked (`apt-get download`, `dpkg -x`) and not
-installed, Python packages go into environments of their own. What can't be had is left out, and said.
+Each is pointed at a closed port of this machine, so that what is measured is waiting and not work. Bar: no more memory
+than any other that Python or Ruby runs; how near one can come is said by a process that imports pyopenssl, which is
+this agent's TLS, and sleeps.
+
+The others are fetched into a folder that is removed afterwards: Debian packages are unpacked (`apt-get download`,
+`dpkg -x`) and not installed, Python packages go into environments of their own. What can't be had is left out and said.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.bench import figures
@@ -27,7 +30,7 @@ from tests.support.tls import Authority, write_host_key
 SETTLE_SECS, SPAN_SECS = 60.0, 60.0
 #: Nobody listens there.
 CLOSED = "127.0.0.1:1"
-
+OURS = "nixfleet-agent"
 
 #: What salt's package does not ask for everywhere and its minion imports.
 _SALT_NEEDS = (
@@ -47,11 +50,12 @@ _PUPPET_NEEDS = (
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One agent: its name with version, and how it is started."""
+    """One agent: its name with version, what runs it, and how it is started."""
 
     name: str
+    language: str
     command: Sequence[str]
-    environment: dict[str, str]
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 class MissingError(Exception):
@@ -68,7 +72,12 @@ def ours(folder: Path) -> Peer:
     (folder / "state").mkdir(mode=0o700)
     config = folder / "agent.toml"
     config.write_text(settings_of(folder, f"https://{CLOSED}", authority.write_ca(folder / "ca.pem")))
-    return Peer("nixfleet-agent", [sys.executable, "-m", "nixfleet_agent", "run", "--config", str(config)], {})
+    return Peer(OURS, "Python", [sys.executable, "-m", "nixfleet_agent", "run", "--config", str(config)])
+
+
+def floor(folder: Path) -> Peer:
+    """No agent: what the one library that speaks TLS takes when it is imported."""
+    return Peer("pyopenssl, imported", "", [sys.executable, "-c", "import OpenSSL.SSL, signal; signal.pause()"])
 
 
 def salt(folder: Path) -> Peer:
@@ -79,7 +88,8 @@ def salt(folder: Path) -> Peer:
         f"master: 127.0.0.1\nmaster_port: 1\nid: {MACHINE}\nroot_dir: {folder}/root\nuser: root\n"
         "log_level: quiet\nlog_level_logfile: quiet\nretry_dns: 0\n"
     )
-    return Peer(f"salt-minion {version(python, 'salt')}", [str(python.parent / "salt-minion"), "-c", str(folder)], {})
+    command = [str(python.parent / "salt-minion"), "-c", str(folder)]
+    return Peer(f"salt-minion {version(python, 'salt')}", "Python", command)
 
 
 def puppet(folder: Path) -> Peer:
@@ -105,7 +115,7 @@ def puppet(folder: Path) -> Peer:
         "RUBYLIB": ":".join(map(str, paths)),
         "GEM_PATH": str(gems),
     }
-    return Peer(f"puppet-agent {number}", command, environment)
+    return Peer(f"puppet-agent {number}", "Ruby", command, environment)
 
 
 def supervisor(folder: Path) -> Peer:
@@ -119,14 +129,14 @@ def supervisor(folder: Path) -> Peer:
         "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n"
     )
     command = [str(python.parent / "supervisord"), "-c", str(config)]
-    return Peer(f"supervisor {version(python, 'supervisor')}", command, {})
+    return Peer(f"supervisor {version(python, 'supervisor')}", "Python", command)
 
 
 def node_exporter(folder: Path) -> Peer:
     """Prometheus' node exporter (Go): waits to be scraped."""
     number = unpack(folder, "prometheus-node-exporter")
     command = [str(folder / "usr/bin/prometheus-node-exporter"), "--web.listen-address=127.0.0.1:0"]
-    return Peer(f"prometheus-node-exporter {number}", command, {})
+    return Peer(f"prometheus-node-exporter {number}", "Go", command)
 
 
 def zabbix(folder: Path) -> Peer:
@@ -139,7 +149,8 @@ def zabbix(folder: Path) -> Peer:
         f"ServerActive={CLOSED}\nHostname={MACHINE}\nAllowRoot=1\n"
     )
     libraries = {"LD_LIBRARY_PATH": str(next(folder.glob("usr/lib/*/libmodbus.so.5")).parent)}
-    return Peer(f"zabbix-agent {number}", [str(folder / "usr/sbin/zabbix_agentd"), "-f", "-c", str(config)], libraries)
+    command = [str(folder / "usr/sbin/zabbix_agentd"), "-f", "-c", str(config)]
+    return Peer(f"zabbix-agent {number}", "C", command, libraries)
 
 
 def pip(folder: Path, *packages: str) -> Path:
@@ -219,7 +230,7 @@ def watch(peers: Sequence[Peer], folder: Path, span: float, settle: float) -> di
 
 
 def measure(quick: bool) -> list[Figure]:
-    makers = (ours, *(() if quick else (salt, puppet)), supervisor, node_exporter, zabbix)
+    makers = (ours, floor, *(() if quick else (salt, puppet)), supervisor, node_exporter, zabbix)
     shown = []
     with tempfile.TemporaryDirectory(prefix="peers-") as name:
         folder = Path(name)
@@ -229,14 +240,21 @@ def measure(quick: bool) -> list[Figure]:
     for line in [*prepared, *costs.values()]:
         if isinstance(line, str):
             print(line, file=sys.stderr)
-    for peer, each in costs.items():
-        if isinstance(each, Cost):
-            shown += [
-                Figure(what=f"{peer}: RSS", value=each.rss, unit="MB"),
-                Figure(what=f"{peer}: CPU", value=each.cpu, unit="% of a core"),
-                Figure(what=f"{peer}: wake-ups", value=each.wakeups, unit="/s"),
-                Figure(what=f"{peer}: threads", value=each.threads, unit=""),
-            ]
+    own = costs.get(OURS)
+    for peer in peers:
+        each = costs[peer.name]
+        if not isinstance(each, Cost):
+            continue
+        name = f"{peer.name} ({peer.language})" if peer.language else peer.name
+        shown += [
+            Figure(what=f"{name}: RSS", value=each.rss, unit="MB"),
+            Figure(what=f"{name}: CPU", value=each.cpu, unit="% of a core"),
+            Figure(what=f"{name}: wake-ups", value=each.wakeups, unit="/s"),
+            Figure(what=f"{name}: threads", value=each.threads, unit=""),
+        ]
+        if isinstance(own, Cost) and peer.name != OURS and peer.language in ("Python", "Ruby"):
+            against = f"of {peer.name}"
+            shown.append(Figure(what="our RSS", value=own.rss, unit="MB", baseline=each.rss, against=against, most=1.0))
     return shown
 
 
