@@ -22,6 +22,7 @@ import nixfleet_agent
 from nixfleet_agent import durable
 from nixfleet_agent.demo.closures import HOST_VARIABLE, STORE, run_nix
 from nixfleet_agent.demo.errors import DemoError
+from nixfleet_agent.demo.interrupts import held
 from nixfleet_agent.demo.logs import LogTail, Refusal, refusal
 from nixfleet_agent.identity.host_key import HostKey, from_private
 from nixfleet_agent.proto.ids import CLOSURE
@@ -108,7 +109,7 @@ class Host:
 
     def start(self) -> None:
         """Start the agent; its output is appended to ``log_file``. After ``stop`` this does nothing."""
-        with self._lock, self.log_file.open("ab") as log:
+        with self._lock, self.log_file.open("ab") as log, held():
             if self._stopped:
                 return
             self._process = subprocess.Popen(  # nosec B603 # this program itself

@@ -16,6 +16,7 @@ from nixfleet_agent.demo.agents import MARK_VARIABLE, Host, Surroundings, end_ma
 from nixfleet_agent.demo.cache import Cache
 from nixfleet_agent.demo.closures import Maker, Release
 from nixfleet_agent.demo.errors import DemoError
+from nixfleet_agent.demo.interrupts import held
 from nixfleet_agent.demo.plane import ControlPlaneProcess
 from nixfleet_agent.demo.scenario import INSTALLER, Scenario
 from nixfleet_agent.demo.timeline import Timeline
@@ -85,10 +86,12 @@ class DemoFleet:
         """The control plane, and the binary cache with every release in it."""
         self._started.callback(self.plane.close)
         with ThreadPoolExecutor(1, SETUP_NAME) as pool:  # an interpreter starts while Nix works
-            plane = pool.submit(self.plane.start)
+            with held():
+                plane = pool.submit(self.plane.start)
             maker = Maker(self.folder / "ci")
-            cache = Cache(maker.cache)
-            self._started.callback(cache.close)
+            with held():
+                cache = Cache(maker.cache)
+                self._started.callback(cache.close)
             healthy = {version: version not in self._scenario.broken for version in self._scenario.versions}
             self.releases = maker.releases(healthy, cache.url)
             plane.result()
@@ -109,7 +112,8 @@ class DemoFleet:
         """Make every host, with the installer's system on it."""
         first = self.releases[INSTALLER].closure
         with ThreadPoolExecutor(SETUP_THREADS, SETUP_NAME) as pool:
-            installed = pool.map(lambda host: self._install(host, first), self.hosts.values())
+            with held():
+                installed = pool.map(lambda host: self._install(host, first), self.hosts.values())
             for number, _ in enumerate(installed, start=1):
                 if number % NOTED_HOSTS == 0 and number < len(self.hosts):
                     self._timeline.note(f"{number} of {len(self.hosts)} hosts installed")
@@ -145,7 +149,7 @@ class DemoFleet:
 
     def close(self) -> None:
         """End the agents, then everything that they left running, then the rest."""
-        # A Ctrl-C while a pool starts a thread leaves that thread out of the pool's own list: nobody else joins it.
+        # Whom an impatient second Ctrl-C did not let the pool wait for.
         for thread in threading.enumerate():
             if thread.name.startswith(SETUP_NAME):
                 thread.join()

@@ -17,6 +17,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from nixfleet_agent.demo.fleet import DemoFleet
+from nixfleet_agent.demo.interrupts import held
 from nixfleet_agent.demo.timeline import Entry, Rollout, Timeline
 from nixfleet_agent.state_machine import State
 from nixfleet_agent.text import printable
@@ -57,7 +58,8 @@ class Live:
         self._live = RichLive(console=self._console, get_renderable=self._render, refresh_per_second=REFRESH_PER_SECOND)
 
     def __enter__(self) -> Live:
-        self._live.start(refresh=True)
+        with held():  # it has a thread, and hides the cursor
+            self._live.start(refresh=True)
         return self
 
     def __exit__(

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -20,6 +17,7 @@ from nixfleet_agent.demo import report
 from nixfleet_agent.demo.agents import remove_tree
 from nixfleet_agent.demo.errors import DemoError
 from nixfleet_agent.demo.fleet import DemoFleet, require_tools
+from nixfleet_agent.demo.interrupts import terminable, uninterrupted
 from nixfleet_agent.demo.report import Outcome
 from nixfleet_agent.demo.scenario import INSTALLER, PLAIN, Scenario, load
 from nixfleet_agent.demo.story import Story
@@ -31,8 +29,6 @@ from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_OK, StorageError
 #: After its last event an agent still has to file it as delivered.
 SETTLE_SECS = 10.0
 INTERRUPTED = 130
-#: Signals that end the demo; while it cleans up they are ignored.
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOCK_FILE = "demo.lock"
 
 
@@ -65,7 +61,7 @@ def run(options: DemoOptions) -> int:
     agents = options.agents or scenario.agents
     require_tools(_nearest(options.folder), agents)
     was_there = options.folder is not None and options.folder.exists()
-    with _terminable():
+    with terminable():
         folder = _folder(options)
         demo = _Demo(options, scenario, agents, folder, SystemClock(), view)
         try:
@@ -80,7 +76,7 @@ def run(options: DemoOptions) -> int:
         except BaseException:
             demo.discard(keep_empty=was_there)
             raise
-        with _uninterrupted():
+        with uninterrupted():
             demo.close()
     return _exit_code(outcome)
 
@@ -173,7 +169,7 @@ class _Demo:
 
     def discard(self, *, keep_empty: bool) -> None:
         """End what runs and remove what it made; a folder that was there before stays, empty."""
-        with _uninterrupted():
+        with uninterrupted():
             self.close()
             remove_tree(self._folder)
             if keep_empty:
@@ -223,26 +219,3 @@ def _folder(options: DemoOptions) -> Path:
 
 def _exit_code(outcome: Outcome) -> int:
     return EXIT_CHECK_FAILED if outcome.problems else EXIT_OK
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the demo as Ctrl-C does, unless it was started with ``nohup``."""
-    ending = [number for number in ENDING if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, signal.default_int_handler) for number in ending}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """An impatient second Ctrl-C must not leave processes behind."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from nixfleet_agent import durable
 from nixfleet_agent.demo.errors import DemoError
+from nixfleet_agent.demo.interrupts import held
 from nixfleet_agent.local_cp.ca import CA_FILE
 from nixfleet_agent.local_cp.catalogue import Publication, write
 from nixfleet_agent.local_cp.happenings import Happening
@@ -78,7 +79,7 @@ class ControlPlaneProcess:
         """Start it, and wait until it listens."""
         ports = [f"--port={self._ports[0]}", f"--page-port={self._ports[1]}"]
         self._answers = queue.SimpleQueue()
-        with self.log_file.open("ab") as log:
+        with self.log_file.open("ab") as log, held():
             self._process = process = subprocess.Popen(  # nosec B603 # this program itself
                 [sys.executable, "-m", "nixfleet_agent.local_cp", *self._options, *ports],
                 env=self._environment,
@@ -90,9 +91,9 @@ class ControlPlaneProcess:
                 # A Ctrl-C is for the demo, which ends its processes in order.
                 start_new_session=True,
             )
-        assert process.stdout is not None
-        self._reader = threading.Thread(target=self._read, args=(process.stdout, self._answers), name="demo-plane")
-        self._reader.start()
+            assert process.stdout is not None
+            self._reader = threading.Thread(target=self._read, args=(process.stdout, self._answers), name="demo-plane")
+            self._reader.start()
         try:
             listening = self._answers.get(timeout=START_SECS)["listening"]
         except (queue.Empty, KeyError) as error:
