@@ -169,7 +169,7 @@ def say(*lines: str, flush: bool = False) -> None:
 
 
 def _mute_stdout() -> None:
-    """Python writes what is left at exit, and would complain about it again."""
+    """Python writes what is left at exit, would complain about it again, and end with 120."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -177,6 +177,11 @@ def _fail(message: str, code: int, debug: bool = False) -> int:
     if debug and sys.exc_info()[1] is not None:
         traceback: Any = importlib.import_module("traceback")
         traceback.print_exc()
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        _mute_stdout()  # the message below is the one that is heard
     print(f"{PROGRAM}: {printable(message)}", file=sys.stderr)
     return code
 

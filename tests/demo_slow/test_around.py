@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import unittest
 import urllib.request
 from pathlib import Path
@@ -21,10 +22,11 @@ ONE = ("--scenario", "canary", "--agents", "1")
 
 
 class Interrupted(DemoCase):
-    def interrupt(self, words: str, *signals: signal.Signals) -> None:
-        """Signals at the moment when these words are said: nothing is left."""
+    def interrupt(self, words: str, *signals: signal.Signals, after: float = 0.0) -> None:
+        """Signals at the moment when these words are said, or that many seconds later: nothing is left."""
         process = self.start("--agents", "2")
         self.until(process, words)
+        time.sleep(after)
         for number in signals:
             process.send_signal(number)
         output, _ = process.communicate(timeout=PATIENCE)
@@ -39,6 +41,12 @@ class Interrupted(DemoCase):
 
     def test_while_hosts_are_installed(self) -> None:
         self.interrupt("control plane is at", signal.SIGTERM)
+
+    def test_at_one_moment_of_the_setting_up_after_the_other(self) -> None:
+        """Threads and processes are started there: one that is not known yet when it ends would keep it for ever."""
+        for step in range(10):
+            with self.subTest(step):
+                self.interrupt("making keys", signal.SIGTERM, after=step * 0.05)
 
     def test_in_the_middle_of_a_switch_by_an_impatient_user(self) -> None:
         self.interrupt("Activating", signal.SIGINT, signal.SIGINT, signal.SIGHUP)
@@ -74,6 +82,7 @@ class NobodyListens(DemoCase):
         done = subprocess.run(
             ["sh", "-c", f"exec {command} {redirection}"],
             cwd=ROOT,
+            env=os.environ | {"PYTHONUNBUFFERED": ""},  # as with most users: what is printed waits in a buffer
             stderr=subprocess.PIPE,
             text=True,
             timeout=PATIENCE,
