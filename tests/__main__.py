@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -36,6 +37,9 @@ def main(argv: list[str]) -> int:
     if options.worker is not None:
         return worker_main(options.worker)
 
+    # What a shell starts in its background ignores these two, and would hand that on to all that the tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     modules = discover(options.names)
     fast = [m for m in modules if not is_slow(m)] if not options.slow else []
     slow = [m for m in modules if is_slow(m)] if not options.fast else []
