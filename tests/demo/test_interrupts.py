@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import unittest
@@ -11,7 +10,7 @@ from nixfleet_agent.demo.interrupts import ENDING, held, terminable, uninterrupt
 
 
 def send(number: signal.Signals) -> None:
-    os.kill(os.getpid(), number)
+    signal.raise_signal(number)  # in this thread: the kernel may give one for the process to any other
 
 
 class Interrupts(unittest.TestCase):
