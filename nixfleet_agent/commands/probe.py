@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.commands.invocation import Invocation, Parser
 from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_OK, EXIT_USAGE, AgentError
+from nixfleet_agent.interrupts import terminable
 from nixfleet_agent.proto.probe_decls import ProbeDecl
 from nixfleet_agent.runtime.workers import probe_runners
 from nixfleet_agent.runtime.workers.probe import read_declarations
@@ -63,20 +64,14 @@ def run(call: Invocation) -> int:
 
 @contextmanager
 def _answering_for_children() -> Iterator[None]:
-    """Whatever ends this command first kills what a probe runs, as Ctrl-C does: it has a session of its own."""
-    handlers = {
-        number: signal.default_int_handler
-        for number in (signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is not signal.SIG_IGN  # nohup
-    }
+    """Whatever ends this command first kills what a probe runs: it has a session of its own."""
     # Where a parent ignored the ends of its children, every one would seem to end with code 0.
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
-        yield
+        with terminable():
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGCHLD, before)
 
 
 def _counts(ran: Ran, only: str | None) -> bool:

@@ -22,9 +22,9 @@ import nixfleet_agent
 from nixfleet_agent import durable
 from nixfleet_agent.demo.closures import HOST_VARIABLE, STORE, run_nix
 from nixfleet_agent.demo.errors import DemoError
-from nixfleet_agent.demo.interrupts import held
 from nixfleet_agent.demo.logs import LogTail, Refusal, refusal
 from nixfleet_agent.identity.host_key import HostKey, from_private
+from nixfleet_agent.interrupts import held
 from nixfleet_agent.proto.ids import CLOSURE
 
 #: By this variable every process of one demo is found again, also those that outlive their agent by design.

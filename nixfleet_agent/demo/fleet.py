@@ -16,10 +16,10 @@ from nixfleet_agent.demo.agents import MARK_VARIABLE, Host, Surroundings, end_ma
 from nixfleet_agent.demo.cache import Cache
 from nixfleet_agent.demo.closures import Maker, Release
 from nixfleet_agent.demo.errors import DemoError
-from nixfleet_agent.demo.interrupts import held
 from nixfleet_agent.demo.plane import ControlPlaneProcess
 from nixfleet_agent.demo.scenario import INSTALLER, Scenario
 from nixfleet_agent.demo.timeline import Timeline
+from nixfleet_agent.interrupts import held
 from nixfleet_agent.local_cp.ci import ChannelDescription, ContinuousIntegration, FleetDescription, WaveDescription
 from nixfleet_agent.local_cp.service import CERTIFICATE_LIFETIME
 

@@ -17,8 +17,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from nixfleet_agent.demo.fleet import DemoFleet
-from nixfleet_agent.demo.interrupts import held
 from nixfleet_agent.demo.timeline import Entry, Rollout, Timeline
+from nixfleet_agent.interrupts import held
 from nixfleet_agent.state_machine import State
 from nixfleet_agent.text import printable
 

@@ -17,7 +17,6 @@ from nixfleet_agent.demo import report
 from nixfleet_agent.demo.agents import remove_tree
 from nixfleet_agent.demo.errors import DemoError
 from nixfleet_agent.demo.fleet import DemoFleet, require_tools
-from nixfleet_agent.demo.interrupts import terminable, uninterrupted
 from nixfleet_agent.demo.report import Outcome
 from nixfleet_agent.demo.scenario import INSTALLER, PLAIN, Scenario, load
 from nixfleet_agent.demo.story import Story
@@ -25,6 +24,7 @@ from nixfleet_agent.demo.timeline import Timeline
 from nixfleet_agent.demo.verdict import problems
 from nixfleet_agent.demo.view import View, view_on
 from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_OK, StorageError
+from nixfleet_agent.interrupts import terminable, uninterrupted
 
 #: After its last event an agent still has to file it as delivered.
 SETTLE_SECS = 10.0

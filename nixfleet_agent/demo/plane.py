@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from nixfleet_agent import durable
 from nixfleet_agent.demo.errors import DemoError
-from nixfleet_agent.demo.interrupts import held
+from nixfleet_agent.interrupts import held
 from nixfleet_agent.local_cp.ca import CA_FILE
 from nixfleet_agent.local_cp.catalogue import Publication, write
 from nixfleet_agent.local_cp.happenings import Happening

@@ -7,8 +7,10 @@ import os
 import select
 import signal
 import subprocess
+from contextlib import ExitStack
 from typing import IO
 
+from nixfleet_agent.interrupts import held
 from nixfleet_agent.proto.probe_decls import ExecDecl
 from nixfleet_agent.runtime.workers.probe_runners.context import RunnerContext
 from nixfleet_agent.runtime.workers.probe_runners.outcome import RunnerOutcome, failed, passed
@@ -34,11 +36,13 @@ _PRIVATE = ("NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_", "CREDENTIALS_DIRECTORY", "J
 def run(decl: ExecDecl, ctx: RunnerContext) -> RunnerOutcome:
     """Run the command without a shell and without input; pass when it ends in time with the expected exit code."""
     deadline = Deadline(ctx.clock, decl.timeout)
-    try:
-        process = _start(decl)
-    except (OSError, ValueError) as error:
-        return failed(f"can't run {decl.command[0]}: {getattr(error, 'strerror', None) or error}")
-    with _Child(process) as child:
+    with ExitStack() as stack:
+        try:
+            with held():  # a command that is interrupted here must know its child
+                process = _start(decl)
+                child = stack.enter_context(_Child(process))
+        except (OSError, ValueError) as error:
+            return failed(f"can't run {decl.command[0]}: {getattr(error, 'strerror', None) or error}")
         with ctx.cancel.calling(child.kill_group):
             in_time = child.watch(deadline, ctx)
             child.kill_group()  # after a normal end, too: what it left running in its group

@@ -1,4 +1,7 @@
-"""Ctrl-C, SIGTERM and a closed terminal: they end the demo at any moment but those in which something would be lost."""
+"""Ctrl-C, SIGTERM and a closed terminal: they end a command at any moment but those in which something would be lost.
+
+The agent itself is not interrupted: it is told, and ends in order (``runtime.main_events``).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-#: Signals that end the demo; while it cleans up they are ignored.
+#: Signals that end a command that has children; while it cleans up they are ignored.
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -31,8 +34,8 @@ _interrupts = _Interrupts()
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the demo as Ctrl-C does, unless it was started with ``nohup``."""
-    ending = [number for number in ENDING if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    """SIGTERM and a closed terminal end the block as Ctrl-C does; what a parent ignored (``nohup``) stays ignored."""
+    ending = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
     _interrupts.waiting = False
     before = {number: signal.signal(number, _interrupts.take) for number in ending}
     try:
@@ -46,8 +49,8 @@ def terminable() -> Iterator[None]:
 def held() -> Iterator[None]:
     """What is started in the block and where that is noted belong together: who comes in between waits for its end.
 
-    A thread that was started and that nobody knows would keep the process, and one that was announced and not started
-    can't be joined: `Thread.start` waits, so that is just where an interrupt falls.
+    A child or a thread that nobody knows would outlive the command, or keep it for ever; one that was announced and not
+    started can't be joined. Both kinds of starting wait inside, so that is just where an interrupt falls.
     """
     if threading.current_thread() is not threading.main_thread():  # no other one is ever interrupted
         yield

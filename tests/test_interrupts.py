@@ -1,4 +1,4 @@
-"""When a signal may end the demo, and when it waits."""
+"""When a signal may end a command, and when it waits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 import threading
 import unittest
 
-from nixfleet_agent.demo.interrupts import ENDING, held, terminable, uninterrupted
+from nixfleet_agent.interrupts import ENDING, held, terminable, uninterrupted
 
 
 def send(number: signal.Signals) -> None:
