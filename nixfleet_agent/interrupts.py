@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -35,14 +35,9 @@ _interrupts = _Interrupts()
 @contextmanager
 def terminable() -> Iterator[None]:
     """SIGTERM and a closed terminal end the block as Ctrl-C does; what a parent ignored (``nohup``) stays ignored."""
-    ending = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
     _interrupts.waiting = False
-    before = {number: signal.signal(number, _interrupts.take) for number in ending}
-    try:
+    with _handled([number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN], _interrupts.take):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -68,9 +63,17 @@ def held() -> Iterator[None]:
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """An impatient second Ctrl-C must not leave processes behind."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING}
+    with _handled(ENDING, signal.SIG_IGN):
+        yield
+
+
+@contextmanager
+def _handled(
+    numbers: Iterable[signal.Signals], handler: Callable[[int, FrameType | None], None] | signal.Handlers
+) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
