@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nixfleet_agent.runtime.state_dir import LOCK_NAME
-from nixfleet_agent.runtime.status_socket import ask
+from nixfleet_agent.runtime.status_socket import SOCKET_NAME, ask
 from tests.commands.host_case import MACHINE, HostCase
 from tests.runtime.harness import until
 from tests.support.https_server import Hang
@@ -227,6 +227,7 @@ class GoesOn(Case):
         until(lambda: sum("reload:" in str(line["message"]) for line in self.lines()) == 3, "all three complaints")
         for path in (config, self.trust, self.certificate):
             self.assertTrue(any(str(path) in str(line["message"]) for line in self.lines()), path)
+        until((self.state / SOCKET_NAME).exists, "somebody who answers")
         self.assertIn("is not JSON", ask(self.state, "status")["trust_error"])
         self.terminated(process)
 
