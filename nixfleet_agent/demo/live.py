@@ -58,8 +58,13 @@ class Live:
         self._live = RichLive(console=self._console, get_renderable=self._render, refresh_per_second=REFRESH_PER_SECOND)
 
     def __enter__(self) -> Live:
-        with held():  # it has a thread, and hides the cursor
-            self._live.start(refresh=True)
+        try:
+            with held():  # it has a thread, and hides the cursor
+                self._live.start(refresh=True)
+        except KeyboardInterrupt:  # nobody leaves what was not entered
+            if self._live.is_started:
+                self._live.stop()
+            raise
         return self
 
     def __exit__(

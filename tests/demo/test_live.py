@@ -6,6 +6,8 @@ import io
 import os
 import pty
 import re
+import signal
+import threading
 import unittest
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -21,9 +23,12 @@ from nixfleet_agent.demo.live import Live
 from nixfleet_agent.demo.logs import Refusal
 from nixfleet_agent.demo.timeline import Timeline
 from nixfleet_agent.demo.view import Lines, view_on
+from nixfleet_agent.interrupts import terminable
 from nixfleet_agent.local_cp.happenings import Happening
 from nixfleet_agent.state_machine import State
 
+#: As terminals are told (ECMA-48 with DEC's private modes).
+HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 NOW = datetime(2026, 5, 16, 1, 30, tzinfo=timezone.utc)
 
 
@@ -52,6 +57,32 @@ class ShownFleet:
     @property
     def releases(self) -> dict[str, Release]:
         return {"v1": Release("v1", "c1"), "v2": Release("v2", "c2")}
+
+
+class Interrupted(unittest.TestCase):
+    def test_while_it_is_opened_it_gives_the_terminal_back_and_keeps_no_thread(self) -> None:
+        class Terminal(io.StringIO):
+            """A user presses Ctrl-C when the first of the picture comes."""
+
+            pressed = False
+
+            def isatty(self) -> bool:
+                return True
+
+            def write(self, text: str) -> int:
+                if not self.pressed:
+                    self.pressed = True
+                    signal.raise_signal(signal.SIGINT)
+                return super().write(text)
+
+        out, before = Terminal(), set(threading.enumerate())
+        with mock.patch.dict(os.environ, TERM="xterm"), terminable(), self.assertRaises(KeyboardInterrupt), Live(out):
+            self.fail("it was opened")
+        self.assertTrue(out.pressed)
+        self.assertGreater(out.getvalue().rfind(SHOW_CURSOR), out.getvalue().rfind(HIDE_CURSOR))
+        for thread in set(threading.enumerate()) - before:
+            thread.join(10)  # told to end, it looks up from its pause
+            self.assertFalse(thread.is_alive(), thread)
 
 
 class Picture(unittest.TestCase):
