@@ -81,7 +81,7 @@ def report(tests: list[unittest.TestCase]) -> int:
     for test in tests:
         result, started = unittest.TestResult(), time.monotonic()
         result.buffer = True
-        test.run(result)
+        unittest.TestSuite([test]).run(result)  # with what its class sets up
         problems = [text for _, text in (*result.errors, *result.failures)]
         made = AttackCase.tries.get(test.id(), 1) or 1
         outcome = "failed" if problems else ("skipped" if result.skipped else "refused")
