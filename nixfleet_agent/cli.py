@@ -15,9 +15,8 @@ from typing import Any
 
 from nixfleet_agent import __version__
 from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_INTERNAL, EXIT_OK, EXIT_USAGE, AgentError
+from nixfleet_agent.output import CONFIG_FLAGS, PROGRAM, mute_stdout, say
 from nixfleet_agent.text import printable
-
-PROGRAM = "nixfleet-agent"
 
 #: Every command, in the order that ``--help`` shows them.
 COMMANDS = {
@@ -39,26 +38,7 @@ COMMANDS = {
     "demo": "a whole fleet on this machine",
 }
 
-#: The keys that have a flag: those of the Rust agent, so that its unit files work unchanged.
-CONFIG_FLAGS = {
-    "control_plane_url": "https address of the control plane",
-    "machine_id": "this host's name in the fleet",
-    "trust_file": "keys that releases must be signed with",
-    "ca_cert": "CA of the control plane's certificate",
-    "client_cert": "this host's certificate",
-    "client_key": "its private key",
-    "bootstrap_token_file": "one-time token for the first certificate",  # nosec B105 # a help text
-    "state_dir": "where the agent keeps its state",
-    "ssh_host_key_file": "the host's SSH Ed25519 key",
-    "health_checks_file": "the host's health probes",
-    "manifest_freshness_window_secs": "how old a signed release may be",
-    "renewal_threshold_fraction": "renew below this part of the certificate's life",
-}
 _VALUE_FLAGS = {"--config", *("--" + key.replace("_", "-") for key in CONFIG_FLAGS)}
-
-
-class OutputError(AgentError):
-    """What a command has to say can't be written."""
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
@@ -79,7 +59,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         return _fail(f"{error}{advice}", error.exit_code, debug)
     except BrokenPipeError:
         # The reader (head, less) went away; nothing more can be said on stdout.
-        _mute_stdout()
+        mute_stdout()
         return EXIT_CHECK_FAILED
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
@@ -142,35 +122,12 @@ def _run(arguments: list[str], environ: Mapping[str, str]) -> int:
         return EXIT_USAGE
     if command not in COMMANDS:
         return _fail(f"unknown command '{printable(command, 80)}'{_nearest(command)}", EXIT_USAGE)
-    invocation: Any = importlib.import_module("nixfleet_agent.commands.invocation")
+    from nixfleet_agent.commands import invocation
+
     module: Any = importlib.import_module(f"nixfleet_agent.commands.{command}")
     call = invocation.parse(command, COMMANDS[command], module.configure, rest, environ)
     code: int = call if isinstance(call, int) else module.run(call)
     return code
-
-
-def say(*lines: str, flush: bool = False) -> None:
-    """Print to stdout, which may be closed: then to nowhere.
-
-    Raises:
-        OutputError: what is behind it takes no more (a full disk).
-        BrokenPipeError: its reader went away.
-    """
-    try:
-        for line in lines:
-            print(line)
-        if flush and sys.stdout is not None:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _mute_stdout()
-        raise OutputError(f"can't write to stdout: {error.strerror or error}") from error
-
-
-def _mute_stdout() -> None:
-    """Python writes what is left at exit, would complain about it again, and end with 120."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int, debug: bool = False) -> int:
@@ -181,7 +138,7 @@ def _fail(message: str, code: int, debug: bool = False) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError:
-        _mute_stdout()  # the message below is the one that is heard
+        mute_stdout()  # the message below is the one that is heard
     print(f"{PROGRAM}: {printable(message)}", file=sys.stderr)
     return code
 

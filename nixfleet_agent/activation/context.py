@@ -12,8 +12,8 @@ from pathlib import Path
 
 from nixfleet_agent.activation import processes
 from nixfleet_agent.activation.errors import PhaseInterrupted
-from nixfleet_agent.clock import Clock
 from nixfleet_agent.config.model import ActivationConfig
+from nixfleet_agent.threads.clock import Clock
 
 SHUTDOWN = "shutdown"
 SUPERSEDED = "superseded"

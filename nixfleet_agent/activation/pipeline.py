@@ -29,10 +29,10 @@ from nixfleet_agent.activation.records import Records
 from nixfleet_agent.activation.rollback import RollbackRun
 from nixfleet_agent.activation.steps import Parts
 from nixfleet_agent.activation.switches import Switches
-from nixfleet_agent.clock import Clock
 from nixfleet_agent.config.model import ActivationConfig
 from nixfleet_agent.errors import StorageError
 from nixfleet_agent.text import clip_tail
+from nixfleet_agent.threads.clock import Clock
 
 #: Longest `stderrTail`, its phase included.
 STDERR_TAIL_BYTES = 4096

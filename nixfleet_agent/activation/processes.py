@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from nixfleet_agent.activation.errors import CommandError
-from nixfleet_agent.clock import Clock
+from nixfleet_agent.threads.clock import Clock
 
 #: How much of each output is kept: its end. A child that floods can't fill our memory.
 KEPT_BYTES = 64 * 1024

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nixfleet_agent.activation.context import Context
-from nixfleet_agent.clock import Clock
 from nixfleet_agent.commands import checks
 from nixfleet_agent.commands.checks import FAIL, OK, Finding
 from nixfleet_agent.commands.identity import host_of
@@ -17,6 +16,7 @@ from nixfleet_agent.config.load import Loaded
 from nixfleet_agent.config.sources import ConfigProblemsError
 from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_OK, IdentityError
 from nixfleet_agent.net.client import ControlPlane
+from nixfleet_agent.threads.clock import Clock
 
 _COLOURS = {OK: GREEN, checks.WARN: YELLOW, FAIL: RED}
 

@@ -14,7 +14,7 @@ from nixfleet_agent.activation.backends import choose
 from nixfleet_agent.activation.context import Context, child_environment
 from nixfleet_agent.activation.errors import ActivationError
 from nixfleet_agent.activation.host import read_current, read_profile
-from nixfleet_agent.clock import Clock
+from nixfleet_agent.artifacts.trust_store import MARKS_FILE, TrustStore
 from nixfleet_agent.config.load import Loaded
 from nixfleet_agent.config.model import Config
 from nixfleet_agent.errors import AgentError, ConfigError, IdentityError, ProtoError, TransportError
@@ -24,11 +24,11 @@ from nixfleet_agent.identity.host_key import load_host_key, permission_warnings
 from nixfleet_agent.identity.token import check_token, load_token
 from nixfleet_agent.net.client import SIGNATURE_LIMIT, ControlPlane
 from nixfleet_agent.net.failures import ClientCertificateRefusedError
-from nixfleet_agent.proto import health_checks
+from nixfleet_agent.probes import health_checks
+from nixfleet_agent.probes.runners.files import read_regular
 from nixfleet_agent.proto.strict_json import BODY_LIMIT, loads_strict
-from nixfleet_agent.runtime.trust_store import MARKS_FILE, TrustStore
-from nixfleet_agent.runtime.workers.probe_runners.files import read_regular
 from nixfleet_agent.text import printable
+from nixfleet_agent.threads.clock import Clock
 from nixfleet_agent.trust.errors import Refusal
 from nixfleet_agent.trust.marks import Marks
 from nixfleet_agent.trust.verify import CLOCK_SKEW

@@ -11,8 +11,8 @@ from nixfleet_agent.commands.invocation import Invocation, Parser
 from nixfleet_agent.commands.journal_view import Replay, Step
 from nixfleet_agent.commands.times import length, local_time, utc_time
 from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_OK, EXIT_USAGE, AgentError
+from nixfleet_agent.journal.entries import Entry
 from nixfleet_agent.proto.times import format_time
-from nixfleet_agent.runtime.journal_files import Entry
 
 _AUDIT_LIMIT = 64 * 1024 * 1024
 #: Fields of events that a timeline has in columns of its own, or that say nothing to a person.

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 from cryptography import x509
 
-from nixfleet_agent.clock import Clock, SystemClock
+from nixfleet_agent.artifacts.trust_store import TrustStore
+from nixfleet_agent.certificates.enrollment import Enrollment
+from nixfleet_agent.certificates.renewal import Renewal
 from nixfleet_agent.config.model import Config
 from nixfleet_agent.errors import TransportError
 from nixfleet_agent.identity.anchors import load_anchors
 from nixfleet_agent.identity.credentials import Credentials
 from nixfleet_agent.net.client import ControlPlane
-from nixfleet_agent.runtime.enrollment import Enrollment
-from nixfleet_agent.runtime.renewal import Renewal
-from nixfleet_agent.runtime.trust_store import TrustStore
+from nixfleet_agent.threads.clock import Clock, SystemClock
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from nixfleet_agent.cli import CONFIG_FLAGS, PROGRAM, say
 from nixfleet_agent.errors import EXIT_OK, EXIT_USAGE
+from nixfleet_agent.output import CONFIG_FLAGS, PROGRAM, say
 from nixfleet_agent.text import printable
 
 if TYPE_CHECKING:

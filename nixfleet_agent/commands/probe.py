@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.commands.invocation import Invocation, Parser
 from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_OK, EXIT_USAGE, AgentError
-from nixfleet_agent.interrupts import terminable
-from nixfleet_agent.proto.probe_decls import ProbeDecl
-from nixfleet_agent.runtime.workers import probe_runners
+from nixfleet_agent.probes import runners
+from nixfleet_agent.probes.declarations import ProbeDecl
+from nixfleet_agent.probes.runners import RunnerOutcome
 from nixfleet_agent.runtime.workers.probe import read_declarations
-from nixfleet_agent.runtime.workers.probe_runners import RunnerOutcome
 from nixfleet_agent.state_machine.states import Mode
+from nixfleet_agent.threads.clock import SystemClock
+from nixfleet_agent.threads.interrupts import terminable
 
 
 class UnknownProbeError(AgentError):
@@ -48,7 +48,7 @@ def run(call: Invocation) -> int:
         listed = ", ".join(names) or "none"
         raise UnknownProbeError(f"no probe {only!r} is declared in {config.health_checks_file}: it declares {listed}")
     clock = SystemClock()
-    context = probe_runners.make_context(config, clock)
+    context = runners.make_context(config, clock)
     rows = []
     with _answering_for_children():
         for decl in declared:
@@ -56,7 +56,7 @@ def run(call: Invocation) -> int:
                 continue
             began = clock.monotonic()
             skipped = decl.mode is Mode.DISABLED and only is None
-            outcome = None if skipped else probe_runners.run(decl, context)
+            outcome = None if skipped else runners.run(decl, context)
             rows.append(Ran(decl, outcome, clock.monotonic() - began))
     _show(call, rows)
     return EXIT_CHECK_FAILED if any(_counts(ran, only) for ran in rows) else EXIT_OK

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from nixfleet_agent.activation.quarantine import Entry, QuarantineStore
-from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.commands.invocation import Invocation, Parser, add_action
 from nixfleet_agent.commands.times import ago, local_time
 from nixfleet_agent.errors import EXIT_OK, EXIT_USAGE, AgentError
+from nixfleet_agent.operator.quarantine import Entry, QuarantineStore
 from nixfleet_agent.proto.times import format_time
+from nixfleet_agent.threads.clock import SystemClock
 
 
 class NotQuarantinedError(AgentError):

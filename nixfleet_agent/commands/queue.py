@@ -6,15 +6,15 @@ import json
 from dataclasses import replace
 
 from nixfleet_agent import durable
-from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.commands import journal_view
 from nixfleet_agent.commands.invocation import Invocation, Parser, add_action
 from nixfleet_agent.commands.journal_view import Found
 from nixfleet_agent.commands.times import ago
 from nixfleet_agent.errors import EXIT_OK, EXIT_USAGE, AgentError, ProtoError
+from nixfleet_agent.journal.journal import DROPPED, QUEUE
 from nixfleet_agent.proto.times import format_time
-from nixfleet_agent.runtime.journal import DROPPED, QUEUE
-from nixfleet_agent.runtime.status_socket import AgentNotRunningError, ask
+from nixfleet_agent.telemetry.status_socket import AgentNotRunningError, ask
+from nixfleet_agent.threads.clock import SystemClock
 
 #: Only what is out of the way already may be touched: the rest is on its way, or delivered.
 _TOUCHABLE = ("rejected", "corrupt")

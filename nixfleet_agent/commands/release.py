@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.commands.invocation import Invocation, Parser
 from nixfleet_agent.errors import EXIT_OK
-from nixfleet_agent.runtime.hold import HoldStore
+from nixfleet_agent.operator.hold import HoldStore
+from nixfleet_agent.threads.clock import SystemClock
 
 
 def configure(parser: Parser) -> None:

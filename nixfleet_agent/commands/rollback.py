@@ -7,7 +7,7 @@ from typing import Any
 from nixfleet_agent.commands.invocation import Invocation, Parser, add_action
 from nixfleet_agent.commands.snapshot import snapshot_of
 from nixfleet_agent.errors import EXIT_OK, AgentError
-from nixfleet_agent.runtime.rollback_control import RollbackControl
+from nixfleet_agent.operator.rollback_control import RollbackControl
 
 
 def configure(parser: Parser) -> None:

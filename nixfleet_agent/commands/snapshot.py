@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.config.model import Config
 from nixfleet_agent.proto.times import parse_time
-from nixfleet_agent.runtime.status_socket import AgentNotRunningError, ask
+from nixfleet_agent.telemetry.status_socket import AgentNotRunningError, ask
+from nixfleet_agent.threads.clock import SystemClock
 
 
 def snapshot_of(config: Config) -> dict[str, Any]:

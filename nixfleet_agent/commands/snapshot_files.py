@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from nixfleet_agent.activation.host import read_current
-from nixfleet_agent.activation.quarantine import QuarantineStore
-from nixfleet_agent.clock import SystemClock
+from nixfleet_agent.artifacts.trust_store import TrustStore
 from nixfleet_agent.commands import journal_view
 from nixfleet_agent.config.model import Config
 from nixfleet_agent.errors import IdentityError, ProtoError
 from nixfleet_agent.identity.certificate import load_certificate
-from nixfleet_agent.runtime.hold import HoldStore
-from nixfleet_agent.runtime.rollback_control import RollbackControl
-from nixfleet_agent.runtime.status import as_json
-from nixfleet_agent.runtime.trust_store import TrustStore
+from nixfleet_agent.operator.hold import HoldStore
+from nixfleet_agent.operator.quarantine import QuarantineStore
+from nixfleet_agent.operator.rollback_control import RollbackControl
+from nixfleet_agent.telemetry.status import as_json
+from nixfleet_agent.threads.clock import SystemClock
 
 
 def sections_from_files(config: Config) -> dict[str, Any]:

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.commands.explain import active_record
 from nixfleet_agent.commands.invocation import BOLD, GREEN, RED, YELLOW, Invocation, Parser
 from nixfleet_agent.commands.snapshot import snapshot_of
 from nixfleet_agent.commands.times import ago, local_time
 from nixfleet_agent.errors import EXIT_OK
 from nixfleet_agent.proto.times import parse_time
+from nixfleet_agent.threads.clock import SystemClock
 
 Snapshot = Mapping[str, Any]
 

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from nixfleet_agent import __version__, durable
-from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.commands import journal_view
 from nixfleet_agent.commands.explain import explain
 from nixfleet_agent.commands.invocation import Invocation, Parser
 from nixfleet_agent.commands.snapshot import snapshot_of
 from nixfleet_agent.errors import EXIT_OK, AgentError
 from nixfleet_agent.proto.times import format_time
-from nixfleet_agent.runtime.status_socket import AgentNotRunningError, ask
+from nixfleet_agent.telemetry.status_socket import AgentNotRunningError, ask
+from nixfleet_agent.threads.clock import SystemClock
 
 #: Rollouts whose whole log goes in.
 _ROLLOUTS = 5

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.commands.files import read_input
 from nixfleet_agent.commands.invocation import GREEN, RED, Invocation, Parser
 from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_OK, EXIT_USAGE, AgentError, ConfigError, ProtoError
@@ -13,6 +12,7 @@ from nixfleet_agent.net.client import FLEET_LIMIT, MANIFEST_LIMIT, SIGNATURE_LIM
 from nixfleet_agent.proto.manifest import RolloutManifest
 from nixfleet_agent.proto.strict_json import loads_strict
 from nixfleet_agent.proto.times import format_time
+from nixfleet_agent.threads.clock import SystemClock
 from nixfleet_agent.trust import errors as refusals
 from nixfleet_agent.trust.marks import Marks
 from nixfleet_agent.trust.resolve import require_entry

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import textwrap
 
-from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.commands.explain import explain
 from nixfleet_agent.commands.invocation import Invocation, Parser
 from nixfleet_agent.commands.snapshot import snapshot_of
 from nixfleet_agent.errors import EXIT_OK
 from nixfleet_agent.text import printable
+from nixfleet_agent.threads.clock import SystemClock
 
 
 def configure(parser: Parser) -> None:

@@ -24,8 +24,8 @@ from nixfleet_agent.demo.closures import HOST_VARIABLE, STORE, run_nix
 from nixfleet_agent.demo.errors import DemoError
 from nixfleet_agent.demo.logs import LogTail, Refusal, refusal
 from nixfleet_agent.identity.host_key import HostKey, from_private
-from nixfleet_agent.interrupts import held
 from nixfleet_agent.proto.ids import CLOSURE
+from nixfleet_agent.threads.interrupts import held
 
 #: By this variable every process of one demo is found again, also those that outlive their agent by design.
 MARK_VARIABLE = "FLEET_DEMO"

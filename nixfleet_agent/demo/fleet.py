@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
-from nixfleet_agent.clock import Clock
 from nixfleet_agent.demo.agents import MARK_VARIABLE, Host, Surroundings, end_marked, inherited
 from nixfleet_agent.demo.cache import Cache
 from nixfleet_agent.demo.closures import Maker, Release
@@ -19,9 +18,10 @@ from nixfleet_agent.demo.errors import DemoError
 from nixfleet_agent.demo.plane import ControlPlaneProcess
 from nixfleet_agent.demo.scenario import INSTALLER, Scenario
 from nixfleet_agent.demo.timeline import Timeline
-from nixfleet_agent.interrupts import held
 from nixfleet_agent.local_cp.ci import ChannelDescription, ContinuousIntegration, FleetDescription, WaveDescription
 from nixfleet_agent.local_cp.service import CERTIFICATE_LIFETIME
+from nixfleet_agent.threads.clock import Clock
+from nixfleet_agent.threads.interrupts import held
 
 CHANNEL = "stable"
 TOOLS = ("nix", "nix-env", "nix-store")

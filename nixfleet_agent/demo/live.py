@@ -18,9 +18,9 @@ from rich.text import Text
 
 from nixfleet_agent.demo.fleet import DemoFleet
 from nixfleet_agent.demo.timeline import Entry, Rollout, Timeline
-from nixfleet_agent.interrupts import held
 from nixfleet_agent.state_machine import State
 from nixfleet_agent.text import printable
+from nixfleet_agent.threads.interrupts import held
 
 #: More hosts than this, or than half the terminal's lines, are shown as counts.
 ROWS = 20

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TextIO
 
 from nixfleet_agent import durable
-from nixfleet_agent.clock import Clock, SystemClock
 from nixfleet_agent.demo import report
 from nixfleet_agent.demo.agents import remove_tree
 from nixfleet_agent.demo.errors import DemoError
@@ -24,7 +23,8 @@ from nixfleet_agent.demo.timeline import Timeline
 from nixfleet_agent.demo.verdict import problems
 from nixfleet_agent.demo.view import View, view_on
 from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_OK, StorageError
-from nixfleet_agent.interrupts import terminable, uninterrupted
+from nixfleet_agent.threads.clock import Clock, SystemClock
+from nixfleet_agent.threads.interrupts import terminable, uninterrupted
 
 #: After its last event an agent still has to file it as delivered.
 SETTLE_SECS = 10.0

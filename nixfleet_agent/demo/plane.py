@@ -17,12 +17,12 @@ from typing import IO, Any
 
 from nixfleet_agent import durable
 from nixfleet_agent.demo.errors import DemoError
-from nixfleet_agent.interrupts import held
 from nixfleet_agent.local_cp.ca import CA_FILE
 from nixfleet_agent.local_cp.catalogue import Publication, write
 from nixfleet_agent.local_cp.happenings import Happening
 from nixfleet_agent.local_cp.service import DATABASE_FILE, PUBLISHED
 from nixfleet_agent.local_cp.store import Store
+from nixfleet_agent.threads.interrupts import held
 
 #: On a loaded machine an interpreter and its imports take seconds.
 START_SECS = 60.0

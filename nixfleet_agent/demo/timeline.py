@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nixfleet_agent.clock import Clock
 from nixfleet_agent.demo.logs import Refusal
 from nixfleet_agent.local_cp.happenings import Happening
 from nixfleet_agent.state_machine import State
 from nixfleet_agent.text import printable
+from nixfleet_agent.threads.clock import Clock
 
 #: How long a wait goes without looking whether the agents still live, in seconds.
 SLICE = 0.25

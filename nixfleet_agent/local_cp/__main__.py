@@ -22,7 +22,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.errors import AgentError, ConfigError
 from nixfleet_agent.local_cp import orders
 from nixfleet_agent.local_cp.api import PAGES
@@ -32,6 +31,7 @@ from nixfleet_agent.local_cp.page_server import PageServer
 from nixfleet_agent.local_cp.planner import REDELIVER_AFTER
 from nixfleet_agent.local_cp.service import CERTIFICATE_LIFETIME, HOST, LocalControlPlane
 from nixfleet_agent.text import printable
+from nixfleet_agent.threads.clock import SystemClock
 
 KEY_BYTES = 32
 MOST_PORTS = 65535

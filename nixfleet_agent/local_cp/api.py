@@ -17,7 +17,6 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from nixfleet_agent.clock import Clock
 from nixfleet_agent.errors import ProtoError, TrustError
 from nixfleet_agent.local_cp import identity_api, status_page
 from nixfleet_agent.local_cp.control import ControlPlane
@@ -30,6 +29,7 @@ from nixfleet_agent.proto import ids
 from nixfleet_agent.proto.events import from_wire
 from nixfleet_agent.proto.times import format_time
 from nixfleet_agent.text import printable
+from nixfleet_agent.threads.clock import Clock
 from nixfleet_agent.trust.canonical import canonical
 
 LOG = logging.getLogger("nixfleet_agent.local_cp")

@@ -11,7 +11,6 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from nixfleet_agent.clock import Clock
 from nixfleet_agent.local_cp import mirror, records
 from nixfleet_agent.local_cp.catalogue import Catalogue, Publication
 from nixfleet_agent.local_cp.dispatcher import Dispatcher, Options, fresh_record
@@ -26,6 +25,7 @@ from nixfleet_agent.proto.events import to_wire
 from nixfleet_agent.proto.heartbeat import Heartbeat
 from nixfleet_agent.state_machine import Event, RolloutRecord, State
 from nixfleet_agent.state_machine.events import RemoteActivationCompleted
+from nixfleet_agent.threads.clock import Clock
 
 
 class ControlPlane:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from nixfleet_agent.clock import Clock
 from nixfleet_agent.local_cp.catalogue import Catalogue
 from nixfleet_agent.local_cp.planner import REDELIVER_AFTER, FleetView, Order, Plan, plan
 from nixfleet_agent.local_cp.store import Store
@@ -20,6 +19,7 @@ from nixfleet_agent.local_cp.waiters import Waiters
 from nixfleet_agent.proto.dispatch import Dispatch
 from nixfleet_agent.proto.ids import channel_of
 from nixfleet_agent.state_machine import RolloutRecord, State
+from nixfleet_agent.threads.clock import Clock
 
 LOG = logging.getLogger("nixfleet_agent.local_cp")
 

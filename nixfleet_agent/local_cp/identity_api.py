@@ -15,7 +15,6 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from nixfleet_agent.clock import Clock
 from nixfleet_agent.errors import ProtoError
 from nixfleet_agent.identity.host_key import fingerprint_of
 from nixfleet_agent.local_cp.ca import CertificateAuthority, Issued, check_csr, public_bytes
@@ -27,6 +26,7 @@ from nixfleet_agent.local_cp.wire import read_object, text
 from nixfleet_agent.proto import ids
 from nixfleet_agent.proto.times import format_time, parse_time
 from nixfleet_agent.text import clip
+from nixfleet_agent.threads.clock import Clock
 from nixfleet_agent.trust.canonical import canonical
 
 TOKEN_VERSION = 1

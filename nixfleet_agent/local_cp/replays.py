@@ -6,8 +6,8 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nixfleet_agent.clock import Clock
 from nixfleet_agent.proto.heartbeat import Heartbeat
+from nixfleet_agent.threads.clock import Clock
 
 #: An agent replays a rollout at most once a minute. Events that did not come after this long and this many
 #: requests are gone (their files were lost), and what comes after them is taken without them.

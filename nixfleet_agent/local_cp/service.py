@@ -8,7 +8,6 @@ from datetime import timedelta
 from pathlib import Path
 
 from nixfleet_agent import durable
-from nixfleet_agent.clock import Clock
 from nixfleet_agent.errors import ConfigError
 from nixfleet_agent.local_cp.api import Api
 from nixfleet_agent.local_cp.ca import CA_FILE, CertificateAuthority
@@ -19,6 +18,7 @@ from nixfleet_agent.local_cp.faults import Faults
 from nixfleet_agent.local_cp.happenings import Happening
 from nixfleet_agent.local_cp.identity_api import Registrar
 from nixfleet_agent.local_cp.server import HttpsServer, tls_context
+from nixfleet_agent.threads.clock import Clock
 
 CERTIFICATE_LIFETIME = timedelta(days=30)
 HOST = "127.0.0.1"

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from nixfleet_agent.clock import Clock
+from nixfleet_agent.threads.clock import Clock
 
 T = TypeVar("T")
 

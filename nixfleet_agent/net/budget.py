@@ -11,9 +11,9 @@ import os
 import select
 import threading
 
-from nixfleet_agent.clock import Clock
 from nixfleet_agent.errors import TransportError
 from nixfleet_agent.net.failures import AnswerTooLargeError
+from nixfleet_agent.threads.clock import Clock
 
 
 class AbortSwitch:

@@ -18,7 +18,6 @@ import requests
 from requests.structures import CaseInsensitiveDict
 
 from nixfleet_agent import __version__
-from nixfleet_agent.clock import Clock, SystemClock
 from nixfleet_agent.errors import ConfigError, TransportError
 from nixfleet_agent.identity.credentials import Credentials, Identity
 from nixfleet_agent.net.answers import Answer
@@ -26,6 +25,7 @@ from nixfleet_agent.net.budget import AbortSwitch, CallBudget
 from nixfleet_agent.net.session import Endpoint, Session
 from nixfleet_agent.net.sockets import CONNECT_TIMEOUT
 from nixfleet_agent.net.tls import TlsContext
+from nixfleet_agent.threads.clock import Clock, SystemClock
 
 PROTOCOL_MAJOR = "1"
 #: Body limits in bytes: what a fleet of 10,000 hosts needs, with room, and no more.

@@ -8,29 +8,29 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass
 from functools import partial
 
-from nixfleet_agent.activation import quarantine
 from nixfleet_agent.activation.host import read_boot_id
-from nixfleet_agent.clock import Clock
+from nixfleet_agent.artifacts.cache import ManifestCache
+from nixfleet_agent.certificates.enrollment import Enrollment
+from nixfleet_agent.certificates.renewal import Renewal
 from nixfleet_agent.config.model import Config
 from nixfleet_agent.errors import EnrollmentRefusedError, StorageError
+from nixfleet_agent.journal.header import Acceptance
 from nixfleet_agent.net.client import Observer
+from nixfleet_agent.operator import quarantine
 from nixfleet_agent.proto.heartbeat import Snapshot
 from nixfleet_agent.proto.ids import channel_of
 from nixfleet_agent.proto.times import format_time
-from nixfleet_agent.runtime.applier import Applier, HostView
-from nixfleet_agent.runtime.contacts import Contacts
-from nixfleet_agent.runtime.dispatch_check import Gates
-from nixfleet_agent.runtime.dispatch_decision import acceptance
-from nixfleet_agent.runtime.enrollment import Enrollment
-from nixfleet_agent.runtime.host import Host
-from nixfleet_agent.runtime.input_queue import InputQueue
-from nixfleet_agent.runtime.inputs import Acceptance
-from nixfleet_agent.runtime.logs import Logs
-from nixfleet_agent.runtime.mailbox import Mailbox
-from nixfleet_agent.runtime.manifest_cache import ManifestCache
-from nixfleet_agent.runtime.orders import outranks
+from nixfleet_agent.runtime.dispatch.check import Gates
+from nixfleet_agent.runtime.dispatch.decision import acceptance
 from nixfleet_agent.runtime.own_unit import own_unit_workers
-from nixfleet_agent.runtime.parts import (
+from nixfleet_agent.runtime.rollout.applier import Applier, HostView
+from nixfleet_agent.runtime.rollout.event_writer import SteadyWriter
+from nixfleet_agent.runtime.rollout.input_queue import InputQueue
+from nixfleet_agent.runtime.rollout.orders import outranks
+from nixfleet_agent.runtime.rollout.recovery import recover
+from nixfleet_agent.runtime.rollout.reducer import Reducer, Rules
+from nixfleet_agent.runtime.rollout.rollouts import Host
+from nixfleet_agent.runtime.services import (
     Ground,
     Links,
     Stores,
@@ -42,15 +42,6 @@ from nixfleet_agent.runtime.parts import (
     recover_quarantine,
     reload_parts,
 )
-from nixfleet_agent.runtime.recovery import recover
-from nixfleet_agent.runtime.reducer import Reducer, Rules
-from nixfleet_agent.runtime.renewal import Renewal
-from nixfleet_agent.runtime.shutdown import ShutdownToken
-from nixfleet_agent.runtime.status import StatusBoard
-from nixfleet_agent.runtime.status_socket import StatusSocketWorker
-from nixfleet_agent.runtime.steady_writer import SteadyWriter
-from nixfleet_agent.runtime.supervisor import Supervisor
-from nixfleet_agent.runtime.worker import Worker
 from nixfleet_agent.runtime.workers.activation import ActivationWorker
 from nixfleet_agent.runtime.workers.advance_ticker import AdvanceTicker
 from nixfleet_agent.runtime.workers.cert_renewal import CertRenewalWorker
@@ -60,6 +51,15 @@ from nixfleet_agent.runtime.workers.manifest_poll import ManifestPollWorker
 from nixfleet_agent.runtime.workers.outbound import Outbound, Sender
 from nixfleet_agent.runtime.workers.probe import ProbeWorker
 from nixfleet_agent.state_machine import RecordTransition, State
+from nixfleet_agent.telemetry.contacts import Contacts
+from nixfleet_agent.telemetry.logs import Logs
+from nixfleet_agent.telemetry.status import StatusBoard
+from nixfleet_agent.telemetry.status_socket import StatusSocketWorker
+from nixfleet_agent.threads.clock import Clock
+from nixfleet_agent.threads.mailbox import Mailbox
+from nixfleet_agent.threads.shutdown import ShutdownToken
+from nixfleet_agent.threads.supervisor import Supervisor
+from nixfleet_agent.threads.worker import Worker
 from nixfleet_agent.trust.canonical import canonical
 
 log = logging.getLogger("nixfleet_agent.assembly")
@@ -265,8 +265,8 @@ def _metrics(config: Config, board: StatusBoard, clock: Clock) -> tuple[Observer
     """
     if not (config.metrics.listen or config.metrics.textfile):
         return Contacts(board, clock).observe_request, lambda shutdown, health: []
-    from nixfleet_agent.runtime.metrics import Metrics
-    from nixfleet_agent.runtime.metrics_server import metrics_workers
+    from nixfleet_agent.telemetry.metrics import Metrics
+    from nixfleet_agent.telemetry.metrics_server import metrics_workers
 
     metrics = Metrics(board, clock)
     return metrics.observe_request, lambda shutdown, health: metrics_workers(

@@ -11,17 +11,17 @@ import traceback
 from collections.abc import Callable
 
 from nixfleet_agent import __version__
-from nixfleet_agent.clock import Clock, SystemClock
 from nixfleet_agent.config.model import Config
 from nixfleet_agent.errors import EXIT_ENROLLMENT_REFUSED, EXIT_INTERNAL, EXIT_OK, AgentError, EnrollmentRefusedError
-from nixfleet_agent.runtime import logs as logging_setup
 from nixfleet_agent.runtime.assembly import Agent, assemble
-from nixfleet_agent.runtime.logs import Logs
-from nixfleet_agent.runtime.main_events import MainEvents, signals
-from nixfleet_agent.runtime.notify import Notifier
 from nixfleet_agent.runtime.own_unit import UnitChanged
 from nixfleet_agent.runtime.state_dir import StateDir
-from nixfleet_agent.runtime.supervisor import WorkerDied
+from nixfleet_agent.telemetry import logs as logging_setup
+from nixfleet_agent.telemetry.logs import Logs
+from nixfleet_agent.telemetry.notify import Notifier
+from nixfleet_agent.threads.clock import Clock, SystemClock
+from nixfleet_agent.threads.main_events import MainEvents, signals
+from nixfleet_agent.threads.supervisor import WorkerDied
 
 log = logging.getLogger("nixfleet_agent.daemon")
 

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nixfleet_agent.clock import Clock
-from nixfleet_agent.runtime.applier import HostView
-from nixfleet_agent.runtime.shutdown import ShutdownToken
-from nixfleet_agent.runtime.status import StatusBoard
-from nixfleet_agent.runtime.timers import Timer
-from nixfleet_agent.runtime.worker import Worker
+from nixfleet_agent.runtime.rollout.applier import HostView
+from nixfleet_agent.telemetry.status import StatusBoard
+from nixfleet_agent.threads.clock import Clock
+from nixfleet_agent.threads.shutdown import ShutdownToken
+from nixfleet_agent.threads.timers import Timer
+from nixfleet_agent.threads.worker import Worker
 
 #: How often the unit is looked at, in seconds; each look starts a process.
 INTERVAL_SECS = 300.0

@@ -20,8 +20,8 @@ from typing import Any
 from nixfleet_agent import durable
 from nixfleet_agent.activation.model import Forward, Rollback
 from nixfleet_agent.activation.pipeline import Pipeline
-from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.config.model import ActivationConfig
+from nixfleet_agent.threads.clock import SystemClock
 from tests.support.nix import NixHost
 
 _PATHS = ("profile", "current_system", "switch_lock")

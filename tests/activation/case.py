@@ -16,7 +16,7 @@ from nixfleet_agent.activation.host import read_boot_id
 from nixfleet_agent.activation.model import ROLLBACK_AND_HALT, Forward, ForwardOutcome, Rollback
 from nixfleet_agent.activation.pipeline import Pipeline
 from nixfleet_agent.activation.records import Record, Records
-from nixfleet_agent.clock import Clock, SystemClock
+from nixfleet_agent.threads.clock import Clock, SystemClock
 from tests.support.nix import Nixery, NixHost
 
 ROLLOUT = "stable@abc1"

@@ -8,7 +8,7 @@ import unittest
 from nixfleet_agent.activation import processes
 from nixfleet_agent.activation.errors import CommandError, PhaseInterrupted
 from nixfleet_agent.activation.host import group_members
-from nixfleet_agent.clock import SystemClock
+from nixfleet_agent.threads.clock import SystemClock
 from tests.activation.case import until
 
 

@@ -10,7 +10,7 @@ import unittest
 from nixfleet_agent.activation.host import process
 from nixfleet_agent.activation.model import Completed, Failed, Interrupted
 from nixfleet_agent.activation.realise_progress import REFUSED_SIGNATURE, Progress, is_refused_signature
-from nixfleet_agent.clock import SystemClock
+from nixfleet_agent.threads.clock import SystemClock
 from tests.activation.case import PipelineCase, processes_of, until
 
 NIX_STORE = shutil.which("nix-store")

@@ -16,10 +16,10 @@ import unittest
 from pathlib import Path
 from typing import ClassVar
 
-from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.runtime.own_unit import OwnUnitWorker, own_unit
-from nixfleet_agent.runtime.shutdown import ShutdownToken
 from nixfleet_agent.state_machine import State
+from nixfleet_agent.threads.clock import SystemClock
+from nixfleet_agent.threads.shutdown import ShutdownToken
 from tests.activation_slow.systemd_pipeline import loaded, show, systemctl
 from tests.faults.rig import Rig
 from tests.faults.world import World

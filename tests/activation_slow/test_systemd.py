@@ -11,7 +11,7 @@ from pathlib import Path
 from nixfleet_agent.activation.backends import choose
 from nixfleet_agent.activation.backends.setsid import SetsidBackend
 from nixfleet_agent.activation.model import Completed, Failed, Interrupted, RollbackFailed, RolledBack
-from nixfleet_agent.clock import SystemClock
+from nixfleet_agent.threads.clock import SystemClock
 from tests.activation.case import ROLLOUT, PipelineCase, until
 from tests.support.nix import FAIL, HANG, SLOW
 

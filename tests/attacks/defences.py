@@ -23,7 +23,7 @@ _RENEWAL = "tests.attacks.test_renewal.Renewal.test_renewed_certificate_for_anot
 _CERTIFICATE = "tests.identity.test_certificate"
 _EVIDENCE = "tests.attacks.test_evidence.Evidence.test_evidence_signed_by_another_key_or_replayed_from_another_host"
 _BODIES = "tests.attacks_slow.test_bodies."
-_CACHE = "tests.runtime.test_manifest_cache"
+_CACHE = "tests.artifacts.test_cache"
 
 
 def _gone(name: str, file: str, condition: str, *tests: str, to: str = "False") -> Defence:
@@ -74,17 +74,17 @@ _VERIFIER = (
     ),
     Defence(
         "keys: the trust file is read once",
-        "runtime/trust_store.py",
+        "artifacts/trust_store.py",
         "if self._roots is None or stamp != self._stamp:",
         "if self._roots is None:",
         (_ARTIFACTS + "signed_by_a_retired_key",),
     ),
     Defence(
         "keys: a trust file that became invalid is forgiven",
-        "runtime/trust_store.py",
+        "artifacts/trust_store.py",
         "                self._roots = None\n                self._roots = parse_trust",
         "                self._roots = self._roots or parse_trust",
-        ("tests.runtime.test_trust_store",),
+        ("tests.artifacts.test_trust_store",),
     ),
     _gone(
         "rejectBefore is not looked at",
@@ -197,42 +197,42 @@ _ENTRIES = (
     ),
     _gone(
         "an order for another host",
-        "runtime/dispatch_decision.py",
+        "runtime/dispatch/decision.py",
         "dispatch.hostname == machine_id",
         _ARTIFACTS + "manifest_for_another_host",
         to="True",
     ),
     Defence(
         "final refusals are tried again",
-        "runtime/dispatch_decision.py",
+        "runtime/dispatch/decision.py",
         "return Refuse(error.reason, str(error)) if error.final else Keep(error.reason, str(error))",
         "return Keep(error.reason, str(error))",
         (_ARTIFACTS + "closure_not_in_the_manifest",),
     ),
     Defence(
         "freshness is not judged again when an order is taken",
-        "runtime/manifest_cache.py",
+        "artifacts/cache.py",
         "        check_fresh_manifest(terms.manifest, trust, now=now, window=terms.window, marks=marks)\n",
         "",
         (_ARTIFACTS + "stale",),
     ),
     Defence(
         "the fleet's freshness is not judged again",
-        "runtime/manifest_cache.py",
+        "artifacts/cache.py",
         "        check_fresh_fleet(terms.fleet, trust, now=now, override_window=self._override, marks=marks)\n",
         "",
         ("tests.attacks.test_moment",),
     ),
     Defence(
         "marks are not kept on disk",
-        "runtime/trust_store.py",
+        "artifacts/trust_store.py",
         '            durable.write(self._marks_path, text.encode("utf-8") + b"\\n")\n',
         "",
-        ("tests.runtime.test_trust_store",),
+        ("tests.artifacts.test_trust_store",),
     ),
     Defence(
         "marks are not rebuilt from caches",
-        "runtime/manifest_cache.py",
+        "artifacts/cache.py",
         "            self._store.raise_marks(fleet=fleet)\n",
         "",
         (_CACHE,),
@@ -253,7 +253,7 @@ _ENTRIES = (
     ),
     Defence(
         "304 to who asked without a tag counts",
-        "runtime/artifact_fetch.py",
+        "artifacts/fetch.py",
         "if answer.status == 304 and tag is not None:",
         "if answer.status == 304:",
         (_ARTIFACTS + "unsigned",),
@@ -359,16 +359,16 @@ _READERS = (
     _gone("bodies: negative chunks", "net/pool.py", "size < 0", _BODIES + "Sizes.test_broken_answers"),
     Defence(
         "soak: as long as the control plane says",
-        "runtime/dispatch_decision.py",
+        "runtime/dispatch/decision.py",
         "received_at + longest if soak_due_at - received_at > longest else soak_due_at",
         "soak_due_at",
         ("tests.runtime.workers.test_longpoll.Accepting",),
     ),
     _gone(
         "verified once, acted on whenever the reducer comes to it",
-        "runtime/reducer.py",
+        "runtime/rollout/reducer.py",
         "self.clock.monotonic() > item.until",
-        "tests.runtime.test_reducer.ADispatchThatWaited",
+        "tests.runtime.rollout.test_reducer.ADispatchThatWaited",
     ),
     _gone(
         "a repeat takes the place of what is kept",
@@ -460,20 +460,20 @@ _IDENTITY = (
     ),
     _gone(
         "evidence: another host's",
-        "runtime/workers/probe_runners/evidence_file.py",
+        "probes/runners/evidence_file.py",
         'value.get("hostname") != machine_id',
         _EVIDENCE,
     ),
     Defence(
         "evidence: another key's",
-        "runtime/workers/probe_runners/evidence_file.py",
+        "probes/runners/evidence_file.py",
         "            self._public_key().verify(signature, signed)\n",
         "            self._public_key()\n",
         (_EVIDENCE,),
     ),
     Defence(
         "evidence: what was seen once is good for ever",
-        "runtime/workers/probe_runners/evidence_file.py",
+        "probes/runners/evidence_file.py",
         "if known.evidence is None or known.identities != identities:",
         "if known.evidence is None:",
         ("tests.probes.test_evidence",),
@@ -519,11 +519,11 @@ _HINTS = (
     ),
     Defence(
         "snapshots: another closure than the one that runs",
-        "runtime/reducer.py",
+        "runtime/rollout/reducer.py",
         "or self._read_current() != acceptance.target_closure",
         "or False",
         (
-            "tests.runtime.test_reducer.Hints.test_it_is_not_adopted_where_something_else_runs_or_it_is_over_or_one_was_accepted",
+            "tests.runtime.rollout.test_reducer.Hints.test_it_is_not_adopted_where_something_else_runs_or_it_is_over_or_one_was_accepted",
         ),
     ),
     _gone(
@@ -534,28 +534,28 @@ _HINTS = (
     ),
     Defence(
         "snapshots: any seq begins a log",
-        "runtime/reducer.py",
+        "runtime/rollout/reducer.py",
         "or snapshot.last_event_seq > ADOPTED_SEQ_LIMIT",
         "or False",
         ("tests.attacks_slow.test_hints.Hints.test_huge_negative_and_overflowing_seqs",),
     ),
     Defence(
         "snapshots: any seq raises an open log's",
-        "runtime/reducer.py",
+        "runtime/rollout/reducer.py",
         "raised = min(seq, record.last_event_seq + SEQ_RAISE_LIMIT)",
         "raised = seq",
         ("tests.attacks_slow.test_hints.Hints.test_seqs_of_an_open_rollout_rise_by_little",),
     ),
     Defence(
         "replay: the record of acceptance goes out too",
-        "runtime/journal.py",
+        "journal/journal.py",
         "if name.seq >= max(1, from_seq):",
         "if name.seq >= from_seq:",
         ("tests.attacks_slow.test_hints.Hints.test_replay_from",),
     ),
     Defence(
         "replay: as often as it is asked for",
-        "runtime/replays.py",
+        "runtime/rollout/replays.py",
         "if rollout_id in self._last:",
         "if False:",
         ("tests.attacks_slow.test_hints.Hints.test_replay_from",),
@@ -576,10 +576,10 @@ _HINTS = (
     ),
     Defence(
         "words: the JSON log is not ASCII",
-        "runtime/logs.py",
+        "telemetry/logs.py",
         "json_ensure_ascii=True",
         "json_ensure_ascii=False",
-        ("tests.attacks.test_words.Words.test_terminal_escapes_and_newlines", "tests.runtime.test_logs"),
+        ("tests.attacks.test_words.Words.test_terminal_escapes_and_newlines", "tests.telemetry.test_logs"),
     ),
     Defence(
         "times: local time that overflows",
@@ -606,7 +606,7 @@ _LIVENESS = (
     ),
     Defence(
         "files: nesting that ends a recursive parser",
-        "activation/quarantine.py",
+        "operator/quarantine.py",
         "TypeError, RecursionError, ProtoError",
         "TypeError, ProtoError",
         ("tests.attacks.test_fuzz.Fuzz.test_files_that_end_a_recursive_parser",),

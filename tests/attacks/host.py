@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from nixfleet_agent.cli import main
-from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.config.model import ActivationConfig, Config, LoggingConfig, TuningConfig
-from nixfleet_agent.runtime import logs as logging_setup
 from nixfleet_agent.runtime.assembly import Agent, assemble
-from nixfleet_agent.runtime.metrics import Metrics
-from nixfleet_agent.runtime.orders import Release as ReleaseOrder
-from nixfleet_agent.runtime.supervisor import WorkerDied
+from nixfleet_agent.runtime.rollout.orders import Release as ReleaseOrder
+from nixfleet_agent.telemetry import logs as logging_setup
+from nixfleet_agent.telemetry.metrics import Metrics
+from nixfleet_agent.threads.clock import SystemClock
+from nixfleet_agent.threads.supervisor import WorkerDied
 from tests.support.signing import CiSigner, closure_name
 from tests.support.tls import DAY, HOUR, Authority, now, write_host_key
 

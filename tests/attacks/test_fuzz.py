@@ -19,24 +19,24 @@ import rfc8785
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nixfleet_agent.activation.quarantine import QuarantineStore
-from nixfleet_agent.clock import SystemClock
+from nixfleet_agent.artifacts.trust_store import MARKS_FILE, TrustStore
 from nixfleet_agent.config.model import Config
 from nixfleet_agent.errors import AgentError, IdentityError, ProtoError
 from nixfleet_agent.identity.certificate import check_answer
+from nixfleet_agent.journal.entries import decode, parse_name
+from nixfleet_agent.journal.header import Accepted
 from nixfleet_agent.net.answers import Answer, replay_from, retry_after
-from nixfleet_agent.proto import health_checks
+from nixfleet_agent.operator.hold import HoldStore
+from nixfleet_agent.operator.quarantine import QuarantineStore
+from nixfleet_agent.operator.rollback_control import RollbackControl
+from nixfleet_agent.probes import health_checks
+from nixfleet_agent.probes.runners.evidence_file import EvidenceError, EvidenceReader
 from nixfleet_agent.proto.dispatch import Dispatch
 from nixfleet_agent.proto.enrollment import BootstrapToken, CertificateAnswer
 from nixfleet_agent.proto.heartbeat import snapshots
 from nixfleet_agent.proto.strict_json import loads_strict
-from nixfleet_agent.runtime.accepted import Accepted
-from nixfleet_agent.runtime.hold import HoldStore
-from nixfleet_agent.runtime.journal_files import decode, parse_name
-from nixfleet_agent.runtime.pending_dispatch import FILE_NAME, PendingDispatch
-from nixfleet_agent.runtime.rollback_control import RollbackControl
-from nixfleet_agent.runtime.trust_store import MARKS_FILE, TrustStore
-from nixfleet_agent.runtime.workers.probe_runners.evidence_file import EvidenceError, EvidenceReader
+from nixfleet_agent.runtime.dispatch.pending import FILE_NAME, PendingDispatch
+from nixfleet_agent.threads.clock import SystemClock
 from nixfleet_agent.trust.errors import Refusal, TrustFileError
 from nixfleet_agent.trust.roots import parse_trust
 from nixfleet_agent.trust.verify import open_fleet, open_manifest

@@ -11,16 +11,16 @@ from unittest import mock
 
 from nixfleet_agent.net.answers import Answer
 from nixfleet_agent.proto.dispatch import Dispatch
-from nixfleet_agent.runtime.backoff import Backoff
-from nixfleet_agent.runtime.dispatch_check import Gates
-from nixfleet_agent.runtime.dispatch_decision import Pending
-from nixfleet_agent.runtime.input_queue import InputQueue
-from nixfleet_agent.runtime.shutdown import ShutdownToken
-from nixfleet_agent.runtime.worker import Worker
+from nixfleet_agent.runtime.dispatch.check import Gates
+from nixfleet_agent.runtime.dispatch.decision import Pending
+from nixfleet_agent.runtime.rollout.input_queue import InputQueue
 from nixfleet_agent.runtime.workers.heartbeat import HeartbeatWorker
 from nixfleet_agent.runtime.workers.longpoll import LongPollWorker
 from nixfleet_agent.runtime.workers.manifest_poll import ManifestPollWorker
-from tests.runtime.release_base import FLEET_PATH, ROLLOUT, ReleaseTestCase, target
+from nixfleet_agent.threads.backoff import Backoff
+from nixfleet_agent.threads.shutdown import ShutdownToken
+from nixfleet_agent.threads.worker import Worker
+from tests.artifacts.release_base import FLEET_PATH, ROLLOUT, ReleaseTestCase, target
 
 EVERY_DEADLINE = 1.0
 

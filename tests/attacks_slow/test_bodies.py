@@ -10,8 +10,8 @@ from datetime import timedelta
 from typing import Any
 from unittest import mock
 
+from nixfleet_agent.artifacts import fetch
 from nixfleet_agent.proto.times import parse_time
-from nixfleet_agent.runtime import artifact_fetch
 from nixfleet_agent.runtime.workers import heartbeat, longpoll
 from tests.attacks.case import AttackCase
 from tests.attacks.host import MACHINE
@@ -207,8 +207,8 @@ class Sizes(AttackCase):
         # The real deadlines are minutes; what is shown is that there is one, and what comes after it.
         # Short only where slowness is the attack: a busy machine takes a second for an honest answer.
         seconds = 0.5 if "slow" in self._testMethodName else 20.0
-        self.enterContext(mock.patch.object(artifact_fetch, "BODY_DEADLINE", seconds))
-        self.enterContext(mock.patch.object(artifact_fetch, "SIGNATURE_DEADLINE", seconds))
+        self.enterContext(mock.patch.object(fetch, "BODY_DEADLINE", seconds))
+        self.enterContext(mock.patch.object(fetch, "SIGNATURE_DEADLINE", seconds))
         self.enterContext(mock.patch.object(longpoll, "GRACE", seconds))
         self.enterContext(mock.patch.object(heartbeat, "DEADLINE", seconds))
         self.enterContext(mock.patch.object(heartbeat, "HANDSHAKE_DEADLINE", seconds))
@@ -223,7 +223,7 @@ class Sizes(AttackCase):
                 self.publish()
                 place = self.rollout + path
                 self.liar.lies["GET", place] = GzipBomb(size)
-                with mock.patch.object(artifact_fetch, "BODY_DEADLINE", 20.0):
+                with mock.patch.object(fetch, "BODY_DEADLINE", 20.0):
                     self.assert_kept("too_large", self.order)
         nested = gzip.compress(gzip.compress(bytes(20 * MIB)))
         for name, headers in {

@@ -19,14 +19,14 @@ from unittest import mock
 
 import requests
 
-from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.identity.credentials import Credentials
+from nixfleet_agent.journal.entries import Entry, entry_of
+from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.net.client import ControlPlane
-from nixfleet_agent.runtime.journal import Journal
-from nixfleet_agent.runtime.journal_files import Entry, entry_of
-from nixfleet_agent.runtime.shutdown import ShutdownToken
-from nixfleet_agent.runtime.status import StatusBoard
 from nixfleet_agent.runtime.workers.outbound import EVENTS, Outbound, Sender, signer
+from nixfleet_agent.telemetry.status import StatusBoard
+from nixfleet_agent.threads.clock import SystemClock
+from nixfleet_agent.threads.shutdown import ShutdownToken
 from nixfleet_agent.trust.canonical import canonical
 from tests.bench import figures
 from tests.bench.figures import Figure

@@ -21,12 +21,12 @@ from datetime import datetime, timezone
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.config.model import ActivationConfig, Config
-from nixfleet_agent.runtime import logs
+from nixfleet_agent.journal.entries import Entry, entry_of
+from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.runtime.assembly import Agent, assemble
-from nixfleet_agent.runtime.journal import Journal
-from nixfleet_agent.runtime.journal_files import Entry, entry_of
+from nixfleet_agent.telemetry import logs
+from nixfleet_agent.threads.clock import SystemClock
 from tests.bench import figures
 from tests.bench.figures import Figure, percentile
 from tests.state_machine.machine import T0, event

@@ -12,8 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from nixfleet_agent.runtime.journal import Journal
-from nixfleet_agent.runtime.journal_files import entry_of
+from nixfleet_agent.journal.entries import entry_of
+from nixfleet_agent.journal.journal import Journal
 from tests.bench import figures
 from tests.bench.figures import Figure
 from tests.runtime.harness import HOSTNAME

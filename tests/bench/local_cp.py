@@ -24,12 +24,12 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.identity.csr import make_csr
 from nixfleet_agent.identity.host_key import from_private
 from nixfleet_agent.local_cp.ci import ChannelDescription, ContinuousIntegration, FleetDescription, WaveDescription
 from nixfleet_agent.local_cp.service import LocalControlPlane
 from nixfleet_agent.proto.times import format_time
+from nixfleet_agent.threads.clock import SystemClock
 from tests.bench import figures
 from tests.bench.figures import Figure, percentile
 from tests.support.signing import closure_name

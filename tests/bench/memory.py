@@ -15,7 +15,7 @@ import unittest
 from datetime import timedelta
 from unittest import mock
 
-from nixfleet_agent.runtime.inputs import AdvanceTick, HostEvent
+from nixfleet_agent.runtime.rollout.inputs import AdvanceTick, HostEvent
 from nixfleet_agent.state_machine import ProbeStatus, State
 from tests.bench import figures
 from tests.bench.figures import Figure

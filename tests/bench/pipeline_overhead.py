@@ -18,7 +18,7 @@ from nixfleet_agent.activation import processes
 from nixfleet_agent.activation.context import Context
 from nixfleet_agent.activation.model import Completed, Forward
 from nixfleet_agent.activation.pipeline import Pipeline
-from nixfleet_agent.clock import SystemClock
+from nixfleet_agent.threads.clock import SystemClock
 from tests.bench import figures
 from tests.bench.figures import Figure
 from tests.support.nix import Nixery, NixHost

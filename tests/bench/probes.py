@@ -17,18 +17,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.config.model import Config, TuningConfig
-from nixfleet_agent.proto import health_checks
-from nixfleet_agent.proto.probe_decls import ProbeDecl
-from nixfleet_agent.runtime.inputs import HostEvent
-from nixfleet_agent.runtime.mailbox import Mailbox
-from nixfleet_agent.runtime.orders import ProbeOrder, ResetProbes
-from nixfleet_agent.runtime.shutdown import ShutdownToken
-from nixfleet_agent.runtime.workers import probe_runners
+from nixfleet_agent.probes import health_checks, runners
+from nixfleet_agent.probes.declarations import ProbeDecl
+from nixfleet_agent.probes.runners import RunnerContext, RunnerOutcome, passed
+from nixfleet_agent.runtime.rollout.inputs import HostEvent
+from nixfleet_agent.runtime.rollout.orders import ProbeOrder, ResetProbes
 from nixfleet_agent.runtime.workers.probe import ProbeWorker
-from nixfleet_agent.runtime.workers.probe_runners import RunnerContext, RunnerOutcome, passed
 from nixfleet_agent.state_machine.events import LocalProbeTopologyDeclared
+from nixfleet_agent.threads.clock import SystemClock
+from nixfleet_agent.threads.mailbox import Mailbox
+from nixfleet_agent.threads.shutdown import ShutdownToken
 from tests.bench import figures
 from tests.bench.figures import Figure
 from tests.bench.processes import rss
@@ -141,7 +140,7 @@ def cost(folder: Path, kind: str, declaration: dict[str, Any], runner: Runner, s
 def growth(folder: Path, declaration: dict[str, Any], runs: int) -> Figure:
     """Memory over many runs of real probes, after a first tenth that warms everything up."""
     declarations = {f"p{n}": {**declaration, "intervalSeconds": 0.1} for n in range(20)}
-    bench = Bench(folder, declarations, probe_runners.run, 0.1)
+    bench = Bench(folder, declarations, runners.run, 0.1)
     thread = threading.Thread(target=bench.worker.run)
     thread.start()
     bench.mailbox.put(ResetProbes("stable@abc"))
@@ -171,9 +170,9 @@ def measure(quick: bool) -> list[Figure]:
             folder = Path(name)
             return [
                 *cost(folder, "empty", tcp, lambda decl, ctx: passed(), span),
-                *cost(folder, "tcp", tcp, probe_runners.run, span),
-                *cost(folder, "exec", command, probe_runners.run, span),
-                *cost(folder, "http", http, probe_runners.run, span),
+                *cost(folder, "tcp", tcp, runners.run, span),
+                *cost(folder, "exec", command, runners.run, span),
+                *cost(folder, "http", http, runners.run, span),
                 growth(folder, {**http, "bodyContains": "ok"}, runs),
             ]
     finally:

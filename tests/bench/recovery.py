@@ -16,10 +16,10 @@ from pathlib import Path
 from unittest import mock
 
 from nixfleet_agent import durable
-from nixfleet_agent.runtime.accepted import DISPATCH_KIND, Accepted
-from nixfleet_agent.runtime.journal import Journal
-from nixfleet_agent.runtime.journal_files import Entry, entry_of
-from nixfleet_agent.runtime.recovery import recover
+from nixfleet_agent.journal.entries import Entry, entry_of
+from nixfleet_agent.journal.header import DISPATCH_KIND, Accepted
+from nixfleet_agent.journal.journal import Journal
+from nixfleet_agent.runtime.rollout.recovery import recover
 from nixfleet_agent.state_machine import Policy, ProbeStatus, State
 from tests.bench import figures
 from tests.bench.figures import Figure

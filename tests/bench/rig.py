@@ -21,7 +21,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.demo.agents import Host, Surroundings, end_marked, remove_tree
 from nixfleet_agent.demo.cache import Cache
 from nixfleet_agent.demo.closures import Maker
@@ -30,6 +29,7 @@ from nixfleet_agent.local_cp.dispatcher import Options
 from nixfleet_agent.local_cp.server import Request, Response
 from nixfleet_agent.local_cp.service import LocalControlPlane
 from nixfleet_agent.state_machine import State
+from nixfleet_agent.threads.clock import SystemClock
 from tests.bench.processes import fresh_byte_code
 
 NAME = "web-01"

@@ -20,9 +20,9 @@ from datetime import timedelta
 from pathlib import Path
 from unittest import mock
 
-from nixfleet_agent.runtime.inputs import AdvanceTick
-from nixfleet_agent.runtime.journal import Journal
-from nixfleet_agent.runtime.journal_files import Entry, entry_of
+from nixfleet_agent.journal.entries import Entry, entry_of
+from nixfleet_agent.journal.journal import Journal
+from nixfleet_agent.runtime.rollout.inputs import AdvanceTick
 from nixfleet_agent.trust.marks import Marks
 from nixfleet_agent.trust.roots import parse_trust
 from nixfleet_agent.trust.seen import SeenFleet, see_fleet

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from nixfleet_agent.cli import main
+from nixfleet_agent.journal.entries import Entry, entry_of
+from nixfleet_agent.journal.header import DISPATCH_KIND, Accepted
+from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.proto.ids import channel_of
-from nixfleet_agent.runtime.accepted import DISPATCH_KIND, Accepted
-from nixfleet_agent.runtime.journal import Journal
-from nixfleet_agent.runtime.journal_files import Entry, entry_of
 from nixfleet_agent.state_machine import Event, Policy
 from nixfleet_agent.state_machine.events import (
     LocalActivate,

@@ -14,7 +14,8 @@ from typing import Any
 from unittest import mock
 
 from nixfleet_agent import __version__
-from nixfleet_agent.cli import COMMANDS, CONFIG_FLAGS, split_command
+from nixfleet_agent.cli import COMMANDS, split_command
+from nixfleet_agent.output import CONFIG_FLAGS
 from tests.commands.host_case import HostCase
 from tests.config.mistakes import GOOD, MISTAKES
 
@@ -123,12 +124,12 @@ class Mistakes(HostCase):
         self.assertIn("Traceback", self.call("rollback", "retry", "--debug").err)
 
     def test_a_fault_of_ours_is_one_line_and_says_how_to_see_more(self) -> None:
-        with mock.patch("nixfleet_agent.runtime.hold.HoldStore.release", side_effect=ZeroDivisionError("oops")):
+        with mock.patch("nixfleet_agent.operator.hold.HoldStore.release", side_effect=ZeroDivisionError("oops")):
             self.fails(70, "internal error: ZeroDivisionError: oops", "--debug", ran=self.call("release"))
 
     def test_somebody_else_than_root(self) -> None:
         with mock.patch(
-            "nixfleet_agent.runtime.hold.HoldStore.release", side_effect=PermissionError(13, "Permission denied", "/x")
+            "nixfleet_agent.operator.hold.HoldStore.release", side_effect=PermissionError(13, "Permission denied", "/x")
         ):
             self.fails(1, "Permission denied: /x: run it as root", ran=self.call("release"))
         refused = OSError(13, "Permission denied", "/x")

@@ -11,8 +11,8 @@ from typing import Any
 from nixfleet_agent.commands.explain import explain
 from nixfleet_agent.commands.times import ago, length
 from nixfleet_agent.proto.times import format_time
-from nixfleet_agent.runtime.status import as_json
 from nixfleet_agent.state_machine import DeclaredProbe, Mode, Policy, ProbeRecord, ProbeStatus, RolloutRecord, State
+from nixfleet_agent.telemetry.status import as_json
 from tests.support.signing import closure_name
 
 NOW = datetime(2026, 5, 16, 12, 0, tzinfo=timezone.utc)

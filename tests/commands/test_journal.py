@@ -17,13 +17,13 @@ from unittest import mock
 import rfc8785
 
 from nixfleet_agent import durable
-from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.errors import StorageError
-from nixfleet_agent.runtime.journal import CORRUPT, DROPPED, QUEUE, REJECTED, SENT
-from nixfleet_agent.runtime.shutdown import ShutdownToken
+from nixfleet_agent.journal.journal import CORRUPT, DROPPED, QUEUE, REJECTED, SENT
 from nixfleet_agent.runtime.state_dir import StateDir
-from nixfleet_agent.runtime.status_socket import Handler, StatusSocketWorker
 from nixfleet_agent.state_machine.events import LocalActivationCompleted, Phase
+from nixfleet_agent.telemetry.status_socket import Handler, StatusSocketWorker
+from nixfleet_agent.threads.clock import SystemClock
+from nixfleet_agent.threads.shutdown import ShutdownToken
 from tests.commands.host_case import MACHINE, NEW, OLD, HostCase
 from tests.support.tls import DAY, now
 

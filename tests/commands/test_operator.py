@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from nixfleet_agent.activation.quarantine import Entry, QuarantineStore
+from nixfleet_agent.operator.quarantine import Entry, QuarantineStore
+from nixfleet_agent.operator.rollback_control import RollbackControl
 from nixfleet_agent.proto.times import format_time, parse_time
-from nixfleet_agent.runtime.rollback_control import RollbackControl
 from nixfleet_agent.runtime.state_dir import StateDir
 from nixfleet_agent.state_machine.events import LocalProbeTopologyDeclared, LocalSustainedFailureCrossed
 from nixfleet_agent.state_machine.states import Policy

@@ -9,13 +9,13 @@ from typing import cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.demo.agents import Host
 from nixfleet_agent.demo.closures import Release
 from nixfleet_agent.demo.fleet import DemoFleet
 from nixfleet_agent.demo.scenario import load
 from nixfleet_agent.demo.timeline import Timeline
 from nixfleet_agent.identity.host_key import HostKey, from_private
+from nixfleet_agent.threads.clock import SystemClock
 from tests.support.signing import closure_name
 
 

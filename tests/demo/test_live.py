@@ -16,16 +16,16 @@ from unittest import mock
 
 from rich.console import Console
 
-from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.demo.closures import Release
 from nixfleet_agent.demo.fleet import DemoFleet
 from nixfleet_agent.demo.live import Live
 from nixfleet_agent.demo.logs import Refusal
 from nixfleet_agent.demo.timeline import Timeline
 from nixfleet_agent.demo.view import Lines, view_on
-from nixfleet_agent.interrupts import terminable
 from nixfleet_agent.local_cp.happenings import Happening
 from nixfleet_agent.state_machine import State
+from nixfleet_agent.threads.clock import SystemClock
+from nixfleet_agent.threads.interrupts import terminable
 
 #: As terminals are told (ECMA-48 with DEC's private modes).
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"

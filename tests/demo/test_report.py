@@ -7,7 +7,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import cast
 
-from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.demo.fleet import DemoFleet
 from nixfleet_agent.demo.logs import Refusal
 from nixfleet_agent.demo.report import LISTED, Outcome, lines
@@ -15,6 +14,7 @@ from nixfleet_agent.demo.scenario import load
 from nixfleet_agent.demo.timeline import Timeline
 from nixfleet_agent.local_cp.happenings import Happening
 from nixfleet_agent.state_machine import State
+from nixfleet_agent.threads.clock import SystemClock
 from tests.demo.test_live import ShownFleet, ShownHost
 
 NOW = datetime(2026, 5, 16, tzinfo=timezone.utc)

@@ -8,11 +8,11 @@ import unittest
 from datetime import datetime, timezone
 from typing import Any
 
-from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.demo.timeline import Timeline
 from nixfleet_agent.demo.view import Lines
 from nixfleet_agent.local_cp.happenings import Happening
 from nixfleet_agent.state_machine import State
+from nixfleet_agent.threads.clock import SystemClock
 
 NOW = datetime(2026, 5, 16, 1, 30, tzinfo=timezone.utc)
 ID = "stable@aaa1"

@@ -11,10 +11,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from nixfleet_agent.activation.quarantine import Entry, QuarantineStore
 from nixfleet_agent.cli import COMMANDS, split_command
 from nixfleet_agent.commands import journal_view
 from nixfleet_agent.commands.invocation import Invocation, parse
+from nixfleet_agent.operator.quarantine import Entry, QuarantineStore
 from nixfleet_agent.trust.canonical import canonical
 from tests.commands.host_case import MACHINE, OLD, HostCase
 from tests.docs.pages import PAGES, TOP, blocks, inline_code

@@ -6,9 +6,10 @@ import re
 import unittest
 
 from nixfleet_agent import errors
-from nixfleet_agent.cli import COMMANDS, CONFIG_FLAGS
+from nixfleet_agent.cli import COMMANDS
 from nixfleet_agent.config.load import load
 from nixfleet_agent.config.schema import CONFIG_VARIABLE, ENVIRONMENT_ALIASES, Schema
+from nixfleet_agent.output import CONFIG_FLAGS
 from nixfleet_agent.state_machine.states import State
 from nixfleet_agent.trust.errors import Refusal
 from tests.docs import said, state_diagram

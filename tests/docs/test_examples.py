@@ -8,7 +8,7 @@ import unittest
 from typing import Any
 
 from nixfleet_agent.config.schema import Schema
-from nixfleet_agent.proto import health_checks
+from nixfleet_agent.probes import health_checks
 from nixfleet_agent.proto.dispatch import Dispatch
 from nixfleet_agent.proto.enrollment import BootstrapToken
 from nixfleet_agent.proto.events import from_wire, to_wire

@@ -14,8 +14,9 @@ import time
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from nixfleet_agent import clock, durable
+from nixfleet_agent import durable
 from nixfleet_agent.activation import host
+from nixfleet_agent.threads import clock
 from tests.faults.labels import label
 from tests.faults.plan import VARIABLE, Plan
 from tests.faults.power import Unsynced

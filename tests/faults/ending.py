@@ -15,10 +15,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from nixfleet_agent.durable import TEMPORARY_SUFFIX
+from nixfleet_agent.journal.entries import parse_name
+from nixfleet_agent.journal.journal import DROPPED, REJECTED, SENT, Journal
 from nixfleet_agent.proto.ids import file_part
-from nixfleet_agent.runtime.journal import DROPPED, REJECTED, SENT, Journal
-from nixfleet_agent.runtime.journal_files import parse_name
-from nixfleet_agent.runtime.recovery import recover
+from nixfleet_agent.runtime.rollout.recovery import recover
 from tests.faults.processes import processes_of
 from tests.faults.rig import HOSTNAME, Rig, rollout_id
 

@@ -10,9 +10,9 @@ import unittest
 from collections import Counter
 from collections.abc import Callable
 
-from nixfleet_agent.runtime.inputs import HostEvent
-from nixfleet_agent.runtime.journal import Journal
-from nixfleet_agent.runtime.journal_files import decode
+from nixfleet_agent.journal.entries import decode
+from nixfleet_agent.journal.journal import Journal
+from nixfleet_agent.runtime.rollout.inputs import HostEvent
 from nixfleet_agent.state_machine import ProbeStatus
 from tests.faults.rig import Problem
 from tests.faults.runs import Outcome, Runs

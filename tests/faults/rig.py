@@ -17,13 +17,13 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.identity.csr import make_csr
 from nixfleet_agent.identity.host_key import from_private
 from nixfleet_agent.local_cp.ci import ChannelDescription, FleetDescription, WaveDescription
 from nixfleet_agent.local_cp.dispatcher import Options
 from nixfleet_agent.local_cp.service import LocalControlPlane
 from nixfleet_agent.state_machine import Policy, State
+from nixfleet_agent.threads.clock import SystemClock
 from tests.faults.nursery import TOP, Child
 from tests.faults.plan import VARIABLE, Plan
 from tests.faults.processes import Starved, end_all

@@ -16,7 +16,6 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.identity.csr import make_csr
 from nixfleet_agent.identity.host_key import HostKey, from_private
 from nixfleet_agent.local_cp.catalogue import write_nonces
@@ -24,6 +23,7 @@ from nixfleet_agent.local_cp.ci import ChannelDescription, ContinuousIntegration
 from nixfleet_agent.local_cp.dispatcher import Options
 from nixfleet_agent.local_cp.service import PUBLISHED, LocalControlPlane
 from nixfleet_agent.proto.times import format_time
+from nixfleet_agent.threads.clock import SystemClock
 from nixfleet_agent.trust.canonical import canonical
 from tests.support.signing import closure_name
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
-from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.identity.csr import make_csr
 from nixfleet_agent.local_cp.store import Store
+from nixfleet_agent.threads.clock import SystemClock
 from tests.local_cp.scripted import ControlPlaneCase, ScriptedAgent, now, to_converged, to_reverted, until_soaking
 
 CROWD = 24

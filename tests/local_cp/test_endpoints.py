@@ -9,10 +9,10 @@ import threading
 import unittest
 from datetime import timedelta
 
-from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.identity.csr import make_csr
 from nixfleet_agent.local_cp.ca import CertificateAuthority
 from nixfleet_agent.local_cp.dispatcher import Options
+from nixfleet_agent.threads.clock import SystemClock
 from tests.local_cp.scripted import ControlPlaneCase, result, to_converged, to_reverted, until_soaking
 from tests.runtime.harness import until
 from tests.support.signing import closure_name

@@ -7,8 +7,8 @@ import threading
 import unittest
 from collections.abc import Callable
 
-from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.local_cp.waiters import Waiters
+from nixfleet_agent.threads.clock import SystemClock
 
 LONG = 30.0
 

@@ -8,11 +8,11 @@ from types import MappingProxyType
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from nixfleet_agent.runtime.applier import HostView
-from nixfleet_agent.runtime.metrics import COUNTERS, Metrics
-from nixfleet_agent.runtime.status import StatusBoard
+from nixfleet_agent.runtime.rollout.applier import HostView
 from nixfleet_agent.state_machine import Mode, ProbeStatus, RolloutRecord, State
 from nixfleet_agent.state_machine.record import ProbeRecord
+from nixfleet_agent.telemetry.metrics import COUNTERS, Metrics
+from nixfleet_agent.telemetry.status import StatusBoard
 from tests.support.clock import EPOCH, FakeClock
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from nixfleet_agent import errors
-from nixfleet_agent.cli import COMMANDS, CONFIG_FLAGS
+from nixfleet_agent.cli import COMMANDS
 from nixfleet_agent.config.schema import Schema
 from nixfleet_agent.config.sources import from_file
 from nixfleet_agent.demo.scenario import FAULTS
+from nixfleet_agent.output import CONFIG_FLAGS
 from tests.docs import manual
 from tests.docs.said import flags_of
 from tests.packaging.exposition import families, samples

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nixfleet_agent.clock import SystemClock
-from nixfleet_agent.runtime.workers.probe_runners import Cancel, RunnerContext
-from nixfleet_agent.runtime.workers.probe_runners.context import TlsDefaults
-from nixfleet_agent.runtime.workers.probe_runners.evidence_file import EvidenceReader
+from nixfleet_agent.probes.runners import Cancel, RunnerContext
+from nixfleet_agent.probes.runners.context import TlsDefaults
+from nixfleet_agent.probes.runners.evidence_file import EvidenceReader
+from nixfleet_agent.threads.clock import SystemClock
 
 MACHINE = "web-01"
 

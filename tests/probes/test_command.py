@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from nixfleet_agent.proto.probe_decls import ExecDecl
-from nixfleet_agent.proto.probe_fields import LONGEST_SECS
-from nixfleet_agent.runtime.workers.probe_runners import RunnerContext, RunnerOutcome, command, run
+from nixfleet_agent.probes.declarations import ExecDecl
+from nixfleet_agent.probes.fields import LONGEST_SECS
+from nixfleet_agent.probes.runners import RunnerContext, RunnerOutcome, command, run
 from tests.probes.support import ProbeCase, children, context, descriptors, stop_when
 
 

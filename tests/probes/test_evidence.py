@@ -18,10 +18,10 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from nixfleet_agent.identity.host_key import HostKey
+from nixfleet_agent.probes.declarations import EvidenceDecl, Override
+from nixfleet_agent.probes.runners import RunnerContext, RunnerOutcome, evidence, evidence_file, run
 from nixfleet_agent.proto.events import to_wire
-from nixfleet_agent.proto.probe_decls import EvidenceDecl, Override
 from nixfleet_agent.proto.times import format_time
-from nixfleet_agent.runtime.workers.probe_runners import RunnerContext, RunnerOutcome, evidence, evidence_file, run
 from nixfleet_agent.state_machine.events import LocalProbeResult, SubResult
 from nixfleet_agent.state_machine.states import Mode, ProbeStatus
 from tests.probes.support import MACHINE, context
@@ -207,14 +207,14 @@ class Age(EvidenceCase):
         self.collected(seconds=100)
         self.assertTrue(self.probe(max_age=110.0).passed)
         later = datetime.now(timezone.utc) + timedelta(seconds=20)
-        with mock.patch("nixfleet_agent.clock.SystemClock.now", return_value=later):
+        with mock.patch("nixfleet_agent.threads.clock.SystemClock.now", return_value=later):
             self.assert_fails("longer ago than maxAgeSecs (110)", max_age=110.0)
 
     def test_the_reason_stays_the_same_so_that_repeats_are_no_events(self) -> None:
         self.collected(seconds=100)
         first = self.probe(max_age=90.0)
         later = datetime.now(timezone.utc) + timedelta(seconds=20)
-        with mock.patch("nixfleet_agent.clock.SystemClock.now", return_value=later):
+        with mock.patch("nixfleet_agent.threads.clock.SystemClock.now", return_value=later):
             self.assertEqual(self.probe(max_age=90.0), first)
 
     def test_evidence_from_the_future_does_not_stay_young_for_ever(self) -> None:

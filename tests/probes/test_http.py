@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from nixfleet_agent.proto.probe_decls import HttpDecl
-from nixfleet_agent.runtime.workers.probe_runners import RunnerOutcome, run
+from nixfleet_agent.probes.declarations import HttpDecl
+from nixfleet_agent.probes.runners import RunnerOutcome, run
 from tests.probes.support import ProbeCase, RawServer, answer, context, descriptors, say, stop_when
 from tests.support.tls import DAY, Authority, now
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import unittest
 
-from nixfleet_agent.proto.probe_decls import BadDecl, ProbeDecl
-from nixfleet_agent.runtime.workers.probe_runners import Cancel, failed, passed, run
+from nixfleet_agent.probes.declarations import BadDecl, ProbeDecl
+from nixfleet_agent.probes.runners import Cancel, failed, passed, run
 from nixfleet_agent.state_machine.states import ProbeStatus
 from tests.probes.support import context
 

@@ -16,18 +16,15 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from nixfleet_agent.clock import SystemClock
 from nixfleet_agent.config.model import Config, TuningConfig
-from nixfleet_agent.proto.probe_decls import DeclaredProbes, ProbeDecl, TcpDecl
-from nixfleet_agent.runtime.inputs import HostEvent
-from nixfleet_agent.runtime.mailbox import Mailbox
-from nixfleet_agent.runtime.orders import ProbeOrder, ResetProbes, StopProbes
-from nixfleet_agent.runtime.probe_set import ProbeSet
-from nixfleet_agent.runtime.shutdown import ShutdownToken
-from nixfleet_agent.runtime.workers import probe_runners
+from nixfleet_agent.probes import runners
+from nixfleet_agent.probes.declarations import DeclaredProbes, ProbeDecl, TcpDecl
+from nixfleet_agent.probes.runners import Cancel, RunnerContext, RunnerOutcome, failed, passed
+from nixfleet_agent.probes.runners.evidence_file import EvidenceReader
+from nixfleet_agent.probes.set import ProbeSet
+from nixfleet_agent.runtime.rollout.inputs import HostEvent
+from nixfleet_agent.runtime.rollout.orders import ProbeOrder, ResetProbes, StopProbes
 from nixfleet_agent.runtime.workers.probe import ProbeWorker, read_declarations
-from nixfleet_agent.runtime.workers.probe_runners import Cancel, RunnerContext, RunnerOutcome, failed, passed
-from nixfleet_agent.runtime.workers.probe_runners.evidence_file import EvidenceReader
 from nixfleet_agent.state_machine.events import (
     Event,
     LocalProbeFailureFirst,
@@ -36,6 +33,9 @@ from nixfleet_agent.state_machine.events import (
     LocalProbeTopologyDeclared,
 )
 from nixfleet_agent.state_machine.states import Mode, ProbeStatus
+from nixfleet_agent.threads.clock import SystemClock
+from nixfleet_agent.threads.mailbox import Mailbox
+from nixfleet_agent.threads.shutdown import ShutdownToken
 from tests.probes.support import MACHINE, children, descriptors
 from tests.support.clock import FakeClock
 
@@ -99,13 +99,13 @@ class WorkerCase(unittest.TestCase):
         replacement.write_text(json.dumps(declarations), encoding="utf-8")
         replacement.rename(self.file)
 
-    def worker(self, runner: Any = probe_runners.run) -> ProbeWorker:
+    def worker(self, runner: Any = runners.run) -> ProbeWorker:
         return ProbeWorker(
             self.shutdown, self.clock, config=self.config, mailbox=self.mailbox, emit=self.told.emit, runner=runner
         )
 
     @contextlib.contextmanager
-    def working(self, runner: Any = probe_runners.run) -> Iterator[ProbeWorker]:
+    def working(self, runner: Any = runners.run) -> Iterator[ProbeWorker]:
         worker = self.worker(runner)
         thread = threading.Thread(target=worker.run, name="probe")
         thread.start()
@@ -183,7 +183,7 @@ class Telling(WorkerCase):
 
     def test_a_bad_declaration_fails_alone(self) -> None:
         self.declare(good=port(), bad={"kind": "htpp", "mode": "observe"})
-        with self.working(lambda decl, ctx: passed() if decl.name == "good" else probe_runners.run(decl, ctx)):
+        with self.working(lambda decl, ctx: passed() if decl.name == "good" else runners.run(decl, ctx)):
             self.reset()
             self.told.wait(lambda: all(self.told.results(n) for n in ("good", "bad")), "both results")
         self.assertIs(self.told.results("good")[0].status, ProbeStatus.PASS)
@@ -222,7 +222,7 @@ class Telling(WorkerCase):
 class BrokenFile(WorkerCase):
     def test_it_is_one_failing_probe_and_is_read_again_every_interval(self) -> None:
         self.file.write_text("[", encoding="utf-8")
-        with mock.patch("nixfleet_agent.proto.health_checks.DEFAULT_INTERVAL", 0.1), self.working():
+        with mock.patch("nixfleet_agent.probes.health_checks.DEFAULT_INTERVAL", 0.1), self.working():
             self.reset()
             self.told.wait(lambda: len(self.told.results("health-checks.json")) >= 3, "three fails")
             self.assertEqual(len(self.told.topologies()), 1)
@@ -251,7 +251,7 @@ class BrokenFile(WorkerCase):
     def test_a_link_that_leads_nowhere_is_no_absent_file(self) -> None:
         store = self.folder / "store"
         self.file.symlink_to(store / "health-checks.json")
-        with mock.patch("nixfleet_agent.proto.health_checks.DEFAULT_INTERVAL", 0.1), self.working():
+        with mock.patch("nixfleet_agent.probes.health_checks.DEFAULT_INTERVAL", 0.1), self.working():
             self.reset()
             self.told.wait(lambda: bool(self.told.results("health-checks.json")), "the fail")
             store.mkdir()
@@ -317,7 +317,7 @@ class Stopping(WorkerCase):
                 topology.wait(0.3)
             return old(item)
 
-        self.enterContext(mock.patch("nixfleet_agent.runtime.probe_set.JOIN_SECS", 0.01))
+        self.enterContext(mock.patch("nixfleet_agent.probes.set.JOIN_SECS", 0.01))
         self.enterContext(mock.patch.object(self.told, "emit", emit))
         with self.working(always(passed())):
             self.reset()
@@ -376,7 +376,7 @@ class Stopping(WorkerCase):
             release.wait(10)
             return passed()
 
-        self.enterContext(mock.patch("nixfleet_agent.runtime.probe_set.JOIN_SECS", 0.1))
+        self.enterContext(mock.patch("nixfleet_agent.probes.set.JOIN_SECS", 0.1))
         with self.working(runner), self.assertLogs("nixfleet_agent.probe", "WARNING") as logs:
             self.reset()
             hanging.wait(30)
@@ -432,7 +432,10 @@ class Schedule(WorkerCase):
             return passed()
 
         declared = DeclaredProbes((TcpDecl(name="p", port=1, interval=10.0),))
-        probes = ProbeSet(ROLLOUT, declared, ctx, self.told.emit, logging.getLogger("nixfleet_agent.probe"), runner)
+        log = logging.getLogger("nixfleet_agent.probe")
+        probes = ProbeSet(
+            ROLLOUT, declared, ctx, lambda _, event: self.told.emit(HostEvent(ROLLOUT, event)), log, runner
+        )
         probes.start()
         self.addCleanup(probes.stop)
         for _ in lengths:

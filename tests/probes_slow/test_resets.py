@@ -11,10 +11,10 @@ import time
 import unittest
 from unittest import mock
 
-from nixfleet_agent.proto.probe_decls import ProbeDecl
-from nixfleet_agent.runtime.orders import StopProbes
-from nixfleet_agent.runtime.workers import probe_runners
-from nixfleet_agent.runtime.workers.probe_runners import Cancel, RunnerContext, RunnerOutcome
+from nixfleet_agent.probes import runners
+from nixfleet_agent.probes.declarations import ProbeDecl
+from nixfleet_agent.probes.runners import Cancel, RunnerContext, RunnerOutcome
+from nixfleet_agent.runtime.rollout.orders import StopProbes
 from tests.probes.support import children, descriptors
 from tests.probes.test_worker import WorkerCase
 from tests.support.tls import Authority
@@ -36,7 +36,7 @@ class Begun:
                 self._set, self._count = ctx.cancel, 0
             self._count += 1
             self._changed.notify_all()
-        return probe_runners.run(decl, ctx)
+        return runners.run(decl, ctx)
 
     def wait(self, before: Cancel | None, count: int) -> None:
         """Until ``count`` runs of the set after ``before`` have begun."""

@@ -23,21 +23,29 @@ from typing import Any
 from unittest import mock
 
 from nixfleet_agent import durable
-from nixfleet_agent.runtime.applier import Applier, HostView
-from nixfleet_agent.runtime.backoff import Backoff
-from nixfleet_agent.runtime.input_queue import CAPACITY, InputQueue
-from nixfleet_agent.runtime.inputs import Acceptance, Ack, Activate, AdvanceTick, Answer, HostEvent, ReducerInput
-from nixfleet_agent.runtime.journal import Journal
-from nixfleet_agent.runtime.journal_files import parse_name
-from nixfleet_agent.runtime.mailbox import Mailbox
-from nixfleet_agent.runtime.orders import ActivationOrder, ProbeOrder, outranks
-from nixfleet_agent.runtime.recovery import recover
-from nixfleet_agent.runtime.reducer import Reducer, Rules
-from nixfleet_agent.runtime.reserve import Reserve
-from nixfleet_agent.runtime.shutdown import ShutdownToken
-from nixfleet_agent.runtime.status import StatusBoard
-from nixfleet_agent.runtime.steady_writer import SteadyWriter
+from nixfleet_agent.journal.entries import parse_name
+from nixfleet_agent.journal.journal import Journal
+from nixfleet_agent.journal.reserve import Reserve
+from nixfleet_agent.runtime.rollout.applier import Applier, HostView
+from nixfleet_agent.runtime.rollout.event_writer import SteadyWriter
+from nixfleet_agent.runtime.rollout.input_queue import CAPACITY, InputQueue
+from nixfleet_agent.runtime.rollout.inputs import (
+    Acceptance,
+    Ack,
+    Activate,
+    AdvanceTick,
+    Answer,
+    HostEvent,
+    ReducerInput,
+)
+from nixfleet_agent.runtime.rollout.orders import ActivationOrder, ProbeOrder, outranks
+from nixfleet_agent.runtime.rollout.recovery import recover
+from nixfleet_agent.runtime.rollout.reducer import Reducer, Rules
 from nixfleet_agent.state_machine import KINDS, Policy, RecordTransition, RolloutRecord
+from nixfleet_agent.telemetry.status import StatusBoard
+from nixfleet_agent.threads.backoff import Backoff
+from nixfleet_agent.threads.mailbox import Mailbox
+from nixfleet_agent.threads.shutdown import ShutdownToken
 from tests.state_machine.machine import SAMPLES, declared
 from tests.support.clock import PATIENCE, FakeClock
 

@@ -8,13 +8,13 @@ import threading
 import unittest
 from unittest import mock
 
-from nixfleet_agent.runtime import steady_writer
-from nixfleet_agent.runtime.input_queue import InputQueue
-from nixfleet_agent.runtime.inputs import Answer, HealthChecksReload, HostEvent, ReplayRequested
-from nixfleet_agent.runtime.reserve import SIZE
-from nixfleet_agent.runtime.shutdown import ShutdownToken
-from nixfleet_agent.runtime.status import MOST_LABEL_SETS, StatusBoard
+from nixfleet_agent.journal.reserve import SIZE
+from nixfleet_agent.runtime.rollout import event_writer
+from nixfleet_agent.runtime.rollout.input_queue import InputQueue
+from nixfleet_agent.runtime.rollout.inputs import Answer, HealthChecksReload, HostEvent, ReplayRequested
 from nixfleet_agent.state_machine import ProbeStatus, State
+from nixfleet_agent.telemetry.status import MOST_LABEL_SETS, StatusBoard
+from nixfleet_agent.threads.shutdown import ShutdownToken
 from tests.runtime.harness import TARGET, TestHost, bad_disk, until
 from tests.support.clock import FakeClock
 
@@ -49,7 +49,7 @@ class AReducerThatWaitsForTheDisk(unittest.TestCase):
         host = TestHost(self)
         host.retry_secs = 3600.0
         host.start()
-        with bad_disk() as disk, mock.patch.object(steady_writer, "NAP", 0.02):
+        with bad_disk() as disk, mock.patch.object(event_writer, "NAP", 0.02):
             host.dispatch("stable@aa", TARGET)
             disk.break_down(errno.EIO)
             host.put(HostEvent("stable@aa", host.event("ActivationStarted")))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nixfleet_agent.runtime.state_dir import LOCK_NAME
-from nixfleet_agent.runtime.status_socket import SOCKET_NAME, ask
+from nixfleet_agent.telemetry.status_socket import SOCKET_NAME, ask
 from tests.commands.host_case import MACHINE, HostCase
 from tests.runtime.harness import until
 from tests.support.https_server import Hang
@@ -32,7 +32,7 @@ THREADS = {"MainThread", "reducer", "activation", "advance_ticker", "cert_renewa
 STOP_SECS = 10.0
 #: A defect put into the agent before it starts.
 _REDUCER_DIES = """
-from nixfleet_agent.runtime.reducer import Reducer
+from nixfleet_agent.runtime.rollout.reducer import Reducer
 def die(self, tick): raise KeyError("a defect of the reducer")
 Reducer._on_tick = die
 """

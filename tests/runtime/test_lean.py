@@ -20,9 +20,9 @@ with without(*ENCODING_GUESSERS, *SECOND_OPENSSL):
     from nixfleet_agent.runtime import daemon
 print(sorted({"ssl", "_ssl", "_hashlib", "charset_normalizer", "chardet"} & set(sys.modules)))
 from pathlib import Path
-from nixfleet_agent.clock import SystemClock
+from nixfleet_agent.threads.clock import SystemClock
 from nixfleet_agent.config.model import Config
-from nixfleet_agent.proto import health_checks
+from nixfleet_agent.probes import health_checks
 from nixfleet_agent.runtime.workers import probe_runners
 config = Config(control_plane_url="https://cp.example", machine_id="web-01", health_checks_file=Path("/nowhere"))
 for url in sys.argv[1:]:

@@ -9,10 +9,10 @@ import unittest
 from pathlib import Path
 from unittest import mock
 
-from nixfleet_agent.runtime.applier import HostView
 from nixfleet_agent.runtime.own_unit import INTERVAL_SECS, OwnUnitWorker, UnitChanged, own_unit, own_unit_workers
-from nixfleet_agent.runtime.shutdown import ShutdownToken
-from nixfleet_agent.runtime.status import StatusBoard
+from nixfleet_agent.runtime.rollout.applier import HostView
+from nixfleet_agent.telemetry.status import StatusBoard
+from nixfleet_agent.threads.shutdown import ShutdownToken
 from tests.support.clock import FakeClock
 
 PROGRAM = "/nix/store/a-agent/bin/nixfleet-agent"

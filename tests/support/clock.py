@@ -23,7 +23,7 @@ PATIENCE = 60.0
 
 
 class FakeClock:
-    """Implements ``nixfleet_agent.clock.Clock``."""
+    """Implements ``nixfleet_agent.threads.clock.Clock``."""
 
     def __init__(self, wall: datetime = EPOCH, monotonic: float = 1000.0) -> None:
         self._lock = threading.Lock()

@@ -20,21 +20,21 @@ from nixfleet_agent.activation.model import (
     RolledBack,
 )
 from nixfleet_agent.activation.pipeline import Pipeline
-from nixfleet_agent.clock import Clock
 from nixfleet_agent.config.model import ActivationConfig
 from nixfleet_agent.errors import StorageError
-from nixfleet_agent.runtime.backoff import Backoff
-from nixfleet_agent.runtime.input_queue import InputQueue
-from nixfleet_agent.runtime.inputs import Ack, Answer, HostEvent, ReducerInput, RollbackAttemptFailed
-from nixfleet_agent.runtime.mailbox import Mailbox
-from nixfleet_agent.runtime.orders import ActivateForward, ActivationOrder, Release, RollBack
-from nixfleet_agent.runtime.outcomes import event_of
-from nixfleet_agent.runtime.rollback_control import RollbackControl
-from nixfleet_agent.runtime.shutdown import ShutdownToken
-from nixfleet_agent.runtime.status import StatusBoard
-from nixfleet_agent.runtime.worker import Worker
+from nixfleet_agent.operator.rollback_control import RollbackControl
+from nixfleet_agent.runtime.rollout.input_queue import InputQueue
+from nixfleet_agent.runtime.rollout.inputs import Ack, Answer, HostEvent, ReducerInput, RollbackAttemptFailed
+from nixfleet_agent.runtime.rollout.orders import ActivateForward, ActivationOrder, Release, RollBack
+from nixfleet_agent.runtime.rollout.outcomes import event_of
 from nixfleet_agent.state_machine import SwitchMethod
 from nixfleet_agent.state_machine.events import LocalActivationStarted, Phase
+from nixfleet_agent.telemetry.status import StatusBoard
+from nixfleet_agent.threads.backoff import Backoff
+from nixfleet_agent.threads.clock import Clock
+from nixfleet_agent.threads.mailbox import Mailbox
+from nixfleet_agent.threads.shutdown import ShutdownToken
+from nixfleet_agent.threads.worker import Worker
 
 #: Longest sleep on an empty mailbox, in seconds.
 IDLE = 60.0

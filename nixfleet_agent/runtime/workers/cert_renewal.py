@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from nixfleet_agent.clock import Clock
+from nixfleet_agent.certificates.enrollment import AnswerRefusedError, Enrollment, NotReadyError
+from nixfleet_agent.certificates.renewal import Renewal
 from nixfleet_agent.config.model import Config
 from nixfleet_agent.errors import (
     AgentError,
@@ -24,13 +25,12 @@ from nixfleet_agent.identity.credentials import Credentials
 from nixfleet_agent.identity.host_key import permission_warnings
 from nixfleet_agent.identity.token import TokenMissingError, TokenNotYetValidError
 from nixfleet_agent.proto.times import format_time
-from nixfleet_agent.runtime.backoff import Backoff
-from nixfleet_agent.runtime.enrollment import AnswerRefusedError, Enrollment, NotReadyError
-from nixfleet_agent.runtime.renewal import Renewal
-from nixfleet_agent.runtime.shutdown import ShutdownToken
-from nixfleet_agent.runtime.status import StatusBoard
-from nixfleet_agent.runtime.timers import Timer
-from nixfleet_agent.runtime.worker import Worker
+from nixfleet_agent.telemetry.status import StatusBoard
+from nixfleet_agent.threads.backoff import Backoff
+from nixfleet_agent.threads.clock import Clock
+from nixfleet_agent.threads.shutdown import ShutdownToken
+from nixfleet_agent.threads.timers import Timer
+from nixfleet_agent.threads.worker import Worker
 
 #: Renewal has half a certificate's life to succeed: its backoff is this much longer than that of the other workers.
 _RENEWAL_PATIENCE = 30

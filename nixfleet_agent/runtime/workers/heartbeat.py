@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from nixfleet_agent import __version__
-from nixfleet_agent.clock import Clock
 from nixfleet_agent.errors import AgentError, ProtoError, TransportError
+from nixfleet_agent.journal.header import Acceptance
+from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.net.answers import Answer, replay_from
 from nixfleet_agent.net.client import ControlPlane
 from nixfleet_agent.proto.heartbeat import Heartbeat, Snapshot, snapshots
 from nixfleet_agent.proto.strict_json import loads_strict
-from nixfleet_agent.runtime.applier import HostView
-from nixfleet_agent.runtime.backoff import Backoff
-from nixfleet_agent.runtime.input_queue import InputQueue
-from nixfleet_agent.runtime.inputs import Acceptance, BootstrapHost, ReplayRequested
-from nixfleet_agent.runtime.journal import Journal
-from nixfleet_agent.runtime.shutdown import ShutdownToken
-from nixfleet_agent.runtime.status import StatusBoard
-from nixfleet_agent.runtime.timers import Timer
-from nixfleet_agent.runtime.worker import Worker
+from nixfleet_agent.runtime.rollout.applier import HostView
+from nixfleet_agent.runtime.rollout.input_queue import InputQueue
+from nixfleet_agent.runtime.rollout.inputs import BootstrapHost, ReplayRequested
+from nixfleet_agent.telemetry.status import StatusBoard
 from nixfleet_agent.text import printable
+from nixfleet_agent.threads.backoff import Backoff
+from nixfleet_agent.threads.clock import Clock
+from nixfleet_agent.threads.shutdown import ShutdownToken
+from nixfleet_agent.threads.timers import Timer
+from nixfleet_agent.threads.worker import Worker
 
 PATH = "/v1/agent/heartbeat"
 #: Seconds that one heartbeat may take; the first carries the handshake and may take longer.

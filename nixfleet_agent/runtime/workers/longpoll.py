@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 
-from nixfleet_agent.clock import Clock
+from nixfleet_agent.artifacts.cache import ManifestCache
 from nixfleet_agent.config.model import Config
 from nixfleet_agent.errors import ProtoError, StorageError, TransportError
 from nixfleet_agent.net.answers import Answer as HttpAnswer
@@ -20,17 +20,17 @@ from nixfleet_agent.net.answers import retry_after
 from nixfleet_agent.net.client import ControlPlane
 from nixfleet_agent.proto.dispatch import Dispatch
 from nixfleet_agent.proto.strict_json import BODY_LIMIT, loads_strict
-from nixfleet_agent.runtime import dispatch_decision as decision
-from nixfleet_agent.runtime.backoff import Backoff
-from nixfleet_agent.runtime.dispatch_check import DispatchCheck, Gates
-from nixfleet_agent.runtime.dispatch_decision import Done, Expire, Keep, Pending, Refuse
-from nixfleet_agent.runtime.input_queue import InputQueue
-from nixfleet_agent.runtime.manifest_cache import ManifestCache
-from nixfleet_agent.runtime.pending_dispatch import PendingDispatch
-from nixfleet_agent.runtime.refusals import Refusals
-from nixfleet_agent.runtime.shutdown import ShutdownToken
-from nixfleet_agent.runtime.status import StatusBoard
-from nixfleet_agent.runtime.worker import Worker, start_thread
+from nixfleet_agent.runtime.dispatch import decision
+from nixfleet_agent.runtime.dispatch.check import DispatchCheck, Gates
+from nixfleet_agent.runtime.dispatch.decision import Done, Expire, Keep, Pending, Refuse
+from nixfleet_agent.runtime.dispatch.pending import PendingDispatch
+from nixfleet_agent.runtime.dispatch.refusals import Refusals
+from nixfleet_agent.runtime.rollout.input_queue import InputQueue
+from nixfleet_agent.telemetry.status import StatusBoard
+from nixfleet_agent.threads.backoff import Backoff
+from nixfleet_agent.threads.clock import Clock
+from nixfleet_agent.threads.shutdown import ShutdownToken
+from nixfleet_agent.threads.worker import Worker, start_thread
 
 PATH = "/v1/agent/dispatch"
 #: What a client waits longer than the server was asked to, in seconds.

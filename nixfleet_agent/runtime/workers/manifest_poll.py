@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from nixfleet_agent.clock import Clock
+from nixfleet_agent.artifacts.cache import ManifestCache
 from nixfleet_agent.errors import AgentError, TransportError
 from nixfleet_agent.proto import ids
-from nixfleet_agent.runtime.backoff import Backoff
-from nixfleet_agent.runtime.input_queue import InputQueue
-from nixfleet_agent.runtime.inputs import ManifestSetUpdated
-from nixfleet_agent.runtime.manifest_cache import ManifestCache
-from nixfleet_agent.runtime.shutdown import ShutdownToken
-from nixfleet_agent.runtime.timers import Timer
-from nixfleet_agent.runtime.worker import Worker
+from nixfleet_agent.runtime.rollout.input_queue import InputQueue
+from nixfleet_agent.runtime.rollout.inputs import ManifestSetUpdated
 from nixfleet_agent.text import printable
+from nixfleet_agent.threads.backoff import Backoff
+from nixfleet_agent.threads.clock import Clock
+from nixfleet_agent.threads.shutdown import ShutdownToken
+from nixfleet_agent.threads.timers import Timer
+from nixfleet_agent.threads.worker import Worker
 from nixfleet_agent.trust.errors import Refusal
 from nixfleet_agent.trust.verify import VerifiedFleet
 

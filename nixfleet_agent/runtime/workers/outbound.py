@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from nixfleet_agent.clock import Clock
 from nixfleet_agent.errors import AgentError, ProtoError, StorageError, TransportError, TrustError
+from nixfleet_agent.journal.delivery import Disposition, disposition
+from nixfleet_agent.journal.entries import DAMAGED, Entry, decode, read_raw
+from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.net.answers import Answer, retry_after
 from nixfleet_agent.net.client import ControlPlane
-from nixfleet_agent.runtime.backoff import Backoff
-from nixfleet_agent.runtime.delivery import Disposition, disposition
-from nixfleet_agent.runtime.journal import Journal
-from nixfleet_agent.runtime.journal_files import DAMAGED, Entry, decode, read_raw
-from nixfleet_agent.runtime.shutdown import ShutdownToken
-from nixfleet_agent.runtime.status import StatusBoard
-from nixfleet_agent.runtime.timers import Timer
-from nixfleet_agent.runtime.worker import Worker
+from nixfleet_agent.telemetry.status import StatusBoard
+from nixfleet_agent.threads.backoff import Backoff
+from nixfleet_agent.threads.clock import Clock
+from nixfleet_agent.threads.shutdown import ShutdownToken
+from nixfleet_agent.threads.timers import Timer
+from nixfleet_agent.threads.worker import Worker
 
 #: Seconds that one POST may take, all of it.
 POST_DEADLINE = 10.0

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from nixfleet_agent.clock import Clock
 from nixfleet_agent.config.model import Config
-from nixfleet_agent.proto import health_checks
-from nixfleet_agent.proto.probe_decls import BadDecl, DeclaredProbes
-from nixfleet_agent.runtime.inputs import HostEvent
-from nixfleet_agent.runtime.mailbox import Mailbox
-from nixfleet_agent.runtime.orders import ProbeOrder, ResetProbes, StopProbes
-from nixfleet_agent.runtime.probe_set import ProbeSet, Runner
-from nixfleet_agent.runtime.shutdown import ShutdownToken
-from nixfleet_agent.runtime.worker import Worker
-from nixfleet_agent.runtime.workers import probe_runners
-from nixfleet_agent.runtime.workers.probe_runners.files import read_regular
+from nixfleet_agent.probes import health_checks, runners
+from nixfleet_agent.probes.declarations import BadDecl, DeclaredProbes
+from nixfleet_agent.probes.runners.files import read_regular
+from nixfleet_agent.probes.set import ProbeSet, Runner
+from nixfleet_agent.runtime.rollout.inputs import HostEvent
+from nixfleet_agent.runtime.rollout.orders import ProbeOrder, ResetProbes, StopProbes
+from nixfleet_agent.state_machine.events import Event
 from nixfleet_agent.text import printable
+from nixfleet_agent.threads.clock import Clock
+from nixfleet_agent.threads.mailbox import Mailbox
+from nixfleet_agent.threads.shutdown import ShutdownToken
+from nixfleet_agent.threads.worker import Worker
 
 #: While probes run they are looked after this often, in seconds; the probes keep their own time.
 TEND_SECS = 5.0
@@ -49,7 +49,7 @@ class ProbeWorker(Worker):
         config: Config,
         mailbox: Mailbox[ProbeOrder],
         emit: Callable[[HostEvent], object],
-        runner: Runner = probe_runners.run,
+        runner: Runner = runners.run,
     ) -> None:
         super().__init__(shutdown, clock)
         self._file = config.health_checks_file
@@ -57,7 +57,7 @@ class ProbeWorker(Worker):
         self._mailbox = mailbox
         self._emit = emit
         self._runner = runner
-        self._context = probe_runners.make_context(config, clock)
+        self._context = runners.make_context(config, clock)
         self._rollout_id: str | None = None
         self._set: ProbeSet | None = None
         self._read_again: float | None = None
@@ -97,8 +97,11 @@ class ProbeWorker(Worker):
         fields = {"rollout_id": rollout_id, "probes": len(declared.probes), "bad": bad}
         self.log.info("probing: %d declared, %d of them bad", len(declared.probes), len(bad), extra=fields)
         context = self._context.for_new_set()
-        self._set = ProbeSet(rollout_id, declared, context, self._emit, self.log, self._runner)
+        self._set = ProbeSet(rollout_id, declared, context, self._emit_event, self.log, self._runner)
         self._set.start()
+
+    def _emit_event(self, rollout_id: str, event: Event) -> None:
+        self._emit(HostEvent(rollout_id, event))
 
     def _stop(self) -> None:
         if self._set is not None:

@@ -28,14 +28,10 @@ from nixfleet_agent.activation.model import (
 )
 from nixfleet_agent.config.model import ActivationConfig
 from nixfleet_agent.errors import StorageError
-from nixfleet_agent.runtime.backoff import Backoff
-from nixfleet_agent.runtime.input_queue import InputQueue
-from nixfleet_agent.runtime.inputs import Answer, HostEvent, ReducerInput, RollbackAttemptFailed
-from nixfleet_agent.runtime.mailbox import Mailbox
-from nixfleet_agent.runtime.orders import ActivateForward, ActivationOrder, Release, RollBack, outranks
-from nixfleet_agent.runtime.rollback_control import RollbackControl
-from nixfleet_agent.runtime.shutdown import ShutdownToken
-from nixfleet_agent.runtime.status import StatusBoard
+from nixfleet_agent.operator.rollback_control import RollbackControl
+from nixfleet_agent.runtime.rollout.input_queue import InputQueue
+from nixfleet_agent.runtime.rollout.inputs import Answer, HostEvent, ReducerInput, RollbackAttemptFailed
+from nixfleet_agent.runtime.rollout.orders import ActivateForward, ActivationOrder, Release, RollBack, outranks
 from nixfleet_agent.runtime.workers import activation
 from nixfleet_agent.runtime.workers.activation import GIVEN_UP_RECHECK, ActivationWorker
 from nixfleet_agent.state_machine.events import (
@@ -46,6 +42,10 @@ from nixfleet_agent.state_machine.events import (
     LocalRollbackCompleted,
     Phase,
 )
+from nixfleet_agent.telemetry.status import StatusBoard
+from nixfleet_agent.threads.backoff import Backoff
+from nixfleet_agent.threads.mailbox import Mailbox
+from nixfleet_agent.threads.shutdown import ShutdownToken
 from tests.runtime.harness import NEWER, PRIOR, TARGET, THIRD, temporary, until
 from tests.support.clock import PATIENCE, FakeClock
 

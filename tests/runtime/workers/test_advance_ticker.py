@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 import unittest
 
-from nixfleet_agent.runtime.input_queue import InputQueue
-from nixfleet_agent.runtime.inputs import AdvanceTick, ReplayRequested
-from nixfleet_agent.runtime.shutdown import ShutdownToken
+from nixfleet_agent.runtime.rollout.input_queue import InputQueue
+from nixfleet_agent.runtime.rollout.inputs import AdvanceTick, ReplayRequested
 from nixfleet_agent.runtime.workers.advance_ticker import AdvanceTicker
+from nixfleet_agent.threads.shutdown import ShutdownToken
 from tests.support.clock import PATIENCE, FakeClock
 
 

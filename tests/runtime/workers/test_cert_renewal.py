@@ -14,10 +14,10 @@ from nixfleet_agent.config.model import Config, TuningConfig
 from nixfleet_agent.errors import EnrollmentRefusedError
 from nixfleet_agent.identity import install
 from nixfleet_agent.identity.certificate import load_certificate
-from nixfleet_agent.runtime.shutdown import ShutdownToken
-from nixfleet_agent.runtime.status import StatusBoard
 from nixfleet_agent.runtime.workers.cert_renewal import CertificateStatus, CertRenewalWorker
-from tests.runtime.identity_base import ENROLL, NONCE, PROOF, RENEW, IdentityTestCase
+from nixfleet_agent.telemetry.status import StatusBoard
+from nixfleet_agent.threads.shutdown import ShutdownToken
+from tests.certificates.identity_base import ENROLL, NONCE, PROOF, RENEW, IdentityTestCase
 from tests.support.clock import FakeClock
 from tests.support.https_server import Reply, Request, Reset
 from tests.support.tls import DAY, HOUR, now
@@ -357,7 +357,7 @@ class Enrolling(WorkerTestCase):
 class Kicked(WorkerTestCase):
     def test_a_kick_makes_it_look_at_once_and_it_ends_with_the_shutdown(self) -> None:
         """In a thread, on the real clock: SIGHUP and SIGTERM reach it in the middle of its minute."""
-        from nixfleet_agent.clock import SystemClock
+        from nixfleet_agent.threads.clock import SystemClock
 
         clock = SystemClock()
         shutdown = ShutdownToken(clock)

@@ -9,18 +9,18 @@ from typing import Any
 
 from nixfleet_agent import __version__
 from nixfleet_agent.errors import AgentError, ProtoError, StorageError, TransportError, TrustError
+from nixfleet_agent.journal.entries import Entry, entry_of
+from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.proto.heartbeat import Snapshot
-from nixfleet_agent.runtime.applier import HostView
-from nixfleet_agent.runtime.backoff import Backoff
-from nixfleet_agent.runtime.input_queue import InputQueue
-from nixfleet_agent.runtime.inputs import AdvanceTick, BootstrapHost, ReplayRequested
-from nixfleet_agent.runtime.journal import Journal
-from nixfleet_agent.runtime.journal_files import Entry, entry_of
-from nixfleet_agent.runtime.shutdown import ShutdownToken
-from nixfleet_agent.runtime.status import StatusBoard
+from nixfleet_agent.runtime.rollout.applier import HostView
+from nixfleet_agent.runtime.rollout.input_queue import InputQueue
+from nixfleet_agent.runtime.rollout.inputs import AdvanceTick, BootstrapHost, ReplayRequested
 from nixfleet_agent.runtime.workers.advance_ticker import AdvanceTicker
 from nixfleet_agent.runtime.workers.heartbeat import PATH, HeartbeatWorker
 from nixfleet_agent.state_machine import State
+from nixfleet_agent.telemetry.status import StatusBoard
+from nixfleet_agent.threads.backoff import Backoff
+from nixfleet_agent.threads.shutdown import ShutdownToken
 from tests.net.base import NetTestCase
 from tests.runtime.harness import HOSTNAME, TARGET, until
 from tests.state_machine.machine import T0, event

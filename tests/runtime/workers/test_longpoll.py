@@ -14,15 +14,16 @@ from unittest import mock
 
 from nixfleet_agent import durable
 from nixfleet_agent.config.model import TuningConfig
+from nixfleet_agent.journal.header import Acceptance
 from nixfleet_agent.proto.times import format_time
-from nixfleet_agent.runtime.dispatch_check import Gates
-from nixfleet_agent.runtime.input_queue import InputQueue
-from nixfleet_agent.runtime.inputs import Acceptance, Activate, Answer
-from nixfleet_agent.runtime.shutdown import ShutdownToken
+from nixfleet_agent.runtime.dispatch.check import Gates
+from nixfleet_agent.runtime.rollout.input_queue import InputQueue
+from nixfleet_agent.runtime.rollout.inputs import Activate, Answer
 from nixfleet_agent.runtime.workers.longpoll import LongPollWorker
 from nixfleet_agent.state_machine.states import Policy
+from nixfleet_agent.threads.shutdown import ShutdownToken
+from tests.artifacts.release_base import FLEET_PATH, ROLLOUT, ReleaseTestCase, rollout_path, target
 from tests.runtime.harness import until
-from tests.runtime.release_base import FLEET_PATH, ROLLOUT, ReleaseTestCase, rollout_path, target
 from tests.support.clock import PATIENCE
 from tests.support.https_server import Hang, Reply, Request
 from tests.support.signing import CiSigner, Release, closure_name, manifest_value

@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 import unittest
 
-from nixfleet_agent.runtime.backoff import Backoff
-from nixfleet_agent.runtime.input_queue import InputQueue
-from nixfleet_agent.runtime.inputs import ManifestSetUpdated
-from nixfleet_agent.runtime.shutdown import ShutdownToken
+from nixfleet_agent.runtime.rollout.input_queue import InputQueue
+from nixfleet_agent.runtime.rollout.inputs import ManifestSetUpdated
 from nixfleet_agent.runtime.workers.manifest_poll import ManifestPollWorker
-from tests.runtime.release_base import FLEET_PATH, ReleaseTestCase, rollout_path, target
+from nixfleet_agent.threads.backoff import Backoff
+from nixfleet_agent.threads.shutdown import ShutdownToken
+from tests.artifacts.release_base import FLEET_PATH, ReleaseTestCase, rollout_path, target
 from tests.support.https_server import Reply
 from tests.support.signing import CiSigner, Signed
 

@@ -11,11 +11,11 @@ from email.utils import format_datetime
 from typing import Any
 
 from nixfleet_agent.errors import IdentityError
-from nixfleet_agent.runtime.journal import Journal
-from nixfleet_agent.runtime.journal_files import Entry, decode, entry_of
-from nixfleet_agent.runtime.shutdown import ShutdownToken
-from nixfleet_agent.runtime.status import StatusBoard
+from nixfleet_agent.journal.entries import Entry, decode, entry_of
+from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.runtime.workers.outbound import EVENTS, MISMATCH_PAUSE, Outbound, Sender, signer
+from nixfleet_agent.telemetry.status import StatusBoard
+from nixfleet_agent.threads.shutdown import ShutdownToken
 from nixfleet_agent.trust.canonical import canonical
 from tests.net.base import NetTestCase
 from tests.runtime.harness import HOSTNAME, bad_disk, until

@@ -1,0 +1,1 @@
+"""Which signed files this host holds: fetched, verified, cached, judged again at use."""

@@ -1,0 +1,1 @@
+"""How the host gets and keeps its certificate: enrollment and renewal."""

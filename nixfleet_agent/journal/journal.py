@@ -1,0 +1,351 @@
+"""The outbound journal: one file per event, the only record of what this host did, and its queue to the control plane.
+
+A rollout's files, wherever they lie, are its whole log::
+
+    outbound-queue/            not yet delivered
+    outbound-sent/<rollout>/   delivered, and seq 0 (the accepted Dispatch, never posted)
+    outbound-rejected/         refused by the control plane, with its answer inside
+    outbound-dropped/          given up by an operator
+    outbound-corrupt/          unreadable; its name still counts, so its seq is never used again
+
+The reducer appends and replays, the outbound worker moves what was delivered; what they share is the index.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+
+from nixfleet_agent import durable
+from nixfleet_agent.errors import ProtoError, StorageError
+from nixfleet_agent.journal.entries import DAMAGED, Entry, Name, decode, file_name, parse_name, read_raw
+from nixfleet_agent.journal.index import JournalIndex
+from nixfleet_agent.proto.times import format_time
+from nixfleet_agent.text import clip, printable
+
+log = logging.getLogger("nixfleet_agent.journal")
+
+QUEUE, SENT, REJECTED = "outbound-queue", "outbound-sent", "outbound-rejected"
+DROPPED, CORRUPT = "outbound-dropped", "outbound-corrupt"
+_TOMBSTONE = ".tombstone"
+#: How much of a control plane's answer is kept with an event that it refused, in bytes.
+ANSWER_LIMIT = 2048
+
+
+class Journal:
+    """The journal of one state directory. ``open`` before anything else."""
+
+    def __init__(self, state_dir: Path, hostname: str) -> None:
+        self.hostname = hostname
+        self._root = state_dir
+        self._index = JournalIndex()
+
+    # -- life ---------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Make the folders, remove what interrupted writes left, and learn the names of all entries.
+
+        Raises:
+            StorageError: the state directory can't be written.
+        """
+        for folder in (QUEUE, SENT, REJECTED, DROPPED, CORRUPT):
+            durable.make_directory(self._root / folder)
+            durable.remove_temporaries(self._root / folder)
+        for file in self._files(self._root / QUEUE):
+            if parse_name(file, self.hostname) is None:
+                self.set_aside(self._root / QUEUE / file, "not a journal file of this host")
+        for rollout in self._sent_rollouts():
+            durable.remove_temporaries(self._root / SENT / rollout)
+            if self._is_pruned(rollout):
+                self._remove_log(rollout)
+        self.learn()
+        self._make_durable()
+
+    def _make_durable(self) -> None:
+        """What is read back is acted on and sent: it must not be gone after a power cut.
+
+        A process that was killed may have left a name that no fsync has seen. That is the last event's, or seq 0's
+        where nothing followed it.
+        """
+        begun = [f"{SENT}/{rollout_id}" for rollout_id, last in self._index.last_seqs().items() if last == 0]
+        for folder in (QUEUE, SENT, *begun):
+            try:
+                durable.sync_directory(self._root / folder)
+            except OSError as error:
+                log.warning("what is in %s may not survive a power cut: %s", self._root / folder, error.strerror)
+
+    def learn(self) -> None:
+        """Learn the names of all entries and change nothing: enough for a command that only reads."""
+        for name, _ in self._names(self._root / QUEUE):
+            self._index.add(name)
+        for folder in (REJECTED, DROPPED, CORRUPT, *(f"{SENT}/{rollout}" for rollout in self._sent_rollouts())):
+            highest: dict[str, int] = {}
+            for name, _ in self._names(self._root / folder):
+                highest[name.rollout_id] = max(name.seq, highest.get(name.rollout_id, 0))
+            for rollout_id, seq in highest.items():
+                self._index.seen(rollout_id, seq)
+        self._count_rejected()
+
+    def _sent_rollouts(self) -> list[str]:
+        return [name for name in self._files(self._root / SENT) if not name.endswith(_TOMBSTONE)]
+
+    @staticmethod
+    def _files(folder: Path) -> list[str]:
+        try:
+            with os.scandir(folder) as found:
+                return [entry.name for entry in found]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def _names(self, folder: Path) -> Iterator[tuple[Name, str]]:
+        """(what a name says, the file): of the journal files of this host in ``folder``."""
+        for file in self._files(folder):
+            name = parse_name(file, self.hostname)
+            if name is not None:
+                yield name, file
+
+    # -- writing (reducer) --------------------------------------------------------------------
+
+    def append(self, entry: Entry) -> None:
+        """Make an event durable and queue it; writing the same entry again is harmless.
+
+        Raises:
+            StorageError: it is not durable, and must not be acted on.
+        """
+        durable.write(self._root / QUEUE / entry.name, entry.encode())
+        self._index.add(Name(entry.seq, entry.rollout_id, entry.kind))
+
+    def accept(self, entry: Entry) -> None:
+        """Make seq 0 of a rollout durable; it is never posted.
+
+        Raises:
+            StorageError: it is not durable, so the Dispatch is not accepted.
+        """
+        path = self._root / SENT / entry.rollout_id / entry.name
+        durable.make_directory(path.parent)
+        try:
+            durable.write(path, entry.encode())
+        except StorageError:
+            # It may be in place all the same. The next process must not run what this one has not accepted.
+            with suppress(StorageError):
+                durable.remove(path, sync=True)
+            raise
+        self._index.seen(entry.rollout_id, 0)
+
+    def replay(self, rollout_id: str, from_seq: int) -> int:
+        """Queue every event of ``rollout_id`` with ``seq >= from_seq`` again; how many were moved.
+
+        Raises:
+            StorageError: a file could not be moved; those before it were.
+        """
+        folder = self._root / SENT / rollout_id
+        moved = 0
+        for name, file in sorted(self._names(folder), key=lambda found: found[0].seq):
+            if name.seq >= max(1, from_seq):
+                durable.move(folder / file, self._root / QUEUE / file, sync=False)
+                self._index.add(name)
+                moved += 1
+        return moved
+
+    # -- draining (outbound worker) -----------------------------------------------------------
+
+    def waiting(self) -> dict[str, int]:
+        """Rollouts with undelivered events, and how many."""
+        return self._index.waiting()
+
+    def first(self, rollout_id: str) -> Path | None:
+        """The undelivered event with the lowest seq; None when all are delivered."""
+        name = self._index.first(rollout_id)
+        return None if name is None else self._root / QUEUE / file_name(name.seq, self.hostname, rollout_id, name.kind)
+
+    def is_queued(self, rollout_id: str, seq: int) -> bool:
+        """Whether that event still waits for delivery."""
+        return self._index.is_queued(rollout_id, seq)
+
+    def delivered(self, rollout_id: str, path: Path) -> None:
+        """The control plane has it. The rename needs no fsync: at worst the event is sent again.
+
+        Raises:
+            StorageError: the file can't be moved; it stays queued.
+        """
+        folder = self._root / SENT / rollout_id
+        try:
+            durable.move(path, folder / path.name, sync=False)
+        except StorageError:
+            # The folder is made with seq 0; only a hand that tidied up can have removed it.
+            durable.make_directory(folder)
+            durable.move(path, folder / path.name, sync=False)
+        self._take(rollout_id, path)
+        name = parse_name(path.name, self.hostname)
+        if name is not None and path.exists():
+            # A replay took it back between the rename and the line above, and found it indexed still.
+            self._index.add(name)
+
+    def reject(self, rollout_id: str, path: Path, status: int, answer: bytes, at: datetime) -> None:
+        """The control plane refused the event itself: keep it with the answer, out of the way of the next one.
+
+        Raises:
+            StorageError: it can't be moved; it stays queued.
+            ProtoError, OSError: it can't be read (any more).
+        """
+        shown = clip(answer[:ANSWER_LIMIT].decode("utf-8", "replace"), ANSWER_LIMIT)
+        refusal = {"status": status, "answer": shown, "at": format_time(at)}
+        entry = decode(read_raw(path))
+        refused = Entry(
+            seq=entry.seq,
+            hostname=entry.hostname,
+            rollout_id=entry.rollout_id,
+            kind=entry.kind,
+            created_at=entry.created_at,
+            event=entry.event,
+            local=entry.local,
+            refusal=refusal,
+        )
+        place = self._root / REJECTED / path.name
+        known = place.exists()  # a kill before the removal below has it refused a second time
+        durable.write(place, refused.encode())
+        durable.remove(path)
+        self._take(rollout_id, path)
+        self._index.rejected(not known)
+
+    def set_aside(self, path: Path, reason: str) -> None:
+        """Move a file that can't be used to ``outbound-corrupt``; it is never deleted, and its seq stays taken.
+
+        Raises:
+            StorageError: it can't be moved; it stays where it is.
+        """
+        log.error("set aside %s: %s", printable(path.name), reason, extra={"path": printable(path)})
+        durable.move(path, _unused(self._root / CORRUPT / path.name), sync=True)
+        name = parse_name(path.name, self.hostname)
+        if name is not None:
+            self._index.seen(name.rollout_id, name.seq)
+            self._take(name.rollout_id, path)
+
+    def vanished(self, rollout_id: str, path: Path) -> None:
+        """Somebody removed the file of an undelivered event: go on with the next one; its seq stays taken."""
+        log.error("an undelivered event is gone from the queue: %s", printable(path.name))
+        self._take(rollout_id, path)
+
+    def _take(self, rollout_id: str, path: Path) -> None:
+        name = parse_name(path.name, self.hostname)
+        if name is not None:
+            self._index.take(rollout_id, name.seq)
+
+    def rescan_queue(self) -> int:
+        """Pick up entries that an operator's `queue retry` put back; how many are new.
+
+        Meanwhile events are appended and delivered: one that is gone again was delivered.
+        """
+        found = 0
+        for name, file in self._names(self._root / QUEUE):
+            path = self._root / QUEUE / file
+            if not self._index.is_news(name) or not path.exists():
+                continue
+            self._index.add(name)
+            found += 1
+            if not path.exists():
+                self._take(name.rollout_id, path)
+        self._count_rejected()
+        return found
+
+    def _count_rejected(self) -> None:
+        self._index.rejected(counted=sum(1 for _ in self._names(self._root / REJECTED)))
+
+    # -- reading ------------------------------------------------------------------------------
+
+    def rollouts(self) -> list[str]:
+        """Every rollout with at least one entry on disk, but for those whose log was pruned."""
+        return [rollout_id for rollout_id in sorted(self._index.last_seqs()) if not self._is_pruned(rollout_id)]
+
+    def last_seq(self, rollout_id: str) -> int:
+        """The highest seq over all names of the rollout, readable or not; 0 when there is none."""
+        return self._index.last_seq(rollout_id) or 0
+
+    def knows(self, rollout_id: str) -> bool:
+        """Whether the rollout has entries, or had some before they were pruned."""
+        return self._index.last_seq(rollout_id) is not None or self._is_pruned(rollout_id)
+
+    def _is_pruned(self, rollout_id: str) -> bool:
+        return (self._root / SENT / f"{rollout_id}{_TOMBSTONE}").exists()
+
+    def counts(self) -> tuple[int, int]:
+        """(queued, rejected) entries."""
+        return sum(self._index.waiting().values()), self._index.rejected()
+
+    def oldest_queued(self) -> datetime | None:
+        """When the oldest undelivered event was created; None when the queue is empty."""
+        stamps = []
+        for rollout in self.waiting():
+            path = self.first(rollout)
+            try:
+                stamps.append(decode(read_raw(path)).created_at) if path else None
+            except (OSError, ProtoError):
+                continue  # the drainer sets it aside when it comes to it
+        return min(stamps, default=None)
+
+    def read(self, rollout_id: str) -> list[Entry]:
+        """The log of a rollout in the order of seq, from wherever its files lie; unusable ones are set aside.
+
+        Raises:
+            StorageError: a file can't be read now, or not be set aside; nothing may be concluded from the others.
+        """
+        # Plain strings: a Path for each of ten thousand files would cost more than reading them.
+        found: dict[int, str] = {}
+        for folder in (self._root / DROPPED, self._root / REJECTED, self._root / SENT / rollout_id):
+            mine = ((name.seq, file) for name, file in self._names(folder) if name.rollout_id == rollout_id)
+            found |= {seq: f"{folder}/{file}" for seq, file in mine}
+        for seq, kind in self._index.queued(rollout_id).items():
+            found[seq] = f"{self._root}/{QUEUE}/{file_name(seq, self.hostname, rollout_id, kind)}"
+        entries = []
+        for seq, path in sorted(found.items()):
+            try:
+                entry = decode(read_raw(path))
+                if (entry.seq, entry.rollout_id) != (seq, rollout_id):
+                    raise ProtoError("its content is another entry's than its name says")
+                entries.append(entry)
+            except (OSError, ProtoError) as error:
+                if isinstance(error, OSError) and error.errno not in DAMAGED:
+                    raise StorageError(f"can't read {path}: {error.strerror}", error.errno) from error
+                if Path(path).parent.name != DROPPED:  # what an operator has given up is out of the way already
+                    self.set_aside(Path(path), str(error))
+        return entries
+
+    # -- retention ----------------------------------------------------------------------------
+
+    def prune(self, rollout_id: str, at: datetime) -> None:
+        """Remove a rollout's sent log and leave one line, so that the rollout never looks new again.
+
+        Raises:
+            StorageError: the file system refused; the next try goes on where this one stopped.
+        """
+        line = {"rolloutId": rollout_id, "lastEventSeq": self.last_seq(rollout_id), "prunedAt": format_time(at)}
+        durable.write(self._root / SENT / f"{rollout_id}{_TOMBSTONE}", json.dumps(line).encode() + b"\n")
+        self._remove_log(rollout_id)
+        self._index.forget(rollout_id)
+
+    def _remove_log(self, rollout_id: str) -> None:
+        """Seq 0 goes last: as long as anything is there, the rest says which rollout it was."""
+        folder = self._root / SENT / rollout_id
+        for file in sorted(self._files(folder), reverse=True):
+            durable.remove(folder / file)
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StorageError(f"can't remove the folder {folder}: {error.strerror}", error.errno) from error
+
+
+def _unused(path: Path) -> Path:
+    """``path``, or with a number behind it where something of that name was put before."""
+    number = 0
+    chosen = path
+    while chosen.exists():
+        number += 1
+        chosen = path.with_name(f"{path.name}.{number}")
+    return chosen

@@ -1,0 +1,1 @@
+"""What somebody on this host decided: holds, the fate of a failing rollback, quarantine."""

@@ -1,0 +1,1 @@
+"""Is the host well? Declarations, the running set, one runner a kind."""

@@ -1,0 +1,1 @@
+"""What becomes of a turn: checked, kept for a retry, decided, refused."""

@@ -1,0 +1,117 @@
+"""One try of a Dispatch: all that is asked of this host, of the signed artifacts and of the reducer, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nixfleet_agent.artifacts.cache import ManifestCache, Terms
+from nixfleet_agent.errors import AgentError
+from nixfleet_agent.proto import ids
+from nixfleet_agent.proto.dispatch import Dispatch
+from nixfleet_agent.runtime.dispatch import decision
+from nixfleet_agent.runtime.dispatch.decision import Keep, Outcome, Pending
+from nixfleet_agent.runtime.rollout.input_queue import InputQueue
+from nixfleet_agent.runtime.rollout.inputs import Ack, Activate
+from nixfleet_agent.threads.clock import Clock
+from nixfleet_agent.threads.shutdown import ShutdownToken
+
+#: Seconds between two signs of life while the reducer has not answered yet.
+_NAP = 30.0
+#: Seconds that what was just verified may wait for the reducer. A disk that refuses an event can hold it up for days,
+#: and a key may be taken out of the trust file meanwhile.
+GOOD_FOR = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Gates:
+    """What this host itself has to say to a Dispatch. The callables must not raise.
+
+    ``knows(rollout_id)``: it ran here already. ``hold()`` and ``quarantined(channel, closure)``: the reason, if any.
+    ``read_current()``: the closure that runs now, the way back of what is accepted.
+    """
+
+    knows: Callable[[str], bool]
+    hold: Callable[[], str | None]
+    quarantined: Callable[[str, str], str | None]
+    read_current: Callable[[], str | None]
+
+
+class DispatchCheck:
+    """Used by the long poll worker, in its thread; ``alive`` is its sign of life.
+
+    ``settle`` returns once the Dispatch is on disk: the reducer hears of none that a crash would lose.
+    """
+
+    def __init__(
+        self,
+        machine_id: str,
+        cache: ManifestCache,
+        gates: Gates,
+        inputs: InputQueue,
+        shutdown: ShutdownToken,
+        clock: Clock,
+        alive: Callable[[], None],
+        settle: Callable[[], None],
+    ) -> None:
+        self._machine_id = machine_id
+        self._cache = cache
+        self._gates = gates
+        self._inputs = inputs
+        self._shutdown = shutdown
+        self._clock = clock
+        self._alive = alive
+        self._settle = settle
+
+    def ran_here(self, dispatch: Dispatch) -> bool:
+        """Whether its rollout ran on this host already, and so will not run again."""
+        return self._gates.knows(dispatch.rollout_id)
+
+    def outcome(self, pending: Pending, *, anew: bool, gated: bool) -> Outcome:
+        """What has become of ``pending`` now; never raises for anything that was foreseen.
+
+        Args:
+            anew: fetch everything again, whatever is remembered.
+            gated: at the last try only a gate stood in the way.
+        """
+        dispatch = pending.dispatch
+        if self.ran_here(dispatch):
+            return decision.REPEAT
+        try:
+            self._cache.load()
+            expired = decision.expiry(pending, self._cache.window_of(ids.channel_of(dispatch.rollout_id)))
+            if expired is not None:
+                return expired
+            gate = self._gate(dispatch)
+            if gate is not None and gated:
+                return gate  # no request is needed to know that it still stands in the way
+            terms = self._cache.terms(dispatch.rollout_id, self._machine_id, dispatch.target_closure, anew=anew)
+            return self._gate(dispatch) or self._hand_over(pending, terms)
+        except AgentError as error:
+            return decision.of_failure(error)
+
+    def _gate(self, dispatch: Dispatch) -> Keep | None:
+        channel = ids.channel_of(dispatch.rollout_id)
+        return decision.of_gates(self._gates.hold(), self._gates.quarantined(channel, dispatch.target_closure))
+
+    def _hand_over(self, pending: Pending, terms: Terms) -> Outcome:
+        """Ask the reducer, which makes it durable or says why not."""
+        dispatch = pending.dispatch
+        wanted = decision.acceptance(
+            dispatch.rollout_id,
+            dispatch.target_closure,
+            terms,
+            soak_due_at=dispatch.soak_due_at,
+            enqueued_at=dispatch.enqueued_at,
+            received_at=pending.received_at,
+            current_closure=self._gates.read_current(),
+        )
+        self._settle()
+        ack = Ack(self._shutdown.wakeup())
+        try:
+            self._inputs.put(Activate(wanted, ack, self._clock.monotonic() + GOOD_FOR), self._alive)
+            while not self._clock.wait(ack.event, _NAP):
+                self._alive()
+        finally:
+            self._shutdown.forget(ack.event)
+        return decision.of_answer(ack.value, ack.reason)

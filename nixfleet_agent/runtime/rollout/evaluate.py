@@ -1,0 +1,90 @@
+"""What the passing of a second means for the active rollout: pure, from the record, the timers and what runs now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from nixfleet_agent.runtime.rollout.rollouts import Rollout
+from nixfleet_agent.state_machine import Event, State, timing
+from nixfleet_agent.state_machine.events import (
+    LocalActivationCompleted,
+    LocalActivationFailed,
+    LocalConvergedReached,
+    LocalSustainedFailureCrossed,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One look at the host: both clocks, the boot, and the basename that runs (None when it can't be read)."""
+
+    now: datetime
+    monotonic: float
+    current: str | None
+    boot_id: str
+
+
+def event_of_tick(rollout: Rollout, moment: Moment, threshold: float) -> Event | None:
+    """The event that is due, if any; ``threshold`` is ``health_failure_threshold_secs``."""
+    record, current = rollout.record, moment.current
+    arrived = current is not None and current == record.target_closure
+    if record.state is State.DEFERRED or (record.state is State.ACTIVATING and rollout.accepted.adopted):
+        if arrived and current is not None:
+            return LocalActivationCompleted(observed_current_closure=current, exit_code=0, completed_at=moment.now)
+        rebooted = record.deferred_boot_id is not None and record.deferred_boot_id != moment.boot_id
+        if rebooted and current is not None:
+            return LocalActivationFailed(
+                exit_code=-1,
+                stderr_tail=f"reboot: the host came up with {current} and not with {record.target_closure}",
+                failed_at=moment.now,
+                switch_fired=True,
+                observed_at_failure=current,
+            )
+        return None
+    return _soaking(rollout, moment, threshold)
+
+
+def _soaking(rollout: Rollout, moment: Moment, threshold: float) -> Event | None:
+    record = rollout.record
+    verdict = timing.decide(record, rollout.timers, moment.monotonic, moment.current, threshold)
+    if isinstance(verdict, timing.SustainedFailure):
+        return LocalSustainedFailureCrossed(
+            failed_at=moment.now,
+            sustained_duration_secs=int(verdict.seconds),
+            failing_probes=verdict.probes,
+            policy_applied=rollout.accepted.policy,
+            observed_at_failure=moment.current,
+        )
+    if isinstance(verdict, timing.Convergence) and moment.current is not None:
+        # A wall clock that was set back since would stamp this before the soak's end, which the measured time refutes.
+        at = max(moment.now, record.soak_due_at or moment.now)
+        return LocalConvergedReached(converged_at=at, current_closure=moment.current)
+    return None
+
+
+def expected_closure(rollout: Rollout) -> str | None:
+    """What ought to run while nothing of ours is under way; None while a switch may be, or a rollback is owed."""
+    record = rollout.record
+    if record.state in (State.SOAKING, State.CONVERGED):
+        return record.target_closure
+    if record.state is State.REVERTED:
+        return record.reverted_to
+    return None
+
+
+def needs_probes(rollout: Rollout, current: str | None) -> bool:
+    """Whether the probes of a soaking rollout have yet to be started by this process, and can tell something."""
+    record = rollout.record
+    return record.state is State.SOAKING and not rollout.probes_started and current == record.target_closure
+
+
+def probes_mislead(rollout: Rollout, current: str | None) -> bool:
+    """Whether the probes of a soaking rollout look at a closure that is not its own.
+
+    What they find would count as soon as the operator goes back: a pass that the target never gave, or a rollback of
+    a target that nobody saw failing.
+    """
+    record = rollout.record
+    elsewhere = current is not None and current != record.target_closure
+    return record.state is State.SOAKING and rollout.probes_started and elsewhere

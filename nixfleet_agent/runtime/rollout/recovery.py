@@ -1,0 +1,93 @@
+"""State after a restart: the log of every rollout folded through the mirror half of the state machine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from nixfleet_agent.errors import ProtoError
+from nixfleet_agent.journal.entries import Entry
+from nixfleet_agent.journal.header import Accepted
+from nixfleet_agent.journal.journal import Journal
+from nixfleet_agent.runtime.rollout.dedup import Journaled, still_in
+from nixfleet_agent.runtime.rollout.rollouts import Host, Rollout, handed_back
+from nixfleet_agent.state_machine import TransitionError, advance, timing
+from nixfleet_agent.state_machine.events import ActivationCompleted, ProbeResult
+
+log = logging.getLogger("nixfleet_agent.recovery")
+
+
+def recover(journal: Journal, current: str | None, monotonic: float) -> Host:
+    """Every rollout in the journal as its log proves it, and the active one among them.
+
+    ``current`` is the closure that runs now, ``monotonic`` the start of this process's own measuring.
+    """
+    host = Host()
+    for rollout_id in journal.rollouts():
+        rollout = fold(journal.read(rollout_id), journal.hostname, journal.last_seq(rollout_id), monotonic)
+        if rollout is not None:
+            host = host.with_rollout(rollout)
+    newest = max(host.rollouts.values(), key=_acceptance, default=None)
+    if newest is None:
+        return host
+    host = replace(host, active_id=newest.rollout_id, newest_number=newest.accepted.number)
+    # A chain of rollouts that never fired hands back one after the other.
+    while (back := handed_back(host, current)) != host:
+        host = back
+    return host
+
+
+def fold(entries: Sequence[Entry], hostname: str, last_seq: int, monotonic: float) -> Rollout | None:
+    """One rollout from its log; None when seq 0 is gone, for then nothing says what it was allowed to do.
+
+    An event that the state machine refuses is logged and skipped; its seq stays taken all the same.
+    """
+    accepted = _accepted(entries)
+    if accepted is None:
+        return None
+    record = accepted.record(hostname)
+    results: dict[str, Journaled] = {}
+    last_stamp, soak_left = accepted.accepted_at, None
+    for entry in entries:
+        if entry.seq == 0:
+            continue
+        try:
+            event = entry.remote_event()
+            record = advance(record, event, accepted.policy)
+            proven = _proven(event.at, entry)
+            # Stamps from before the soak prove nothing about it: the clock may have been set back since.
+            last_stamp = proven if isinstance(event, ActivationCompleted) else max(last_stamp, proven)
+            # What was measured counts before any stamp: a clock that was set ahead would end the soak at a restart.
+            soak_left = soak_left if (measured := entry.soak_left) is None else measured
+            if isinstance(event, ProbeResult):
+                results[event.probe_name] = Journaled(event, monotonic)
+        except (ProtoError, TransitionError) as error:
+            log.error(
+                "skipped an event of the log: %s", error, extra={"rollout_id": entry.rollout_id, "seq": entry.seq}
+            )
+    record = replace(record, last_event_seq=max(record.last_event_seq, last_seq))
+    timers = timing.resumed(record, last_stamp, monotonic, soak_left)
+    return Rollout(record, accepted, timers, still_in(record, results))
+
+
+def _proven(at: datetime, entry: Entry) -> datetime:
+    return max(at, entry.created_at)
+
+
+def _accepted(entries: Sequence[Entry]) -> Accepted | None:
+    first = entries[0] if entries else None
+    if first is None or first.seq != 0:
+        rollout_id = first.rollout_id if first else "?"
+        log.error("the log of %s has no accepted Dispatch: its events are still sent, it is not resumed", rollout_id)
+        return None
+    try:
+        return Accepted.parse(first.rollout_id, first.event)
+    except ProtoError as error:
+        log.error("the accepted Dispatch can't be read: %s", error, extra={"rollout_id": first.rollout_id})
+        return None
+
+
+def _acceptance(rollout: Rollout) -> tuple[int, datetime]:
+    return rollout.accepted.number, rollout.accepted.accepted_at

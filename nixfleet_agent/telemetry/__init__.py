@@ -1,0 +1,1 @@
+"""What people are told: logs, metrics, status, systemd's notifications."""

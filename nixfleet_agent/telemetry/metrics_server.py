@@ -1,0 +1,129 @@
+"""Serves `/metrics` and `/healthz` over plain HTTP, and keeps node-exporter's textfile, when either is configured."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from nixfleet_agent.config import MetricsConfig
+from nixfleet_agent.config.load import split_address
+from nixfleet_agent.errors import ConfigError
+from nixfleet_agent.telemetry.listener import Caller, Listener
+from nixfleet_agent.telemetry.metrics import CONTENT_TYPE, Metrics
+from nixfleet_agent.threads.clock import Clock
+from nixfleet_agent.threads.shutdown import ShutdownToken
+from nixfleet_agent.threads.timers import Timer
+from nixfleet_agent.threads.worker import Worker
+
+#: A scraper's request line and headers (bytes).
+HEAD_LIMIT = 16 * 1024
+TEXTFILE_INTERVAL_SECS = 15.0
+
+#: What is wrong with the agent right now, one line each; empty when all is well.
+Health = Callable[[], list[str]]
+
+
+class MetricsServerWorker(Listener):
+    """``GET /metrics``; ``GET /healthz`` answers 200, or 503 with what is wrong."""
+
+    name = "metrics_server"
+
+    def __init__(
+        self, shutdown: ShutdownToken, clock: Clock, address: tuple[str, int], metrics: Metrics, health: Health
+    ) -> None:
+        super().__init__(shutdown, clock)
+        self._address = address
+        self.where = f"{address[0]} port {address[1]} (metrics.listen)"
+        self._metrics = metrics
+        self._health = health
+        #: The port in use, once ``listening`` is set (for a configured port 0).
+        self.port = 0
+
+    def open(self) -> socket.socket:
+        host, port = self._address
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.create_server((host, port), family=family, backlog=16)
+        self.port = listening.getsockname()[1]
+        return listening
+
+    def answer(self, caller: Caller) -> None:
+        head = caller.read_until(b"\r\n\r\n", HEAD_LIMIT)
+        words = head.split(b"\r\n", 1)[0].split()
+        if len(words) != 3 or not words[2].startswith(b"HTTP/1.") or len(head) > HEAD_LIMIT:
+            self._reply(caller, "400 Bad Request", b"not an HTTP/1 request\n")
+            return
+        method, target = words[0], words[1].partition(b"?")[0]
+        if method not in (b"GET", b"HEAD"):
+            self._reply(caller, "405 Method Not Allowed", b"GET only\n")
+        elif target == b"/metrics":
+            self._reply(caller, "200 OK", self._metrics.exposition(), CONTENT_TYPE, head_only=method == b"HEAD")
+        elif target == b"/healthz":
+            problems = self._health()
+            body = "".join(f"{problem}\n" for problem in problems or ["ok"]).encode()
+            status = "503 Service Unavailable" if problems else "200 OK"
+            self._reply(caller, status, body, head_only=method == b"HEAD")
+        else:
+            self._reply(caller, "404 Not Found", b"/metrics or /healthz\n")
+
+    def _reply(
+        self,
+        caller: Caller,
+        status: str,
+        body: bytes,
+        kind: str = "text/plain; charset=utf-8",
+        *,
+        head_only: bool = False,
+    ) -> None:
+        head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        caller.send(head.encode() + (b"" if head_only else body))
+
+
+class MetricsTextfileWorker(Worker):
+    """Writes the textfile every 15 seconds; the collector reads the old one or the new one, never a part."""
+
+    name = "metrics_textfile"
+
+    def __init__(self, shutdown: ShutdownToken, clock: Clock, path: Path, metrics: Metrics) -> None:
+        super().__init__(shutdown, clock)
+        self._path = path
+        self._metrics = metrics
+        self._trouble = ""
+
+    def run(self) -> None:
+        timer = Timer(TEXTFILE_INTERVAL_SECS, self.clock, self.shutdown)
+        while timer.wait():
+            self.alive()
+            self.write()
+
+    def write(self) -> None:
+        """One write; a folder that refuses it is said once, for metrics must not stop the agent."""
+        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        try:
+            # Not durable on purpose: after a power cut these figures are worth nothing.
+            temporary.write_bytes(self._metrics.exposition())
+            temporary.chmod(0o644)
+            temporary.replace(self._path)
+        except OSError as error:
+            trouble = f"can't write the metrics to {self._path}: {error.strerror or error}"
+            if trouble != self._trouble:
+                self.log.warning("%s", trouble)
+            self._trouble = trouble
+        else:
+            self._trouble = ""
+
+
+def metrics_workers(
+    config: MetricsConfig, shutdown: ShutdownToken, clock: Clock, metrics: Metrics, health: Health
+) -> list[Worker]:
+    """The workers that the configuration asks for: none, one or both."""
+    workers: list[Worker] = []
+    if config.listen:
+        address = split_address(config.listen)
+        if address is None:
+            raise ConfigError(f"metrics.listen must be ADDRESS:PORT, is {config.listen!r}")
+        workers.append(MetricsServerWorker(shutdown, clock, address, metrics, health))
+    if config.textfile:
+        workers.append(MetricsTextfileWorker(shutdown, clock, Path(config.textfile), metrics))
+    return workers

@@ -1,0 +1,337 @@
+"""Signed artifacts from the wire and from disk: verified before they count, judged again when they are used."""
+
+from __future__ import annotations
+
+import unittest
+from datetime import timedelta
+from pathlib import Path
+
+from nixfleet_agent import durable
+from nixfleet_agent.artifacts.fetch import UnavailableError
+from nixfleet_agent.errors import TransportError
+from nixfleet_agent.state_machine.states import Policy
+from nixfleet_agent.trust import errors
+from tests.artifacts.release_base import FLEET_PATH, MINUTE, ROLLOUT, SECOND, ReleaseTestCase, rollout_path, target
+from tests.support.https_server import Reply
+from tests.support.signing import CiSigner, Signed, closure_name, manifest_value
+
+
+class Fetching(ReleaseTestCase):
+    def test_a_good_fleet_lifts_its_mark(self) -> None:
+        release = self.publish()
+        self.assertEqual(self.cache.fetch_fleet().hash, release.fleet.hash)
+        self.assertEqual(self.store.marks.fleet, self.clock.now())
+
+    def test_accept_headers_are_those_of_the_protocol(self) -> None:
+        self.publish()
+        self.cache.fetch_fleet()
+        accepts = {request.path: request.headers["Accept"] for request in self.server.requests}
+        self.assertEqual(accepts, {FLEET_PATH: "application/json", f"{FLEET_PATH}/sig": "application/octet-stream"})
+
+    def test_unchanged_by_the_servers_word_is_judged_and_not_fetched(self) -> None:
+        self.publish(etags=True)
+        first = self.cache.fetch_fleet()
+        self.assertIs(self.cache.fetch_fleet(), first)
+        self.assertIsNotNone(self.asked(FLEET_PATH)[1].headers["If-None-Match"])
+        self.clock.advance(62 * 60)
+        self.assertRaises(errors.Stale, self.cache.fetch_fleet)
+        manifest = self.cache.fetch_manifest(ROLLOUT, window=None)
+        self.assertIs(self.cache.fetch_manifest(ROLLOUT, window=None), manifest)
+
+    def test_anew_asks_for_the_bytes(self) -> None:
+        self.publish(etags=True)
+        self.cache.fetch_fleet()
+        self.cache.fetch_fleet(anew=True)
+        self.assertIsNone(self.asked(FLEET_PATH)[1].headers["If-None-Match"])
+
+    def test_unchanged_without_having_asked_is_no_artifact(self) -> None:
+        self.publish()
+        self.server.route("GET", FLEET_PATH, Reply(304))
+        self.assertRaises(UnavailableError, self.cache.fetch_fleet)
+
+    def test_an_answer_that_is_no_artifact_says_when_to_come_again(self) -> None:
+        self.server.route("GET", FLEET_PATH, Reply(503, b"later\x1b[31m", {"Retry-After": "7"}))
+        with self.assertRaises(UnavailableError) as caught:
+            self.cache.fetch_fleet()
+        self.assertEqual((caught.exception.retry_after, caught.exception.kind), (7.0, "status_503"))
+        self.assertNotIn("\x1b", str(caught.exception))
+
+    def test_a_publication_between_body_and_signature_is_fetched_once_more(self) -> None:
+        release = self.publish()
+        old = CiSigner().sign(release.fleet.value)
+        self.server.route("GET", f"{FLEET_PATH}/sig", Reply(200, old.signature), Reply(200, release.fleet.signature))
+        self.assertEqual(self.cache.fetch_fleet().hash, release.fleet.hash)
+        self.assertEqual(len(self.asked(FLEET_PATH)), 2)
+        self.assertEqual(self.failures(), {})
+
+    def test_a_bad_signature_is_refused_after_the_second_look_and_counted_once(self) -> None:
+        release = self.release()
+        self.serve_artifact(FLEET_PATH, Signed(release.fleet.raw, bytes(64)))
+        self.assertRaises(errors.BadSignature, self.cache.fetch_fleet)
+        self.assertEqual(self.failures(), {"bad_signature": 1})
+        self.assertIsNone(self.store.marks.fleet)
+
+    def test_a_body_over_the_limit_is_not_read_to_its_end(self) -> None:
+        self.server.route("GET", f"{FLEET_PATH}/sig", Reply(200, bytes(5000)))
+        self.server.route("GET", FLEET_PATH, Reply(200, b"{}"))
+        with self.assertRaises(TransportError) as caught:
+            self.cache.fetch_fleet()
+        self.assertEqual(caught.exception.kind, "too_large")
+
+    def test_a_replay_inside_its_window_is_refused(self) -> None:
+        old = self.release()
+        self.clock.advance(10)
+        self.publish()
+        self.cache.fetch_fleet()
+        self.cache.terms(ROLLOUT, "web-01", target(old))
+        self.publish(old)
+        self.assertRaises(errors.OlderThanAccepted, self.cache.fetch_fleet)
+        with self.assertRaises(errors.OlderThanAccepted):
+            self.cache.terms(ROLLOUT, "web-01", target(old), anew=True)
+
+    def test_a_trust_file_that_became_invalid_fails_closed(self) -> None:
+        self.publish()
+        self.cache.fetch_fleet()
+        self.trust_path.write_bytes(b"{}")
+        self.assertRaises(errors.TrustFileError, self.cache.fetch_fleet)
+
+    def test_a_key_that_was_taken_out_is_not_believed_for_bytes_seen_before(self) -> None:
+        self.publish(etags=True)
+        self.cache.fetch_fleet()
+        self.trust_path.write_bytes(CiSigner().trust_bytes())
+        self.assertRaises(errors.BadSignature, self.cache.fetch_fleet)
+
+    def test_an_id_that_leaves_its_folder_is_never_asked_for(self) -> None:
+        for bad in ("../fleet.resolved", "stable@../../x", "stable@abc\n", "stable@"):
+            with self.subTest(bad=bad), self.assertRaises(Exception) as caught:
+                self.cache.fetch_manifest(bad, window=None)
+            self.assertIn("rollout id", str(caught.exception))
+        self.assertEqual(self.server.requests, [])
+
+
+class Resolving(ReleaseTestCase):
+    def test_terms_are_the_signed_ones_and_lift_the_marks(self) -> None:
+        release = self.publish(self.release(policy="halt", soak_minutes=4, freshness_minutes=30))
+        terms = self.cache.terms(ROLLOUT, "web-01", target(release))
+        self.assertEqual((terms.resolved.policy, terms.resolved.soak_floor_minutes), (Policy.HALT, 4))
+        self.assertEqual(terms.window, 30 * MINUTE)
+        self.assertEqual(terms.marks.channels, {"stable": self.clock.now()})
+        self.assertEqual(terms.marks, self.store.marks)
+
+    def test_the_configured_window_overrides_the_signed_one(self) -> None:
+        release = self.publish()
+        self.config = self.configure(manifest_freshness_window_secs=120.0)
+        cache = self.new_cache(self.store)
+        self.clock.advance(181)
+        with self.assertRaises(errors.Stale):
+            cache.terms(ROLLOUT, "web-01", target(release))
+        self.assertEqual(cache.window_of("stable"), timedelta(seconds=120))
+
+    def test_another_closure_is_refused_before_the_fleet_is_asked_for(self) -> None:
+        self.publish()
+        with self.assertRaises(errors.ClosureMismatch):
+            self.cache.terms(ROLLOUT, "web-01", closure_name("evil"))
+        self.assertEqual(self.asked(FLEET_PATH), [])
+        self.assertEqual(self.store.marks.channels, {})
+        self.assertEqual(self.failures(), {"closure_mismatch": 1})
+
+    def test_the_pinned_fleet_at_hand_is_not_fetched_again(self) -> None:
+        release = self.publish()
+        self.cache.fetch_fleet()
+        self.cache.terms(ROLLOUT, "web-01", target(release))
+        self.assertEqual(len(self.asked(FLEET_PATH)), 1)
+        self.cache.terms(ROLLOUT, "web-01", target(release), anew=True)
+        self.assertEqual(len(self.asked(FLEET_PATH)), 2)
+
+    def test_the_pinned_fleet_at_hand_is_not_used_once_it_is_stale(self) -> None:
+        release = self.publish()
+        self.cache.fetch_fleet()
+        self.clock.advance(62 * 60)
+        with self.assertRaises(errors.Stale):
+            self.cache.terms(ROLLOUT, "web-01", target(release))
+        self.assertEqual(len(self.asked(FLEET_PATH)), 2)
+
+    def test_a_fleet_one_step_behind_is_fetched_once_more(self) -> None:
+        old = self.release()
+        self.clock.advance(1)
+        new = self.publish()
+        self.server.route("GET", FLEET_PATH, Reply(200, old.fleet.raw), Reply(200, new.fleet.raw))
+        self.server.route("GET", f"{FLEET_PATH}/sig", Reply(200, old.fleet.signature), Reply(200, new.fleet.signature))
+        self.assertEqual(self.cache.terms(ROLLOUT, "web-01", target(new)).fleet.hash, new.fleet.hash)
+        self.assertEqual(len(self.asked(FLEET_PATH)), 2)
+
+    def test_a_fleet_that_stays_behind_is_a_mismatch(self) -> None:
+        old = self.release()
+        self.clock.advance(1)
+        new = self.publish()
+        self.serve_artifact(FLEET_PATH, old.fleet)
+        with self.assertRaises(errors.FleetPinMismatch):
+            self.cache.terms(ROLLOUT, "web-01", target(new))
+        self.assertEqual(self.store.marks.channels, {})
+
+    def test_a_fleet_signed_later_serves_for_policy(self) -> None:
+        old = self.publish()
+        self.clock.advance(5)
+        newer = self.release(policy="halt", commit="aaaa")
+        self.serve_artifact(FLEET_PATH, newer.fleet)
+        self.assertEqual(self.cache.terms(ROLLOUT, "web-01", target(old)).resolved.policy, Policy.HALT)
+
+    def test_a_manifest_of_another_rollout_under_this_ones_name(self) -> None:
+        release = self.publish()
+        self.serve_artifact(rollout_path("stable@aaaa"), release.rollout("stable"))
+        with self.assertRaises(errors.RolloutIdMismatch):
+            self.cache.terms("stable@aaaa", "web-01", target(release))
+
+    def test_pinned_fetches_once_more_where_a_cache_pins_another_fleet(self) -> None:
+        release = self.publish()
+        fleet = self.cache.fetch_fleet()
+        value = manifest_value(release.fleet, "stable", release.closures, signed_at=self.clock.now())
+        other = self.ci.sign({**value, "fleetResolvedHash": "0" * 64})
+        good = release.rollout("stable")
+        self.server.route("GET", rollout_path(), Reply(200, other.raw), Reply(200, good.raw))
+        self.server.route("GET", f"{rollout_path()}/sig", Reply(200, other.signature), Reply(200, good.signature))
+        self.assertEqual(self.cache.fetch_pinned(ROLLOUT, fleet).hash, good.hash)
+        self.serve_artifact(rollout_path(), other)
+        self.assertRaises(errors.FleetPinMismatch, self.cache.fetch_pinned, ROLLOUT, fleet)
+
+
+class OnDisk(ReleaseTestCase):
+    FLEET, SIGNATURE = "fleet/fleet.resolved.json", "fleet/fleet.resolved.sig"
+
+    def fill(self) -> None:
+        release = self.publish()
+        self.cache.terms(ROLLOUT, "web-01", target(release))
+        self.cache.flush()
+
+    def test_nothing_is_written_before_flush(self) -> None:
+        release = self.publish()
+        self.cache.terms(ROLLOUT, "web-01", target(release))
+        self.assertEqual(list(self.state_dir.iterdir()), [])
+        self.cache.flush()
+        self.assertEqual((self.state_dir / self.FLEET).read_bytes(), release.fleet.raw)
+        self.assertEqual((self.state_dir / self.SIGNATURE).read_bytes(), release.fleet.signature)
+        manifest = release.rollout("stable")
+        self.assertEqual((self.state_dir / f"rollouts/{ROLLOUT}.json").read_bytes(), manifest.raw)
+        self.assertEqual((self.state_dir / f"rollouts/{ROLLOUT}.sig").read_bytes(), manifest.signature)
+        self.assertEqual(self.marks_on_disk()["fleet"], "2026-05-16T01:00:00.000000Z")
+
+    def test_what_did_not_change_is_not_written_again(self) -> None:
+        self.fill()
+        steps: list[str] = []
+        before, durable.boundary = durable.boundary, lambda step, path: steps.append(f"{step} {path.name}")
+        try:
+            self.cache.fetch_fleet()
+            self.cache.flush()
+        finally:
+            durable.boundary = before
+        self.assertEqual(steps, [])
+
+    def test_the_next_process_has_it_without_a_request_and_without_the_marks_file(self) -> None:
+        self.fill()
+        (self.state_dir / "trust-marks.json").unlink()
+        self.server.requests.clear()
+        store, cache = self.restarted()
+        cache.load()
+        self.assertEqual(cache.window_of("stable"), 60 * MINUTE)
+        self.assertEqual(store.marks, self.store.marks)
+        self.assertEqual(self.server.requests, [])
+
+    def test_marks_are_rebuilt_from_a_cache_that_is_long_stale(self) -> None:
+        self.fill()
+        (self.state_dir / "trust-marks.json").write_bytes(b"{{{")
+        self.clock.advance(30 * 24 * 3600)
+        with self.assertLogs("nixfleet_agent.trust_store", "ERROR"):
+            store, cache = self.restarted()
+        cache.load()
+        self.assertEqual(store.marks, self.store.marks)
+
+    def test_a_tampered_cache_is_refused_and_said(self) -> None:
+        self.fill()
+        fleet, manifest = self.state_dir / self.FLEET, self.state_dir / f"rollouts/{ROLLOUT}.json"
+        for path in (fleet, manifest):
+            path.write_bytes(path.read_bytes().replace(b"web-01", b"web-11"))
+        (self.state_dir / "trust-marks.json").unlink()
+        store, cache = self.restarted()
+        with self.assertLogs("nixfleet_agent.manifest_cache", "WARNING") as logs:
+            cache.load()
+        self.assertEqual(len(logs.output), 2)
+        self.assertIsNone(cache.window_of("stable"))
+        self.assertIsNone(store.marks.newest)
+        self.assertEqual(self.failures(), {"bad_signature": 2})
+        self.assertEqual(cache.fetch_fleet().signed_at, self.clock.now())
+
+    def test_a_cached_manifest_under_another_ones_name_is_refused(self) -> None:
+        self.fill()
+        for suffix in ("json", "sig"):
+            (self.state_dir / f"rollouts/{ROLLOUT}.{suffix}").rename(self.state_dir / f"rollouts/edge@aaaa.{suffix}")
+        _, cache = self.restarted()
+        with self.assertLogs("nixfleet_agent.manifest_cache", "WARNING"):
+            cache.load()
+        self.assertEqual(self.failures(), {"rollout_id": 1})
+
+    def test_foreign_files_and_half_a_pair_are_passed_over(self) -> None:
+        self.fill()
+        (self.state_dir / self.SIGNATURE).unlink()
+        (self.state_dir / "rollouts/notes.txt").write_bytes(b"x")
+        (self.state_dir / "rollouts/..json").write_bytes(b"x")
+        (self.state_dir / "rollouts/edge@bbbb.json").mkdir()
+        _, cache = self.restarted()
+        with self.assertLogs("nixfleet_agent.manifest_cache", "WARNING"):
+            cache.load()
+        self.assertIsNone(cache.window_of("stable"))
+
+    def test_a_trust_file_that_is_bad_at_first_does_not_lose_the_cache(self) -> None:
+        self.fill()
+        good = self.trust_path.read_bytes()
+        self.trust_path.write_bytes(b"")
+        _, cache = self.restarted()
+        self.assertRaises(errors.TrustFileError, cache.load)
+        cache.flush()
+        self.trust_path.write_bytes(good)
+        cache.load()
+        self.assertIsNotNone(cache.window_of("stable"))
+
+    def test_manifests_of_long_ago_do_not_pile_up(self) -> None:
+        for number in range(12):
+            self.clock.advance(1)
+            release = self.publish(self.release(commit=f"{number:04x}"))
+            self.cache.terms(release.rollout_id("stable"), "web-01", target(release))
+            self.cache.flush()
+        left = sorted(path.name for path in (self.state_dir / "rollouts").glob("*.json"))
+        self.assertEqual(left, [f"stable@{number:04x}.json" for number in (7, 8, 9, 10, 11)])
+
+    def test_a_disk_that_refuses_is_said_once_and_tried_again(self) -> None:
+        self.fill()
+        self.clock.advance(1)
+        release = self.publish()
+        self.cache.terms(ROLLOUT, "web-01", target(release))
+
+        def refuse(step: str, path: Path) -> None:
+            raise OSError(30, "Read-only file system")
+
+        before, durable.boundary = durable.boundary, refuse
+        try:
+            with self.assertLogs("nixfleet_agent", "WARNING") as logs:
+                self.cache.flush()
+                self.cache.flush()
+        finally:
+            durable.boundary = before
+        self.assertEqual(len(logs.output), 2)  # one of the cache, one of the marks
+        self.cache.flush()
+        self.assertEqual((self.state_dir / self.FLEET).read_bytes(), release.fleet.raw)
+
+    def test_an_older_artifact_that_comes_late_does_not_take_the_newer_ones_place(self) -> None:
+        old = self.publish()
+        seen = self.cache.fetch_fleet()
+        self.clock.advance(5)
+        new = self.publish()
+        newer = self.cache.fetch_fleet()
+        self.assertNotEqual(seen.hash, newer.hash)
+        self.cache.flush()
+        self.assertEqual((self.state_dir / self.FLEET).read_bytes(), new.fleet.raw)
+        self.assertGreaterEqual(newer.signed_at - seen.signed_at, 5 * SECOND)
+        self.assertNotEqual(old.fleet.raw, new.fleet.raw)
+
+
+if __name__ == "__main__":
+    unittest.main()
