@@ -15,7 +15,7 @@ from typing import Any
 
 from nixfleet_agent import __version__
 from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_INTERNAL, EXIT_OK, EXIT_USAGE, AgentError
-from nixfleet_agent.output import CONFIG_FLAGS, PROGRAM, mute_stdout, say
+from nixfleet_agent.output import CONFIG_FLAGS, PROGRAM, mute_stdout, write_stdout
 from nixfleet_agent.text import printable
 
 #: Every command, in the order that ``--help`` shows them.
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that has no letter for a name in a reason
     try:
         code = _run(arguments, os.environ if environ is None else environ)
-        say(flush=True)
+        write_stdout(flush=True)
         return code
     except AgentError as error:
         # A durable write says what the system said; what to do about it depends on who asked.
@@ -111,11 +111,11 @@ def overview() -> str:
 def _run(arguments: list[str], environ: Mapping[str, str]) -> int:
     """The exit code of what the arguments ask for; raises whatever goes wrong."""
     if arguments and arguments[0] in ("--version", "-V"):
-        say(f"{PROGRAM} {__version__}")
+        write_stdout(f"{PROGRAM} {__version__}")
         return EXIT_OK
     command, rest = split_command(arguments)
     if command is None and arguments:
-        say(overview())
+        write_stdout(overview())
         return EXIT_OK
     if command is None:
         print(overview(), file=sys.stderr)

@@ -30,7 +30,7 @@ class OutputError(AgentError):
     """What a command has to say can't be written."""
 
 
-def say(*lines: str, flush: bool = False) -> None:
+def write_stdout(*lines: str, flush: bool = False) -> None:
     """Print to stdout, which may be closed: then to nowhere.
 
     Raises:

@@ -13,14 +13,14 @@ from datetime import timedelta
 
 from nixfleet_agent.artifacts.fetch import Fetched, Tags, fetch_pair
 from nixfleet_agent.artifacts.files import ArtifactFiles
-from nixfleet_agent.artifacts.memory import ArtifactShelf, Kept, Seen
+from nixfleet_agent.artifacts.memory import ArtifactCache, CachedArtifact, Seen
 from nixfleet_agent.artifacts.trust_store import TrustStore
 from nixfleet_agent.config.model import Config
 from nixfleet_agent.net.client import FLEET_LIMIT, MANIFEST_LIMIT, ControlPlane
 from nixfleet_agent.proto import ids
 from nixfleet_agent.telemetry.status import StatusBoard
 from nixfleet_agent.threads.clock import Clock
-from nixfleet_agent.trust.errors import BadSignature, FleetPinMismatch, Refusal
+from nixfleet_agent.trust.errors import BadSignatureError, FleetPinMismatchError, VerificationError
 from nixfleet_agent.trust.marks import Marks
 from nixfleet_agent.trust.resolve import Resolved, require_entry, require_pin, resolve_dispatch
 from nixfleet_agent.trust.seen import SeenFleet, SeenManifest, see_fleet, see_manifest
@@ -56,7 +56,7 @@ class ManifestCache:
         self._store = store
         self._clock = clock
         self._board = board
-        self._shelf = ArtifactShelf(ArtifactFiles(config.state_dir), board)
+        self._shelf = ArtifactCache(ArtifactFiles(config.state_dir), board)
         self._loading = threading.Lock()
         self._loaded = False
 
@@ -152,7 +152,7 @@ class ManifestCache:
         with self._counting():
             if pinned != fleet.hash:
                 what = f"the manifest of {rollout_id} pins the fleet {pinned[:12]}"
-                raise FleetPinMismatch(f"{what}, and {fleet.hash[:12]} is served")
+                raise FleetPinMismatchError(f"{what}, and {fleet.hash[:12]} is served")
         self._store.raise_marks(channel=(manifest.manifest.channel, manifest.signed_at))
         return manifest
 
@@ -192,7 +192,7 @@ class ManifestCache:
         fleet = self.fetch_fleet(anew=anew)
         try:
             require_pin(manifest, fleet, hostname)
-        except FleetPinMismatch:
+        except FleetPinMismatchError:
             # A publication in progress: the manifest was there a moment before its fleet, or a cache stood between.
             fleet = self.fetch_fleet(anew=True)
         return fleet
@@ -204,19 +204,19 @@ class ManifestCache:
         now, trust, marks = self._clock.now(), self._store.trust(), self._store.marks
         try:
             check_fresh_fleet(fleet, trust, now=now, override_window=self._override, marks=marks)
-        except Refusal:
+        except VerificationError:
             return False  # what is fetched now may be signed again, and says what is wrong where it is not
         return True
 
     def _fetch(
-        self, path: str, limit: int, last: Kept[Seen] | None, see: Callable[[Fetched], Seen], anew: bool
+        self, path: str, limit: int, last: CachedArtifact[Seen] | None, see: Callable[[Fetched], Seen], anew: bool
     ) -> tuple[Seen, Tags]:
         known = None if last is None or anew else last.fetched()
         fetched = fetch_pair(self._control_plane, path, limit, known, self._clock)
         with self._counting():
             try:
                 return see(fetched), fetched.tags
-            except BadSignature:
+            except BadSignatureError:
                 # Body and signature are two requests, and a publication may have come between: once more, both whole.
                 fetched = fetch_pair(self._control_plane, path, limit, None, self._clock)
                 return see(fetched), fetched.tags
@@ -225,6 +225,6 @@ class ManifestCache:
     def _counting(self) -> Iterator[None]:
         try:
             yield
-        except Refusal as refusal:
+        except VerificationError as refusal:
             self._board.count("verification_failures", reason=refusal.reason)
             raise

@@ -17,13 +17,13 @@ from nixfleet_agent.artifacts.fetch import Fetched, Tags
 from nixfleet_agent.artifacts.files import ArtifactFiles
 from nixfleet_agent.errors import StorageError
 from nixfleet_agent.telemetry.status import StatusBoard
-from nixfleet_agent.trust.errors import Refusal
+from nixfleet_agent.trust.errors import VerificationError
 from nixfleet_agent.trust.roots import TrustRoots
 from nixfleet_agent.trust.seen import SeenFleet, SeenManifest
 from nixfleet_agent.trust.verify import open_fleet, open_manifest
 
 #: Manifests that are kept beside those of the current fleet: rollouts that were dispatched a moment ago.
-KEPT_BESIDES = 4
+EXTRA_MANIFESTS = 4
 
 log = logging.getLogger("nixfleet_agent.manifest_cache")
 
@@ -31,7 +31,7 @@ Seen = TypeVar("Seen", SeenFleet, SeenManifest)
 
 
 @dataclass(frozen=True, slots=True)
-class Kept(Generic[Seen]):
+class CachedArtifact(Generic[Seen]):
     """One artifact with the ETags it came with; ``saved`` when exactly these bytes are on disk."""
 
     seen: Seen
@@ -43,7 +43,7 @@ class Kept(Generic[Seen]):
         return Fetched(self.seen.raw, self.seen.signature, self.tags)
 
 
-class ArtifactShelf:
+class ArtifactCache:
     """One fleet and a handful of manifests; every method may be called from any thread."""
 
     def __init__(self, files: ArtifactFiles, board: StatusBoard) -> None:
@@ -51,16 +51,16 @@ class ArtifactShelf:
         self._board = board
         self._lock = threading.Lock()
         self._writing = threading.Lock()
-        self._fleet: Kept[SeenFleet] | None = None
-        self._manifests: dict[str, Kept[SeenManifest]] = {}
+        self._fleet: CachedArtifact[SeenFleet] | None = None
+        self._manifests: dict[str, CachedArtifact[SeenManifest]] = {}
         self._trouble = ""
 
-    def fleet(self) -> Kept[SeenFleet] | None:
+    def fleet(self) -> CachedArtifact[SeenFleet] | None:
         """The newest fleet that verified, of any age."""
         with self._lock:
             return self._fleet
 
-    def manifest(self, rollout_id: str) -> Kept[SeenManifest] | None:
+    def manifest(self, rollout_id: str) -> CachedArtifact[SeenManifest] | None:
         """The newest manifest of a rollout that verified, of any age."""
         with self._lock:
             return self._manifests.get(rollout_id)
@@ -68,13 +68,15 @@ class ArtifactShelf:
     def put_fleet(self, seen: SeenFleet, tags: Tags, *, saved: bool = False) -> None:
         """Remember a fleet, unless a newer one came meanwhile."""
         with self._lock:
-            self._fleet = _newer(self._fleet, Kept(seen, tags, saved))
+            self._fleet = _newer(self._fleet, CachedArtifact(seen, tags, saved))
 
     def put_manifest(self, seen: SeenManifest, tags: Tags, *, saved: bool = False) -> None:
         """Remember a manifest as the one used last, unless a newer one of its rollout came meanwhile."""
         rollout_id = seen.verified.manifest.rollout_id
         with self._lock:
-            self._manifests[rollout_id] = _newer(self._manifests.pop(rollout_id, None), Kept(seen, tags, saved))
+            self._manifests[rollout_id] = _newer(
+                self._manifests.pop(rollout_id, None), CachedArtifact(seen, tags, saved)
+            )
 
     def load(self, trust: TrustRoots, now: datetime) -> None:
         """Take up what the last process left; what does not verify any more is left out, counted and said."""
@@ -82,7 +84,7 @@ class ArtifactShelf:
         if pair is not None:
             try:
                 self.put_fleet(SeenFleet(*pair, open_fleet(*pair, trust, now=now)), Tags(), saved=True)
-            except Refusal as refusal:
+            except VerificationError as refusal:
                 self._not_used("fleet.resolved", refusal)
         for rollout_id in self._files.rollout_ids():
             pair = self._files.manifest(rollout_id)
@@ -91,7 +93,7 @@ class ArtifactShelf:
             try:
                 verified = open_manifest(*pair, rollout_id, trust, now=now)
                 self.put_manifest(SeenManifest(*pair, verified), Tags(), saved=True)
-            except Refusal as refusal:
+            except VerificationError as refusal:
                 self._not_used(rollout_id, refusal)
 
     def signing_times(self) -> tuple[datetime | None, dict[str, datetime]]:
@@ -141,23 +143,23 @@ class ArtifactShelf:
         with self._lock:
             current = _current_rollouts(self._fleet)
             others = [rollout_id for rollout_id in self._manifests if rollout_id not in current]
-            for rollout_id in others[:-KEPT_BESIDES]:
+            for rollout_id in others[:-EXTRA_MANIFESTS]:
                 del self._manifests[rollout_id]
             known = set(self._manifests)
         return [rollout_id for rollout_id in self._files.rollout_ids() if rollout_id not in known]
 
-    def _not_used(self, name: str, refusal: Refusal) -> None:
+    def _not_used(self, name: str, refusal: VerificationError) -> None:
         self._board.count("verification_failures", reason=refusal.reason)
         log.warning("what is cached as %s is not used: %s", name, refusal)
 
 
-def _newer(known: Kept[Seen] | None, new: Kept[Seen]) -> Kept[Seen]:
+def _newer(known: CachedArtifact[Seen] | None, new: CachedArtifact[Seen]) -> CachedArtifact[Seen]:
     if known is None or new.seen.verified.signed_at >= known.seen.verified.signed_at:
         return replace(new, saved=new.saved or (known is not None and known.saved and known.seen is new.seen))
     return known
 
 
-def _current_rollouts(fleet: Kept[SeenFleet] | None) -> Iterable[str]:
+def _current_rollouts(fleet: CachedArtifact[SeenFleet] | None) -> Iterable[str]:
     if fleet is None:
         return ()
     signed = fleet.seen.verified.fleet

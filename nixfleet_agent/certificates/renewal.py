@@ -80,13 +80,13 @@ class Renewal:
             NewCertificateRefusedError: it is refused where the one before is taken; that one is back in use.
             StorageError: the disk refused.
         """
-        if not install.unproven(self._path):
+        if not install.is_unverified(self._path):
             return None
         current = self._credentials.current() or self._credentials.reload()
         kept = install.kept(self._path)
         if kept is None or not kept.belongs_to(current.key.public_raw) or kept.expired(self._clock.now()):
             # Nothing to go back to: what is left of the old pair is in the way of the next renewal.
-            install.settle(self._path)
+            install.commit(self._path)
             return None
         return self._try_out(current, Identity(0, kept, current.key))
 
@@ -124,7 +124,7 @@ class Renewal:
             # Once more: the control plane may have come up between the two.
             refusal = self._refusal(new)
         if refusal is None:
-            install.settle(self._path)
+            install.commit(self._path)
             return True
         install.go_back(self._path)
         self._credentials.use(old.certificate, old.key)

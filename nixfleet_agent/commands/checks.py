@@ -29,7 +29,7 @@ from nixfleet_agent.probes.runners.files import read_regular
 from nixfleet_agent.proto.strict_json import BODY_LIMIT, loads_strict
 from nixfleet_agent.text import printable
 from nixfleet_agent.threads.clock import Clock
-from nixfleet_agent.trust.errors import Refusal
+from nixfleet_agent.trust.errors import VerificationError
 from nixfleet_agent.trust.marks import Marks
 from nixfleet_agent.trust.verify import CLOCK_SKEW
 
@@ -84,7 +84,7 @@ def state_directory(config: Config) -> Iterator[Finding]:
 def trust_file(config: Config, clock: Clock) -> Iterator[Finding]:
     try:
         roots = TrustStore(config).trust()
-    except Refusal as error:
+    except VerificationError as error:
         yield Finding("trust file", FAIL, str(error))
         return
     if warning := _writable_by_others(config.trust_file):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from nixfleet_agent.errors import EXIT_OK, EXIT_USAGE
-from nixfleet_agent.output import CONFIG_FLAGS, PROGRAM, say
+from nixfleet_agent.output import CONFIG_FLAGS, PROGRAM, write_stdout
 from nixfleet_agent.text import printable
 
 if TYPE_CHECKING:
@@ -119,10 +119,10 @@ class Invocation:
     def print(self, text: str = "", colour: str = "") -> None:
         """One or more lines; whatever a terminal could act on is escaped, for much of it comes from outside."""
         for line in text.split("\n"):
-            say(self.colour(printable(line, 16384), colour) if colour else printable(line, 16384))
+            write_stdout(self.colour(printable(line, 16384), colour) if colour else printable(line, 16384))
 
     def print_json(self, value: object) -> None:
-        say(json.dumps(value, indent=2, ensure_ascii=True, default=str))
+        write_stdout(json.dumps(value, indent=2, ensure_ascii=True, default=str))
 
     def colour(self, text: str, code: str) -> str:
         """``text`` in an ANSI colour, on a terminal whose user did not say ``NO_COLOR``."""
@@ -140,7 +140,7 @@ class Invocation:
         shown = [[printable(cell, 300) for cell in row] for row in [head, *rows]]
         widths = [max(len(row[i]) for row in shown) for i in range(len(head))]
         for row in shown:
-            say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+            write_stdout("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def parse(

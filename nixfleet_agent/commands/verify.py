@@ -59,7 +59,7 @@ def run(call: Invocation) -> int:
         else:
             raw = read_input(options.manifest, MANIFEST_LIMIT)
             report = _manifest(raw, signature, trust, now, window, options.rollout, options.host)
-    except refusals.Refusal as refusal:
+    except refusals.VerificationError as refusal:
         _say_refused(call, refusal)
         return EXIT_CHECK_FAILED
     if call.json:
@@ -122,7 +122,7 @@ def _own_id(raw: bytes) -> str:
         return "(no id)"
 
 
-def _say_refused(call: Invocation, refusal: refusals.Refusal) -> None:
+def _say_refused(call: Invocation, refusal: refusals.VerificationError) -> None:
     if call.json:
         call.print_json({"verified": False, "check": refusal.reason, "final": refusal.final, "message": str(refusal)})
     else:

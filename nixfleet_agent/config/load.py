@@ -72,7 +72,7 @@ def load(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, str]
         raise ConfigProblemsError(problems)
     settings = {name: _located(setting, schema.keys[name].kind, environ) for name, setting in settings.items()}
     config = _build(settings)
-    if problems := _senseless(config, settings, schema):
+    if problems := _cross_field_errors(config, settings, schema):
         raise ConfigProblemsError(problems)
     return Loaded(config, _provenance(config, settings, schema), chosen)
 
@@ -128,7 +128,7 @@ def _typed(kind: type, settings: Mapping[str, Setting], prefix: str) -> dict[str
     return values
 
 
-def _senseless(config: Config, settings: Mapping[str, Setting], schema: Schema) -> list[str]:
+def _cross_field_errors(config: Config, settings: Mapping[str, Setting], schema: Schema) -> list[str]:
     """What no single type can say: forms, and values that contradict each other."""
 
     def subject(name: str) -> str:

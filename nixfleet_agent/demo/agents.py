@@ -22,7 +22,7 @@ import nixfleet_agent
 from nixfleet_agent import durable
 from nixfleet_agent.demo.closures import HOST_VARIABLE, STORE, run_nix
 from nixfleet_agent.demo.errors import DemoError
-from nixfleet_agent.demo.logs import LogTail, Refusal, refusal
+from nixfleet_agent.demo.logs import LogTail, VerificationError, refusal
 from nixfleet_agent.identity.host_key import HostKey, from_private
 from nixfleet_agent.proto.ids import CLOSURE
 from nixfleet_agent.threads.interrupts import held
@@ -113,7 +113,7 @@ class Host:
             if self._stopped:
                 return
             self._process = subprocess.Popen(  # nosec B603 # this program itself
-                [*mortal(), sys.executable, "-m", "nixfleet_agent", "run", "--config", str(self.config_file)],
+                [*die_with_parent(), sys.executable, "-m", "nixfleet_agent", "run", "--config", str(self.config_file)],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -184,7 +184,7 @@ class Host:
         lines = list(LogTail(self.log_file).new_lines())
         return str(lines[-1].get("message")) if lines else "nothing"
 
-    def new_refusals(self) -> list[Refusal]:
+    def new_refusals(self) -> list[VerificationError]:
         """What the agent has refused since the last call."""
         found = (refusal(self.name, line) for line in self._log.new_lines())
         return [each for each in found if each is not None]
@@ -265,7 +265,7 @@ class Host:
 
 
 @functools.cache
-def mortal() -> tuple[str, ...]:
+def die_with_parent() -> tuple[str, ...]:
     """What a command begins with so that it dies with a demo that is killed; nothing where that can't be had."""
     words = ("setpriv", "--pdeathsig", "KILL")
     if shutil.which(words[0]) is None:

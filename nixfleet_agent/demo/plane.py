@@ -19,7 +19,7 @@ from nixfleet_agent import durable
 from nixfleet_agent.demo.errors import DemoError
 from nixfleet_agent.local_cp.ca import CA_FILE
 from nixfleet_agent.local_cp.catalogue import Publication, write
-from nixfleet_agent.local_cp.happenings import Happening
+from nixfleet_agent.local_cp.happenings import Notification
 from nixfleet_agent.local_cp.service import DATABASE_FILE, PUBLISHED
 from nixfleet_agent.local_cp.store import Store
 from nixfleet_agent.threads.interrupts import held
@@ -46,7 +46,7 @@ class ControlPlaneProcess:
         folder: Path,
         org_root: bytes,
         environment: Mapping[str, str],
-        watcher: Callable[[Happening], None],
+        watcher: Callable[[Notification], None],
         *,
         port: int = 0,
         certificate_lifetime: timedelta,
@@ -170,7 +170,7 @@ class ControlPlaneProcess:
                 break
             value = json.loads(line)
             if "happening" in value:
-                self._watcher(Happening.from_json(value["happening"]))
+                self._watcher(Notification.from_json(value["happening"]))
             else:
                 answers.put(value)
         answers.put({})  # nobody must wait for an answer that can't come

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nixfleet_agent.demo.logs import Refusal
-from nixfleet_agent.local_cp.happenings import Happening
+from nixfleet_agent.demo.logs import VerificationError
+from nixfleet_agent.local_cp.happenings import Notification
 from nixfleet_agent.state_machine import State
 from nixfleet_agent.text import printable
 from nixfleet_agent.threads.clock import Clock
@@ -53,7 +53,7 @@ class Timeline:
         self._versions: dict[str, str] = {}
         self._rollouts: dict[str, Rollout] = {}
         self._changes: dict[str, float] = {}
-        self._refusals: list[Refusal] = []
+        self._refusals: list[VerificationError] = []
         self._halted: dict[str, str] = {}
         self._show = show
 
@@ -86,7 +86,7 @@ class Timeline:
             return dict(self._halted)
 
     @property
-    def refusals(self) -> tuple[Refusal, ...]:
+    def refusals(self) -> tuple[VerificationError, ...]:
         """Oldest first."""
         with self._changed:
             return tuple(self._refusals)
@@ -128,7 +128,7 @@ class Timeline:
             self._states.clear()
             self._kinds.clear()
 
-    def refuse(self, refusal: Refusal) -> None:
+    def refuse(self, refusal: VerificationError) -> None:
         """An agent has refused something; a reason that it gave before is no news."""
         with self._changed:
             known = any((r.hostname, r.reason) == (refusal.hostname, refusal.reason) for r in self._refusals)
@@ -136,7 +136,7 @@ class Timeline:
             if not known:
                 self._add(Entry(self.seconds, refusal.hostname, "", f"    {printable(refusal.message, 300)}"))
 
-    def watch(self, happening: Happening) -> None:
+    def watch(self, happening: Notification) -> None:
         """The control plane's watcher."""
         with self._changed:
             version = self._versions.get(happening.rollout_id, happening.rollout_id)
@@ -175,7 +175,7 @@ class Timeline:
         self._changed.notify_all()
 
 
-def _words(happening: Happening, version: str, before: State | None) -> str:
+def _words(happening: Notification, version: str, before: State | None) -> str:
     """What is worth a line: changes of state, and the first failure of a probe."""
     detail: Mapping[str, Any] = happening.detail or {}
     if happening.what == "Halted":

@@ -39,7 +39,7 @@ def kept(path: Path) -> AgentCertificate | None:
         return None
 
 
-def unproven(path: Path) -> bool:
+def is_unverified(path: Path) -> bool:
     """Whether the certificate at ``path`` has still to work once."""
     return previous_path(path).exists()
 
@@ -53,7 +53,7 @@ def go_back(path: Path) -> None:
     durable.move(previous_path(path), path, sync=True)
 
 
-def settle(path: Path) -> None:
+def commit(path: Path) -> None:
     """The certificate at ``path`` has worked: the one before is not needed any more.
 
     Raises:

@@ -15,7 +15,7 @@ class Disposition(Enum):
     RETRY = "kept, tried again with backoff"
     REFUSED = "refused as it is, set aside with the answer"
     MISMATCH = "kept, nothing is sent for a while: protocol mismatch"
-    WRONG_DOOR = "kept, tried again with long backoff: wrong door or identity"
+    MISROUTED = "kept, tried again with long backoff: wrong door or identity"
 
 
 def disposition(status: int, conflict_for: float, over: bool) -> Disposition:
@@ -34,4 +34,4 @@ def disposition(status: int, conflict_for: float, over: bool) -> Disposition:
         return Disposition.REFUSED
     if status == 426:
         return Disposition.MISMATCH
-    return Disposition.WRONG_DOOR
+    return Disposition.MISROUTED

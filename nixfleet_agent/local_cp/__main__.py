@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     _make_room_for_connections()
-    told = _Told()
+    told = _JsonWriter()
     try:
         plane = LocalControlPlane(
             options.dir,
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-class _Told:
+class _JsonWriter:
     """Standard output, a line at a time. Once its reader is gone nobody is told anything."""
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class _Told:
                 self._gone = True
 
 
-def _obey(plane: LocalControlPlane, told: _Told, ended: queue.SimpleQueue[int | None]) -> None:
+def _obey(plane: LocalControlPlane, told: _JsonWriter, ended: queue.SimpleQueue[int | None]) -> None:
     for line in sys.stdin:
         told.tell(orders.carry_out(plane, line))
     ended.put(None)

@@ -16,7 +16,7 @@ from nixfleet_agent.local_cp.catalogue import Catalogue, Publication
 from nixfleet_agent.local_cp.dispatcher import Dispatcher, Options, fresh_record
 from nixfleet_agent.local_cp.errors import RequestRefused
 from nixfleet_agent.local_cp.faults import Faults
-from nixfleet_agent.local_cp.happenings import Happening
+from nixfleet_agent.local_cp.happenings import Notification
 from nixfleet_agent.local_cp.replays import Replays
 from nixfleet_agent.local_cp.store import HostRow, Store
 from nixfleet_agent.local_cp.waiters import Waiters
@@ -38,7 +38,7 @@ class ControlPlane:
         clock: Clock,
         faults: Faults,
         options: Options | None = None,
-        watcher: Callable[[Happening], None] | None = None,
+        watcher: Callable[[Notification], None] | None = None,
     ) -> None:
         self.store = Store(database)
         self.catalogue = catalogue
@@ -204,4 +204,4 @@ class ControlPlane:
         detail: Mapping[str, Any] | None = None,
     ) -> None:
         if self._watcher is not None:
-            self._watcher(Happening(self._clock.now(), hostname, rollout_id, what, state, detail))
+            self._watcher(Notification(self._clock.now(), hostname, rollout_id, what, state, detail))

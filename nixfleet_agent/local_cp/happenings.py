@@ -12,7 +12,7 @@ from nixfleet_agent.state_machine import State
 
 
 @dataclass(frozen=True, slots=True)
-class Happening:
+class Notification:
     """Something that a watcher may want to show.
 
     ``what`` is an event's kind, a word of the planner's (``Queued``, ``Dispatched``, ``Halted``), or ``Known``: the
@@ -38,7 +38,7 @@ class Happening:
         }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Happening:
+    def from_json(cls, value: Mapping[str, Any]) -> Notification:
         """Raises KeyError, ProtoError or ValueError for what ``to_json`` does not make."""
         state = value["state"]
         return cls(

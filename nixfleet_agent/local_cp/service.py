@@ -15,7 +15,7 @@ from nixfleet_agent.local_cp.catalogue import Catalogue
 from nixfleet_agent.local_cp.control import ControlPlane
 from nixfleet_agent.local_cp.dispatcher import Options
 from nixfleet_agent.local_cp.faults import Faults
-from nixfleet_agent.local_cp.happenings import Happening
+from nixfleet_agent.local_cp.happenings import Notification
 from nixfleet_agent.local_cp.identity_api import Registrar
 from nixfleet_agent.local_cp.server import HttpsServer, tls_context
 from nixfleet_agent.threads.clock import Clock
@@ -43,7 +43,7 @@ class LocalControlPlane:
         *,
         port: int = 0,
         options: Options | None = None,
-        watcher: Callable[[Happening], None] | None = None,
+        watcher: Callable[[Notification], None] | None = None,
         certificate_lifetime: timedelta = CERTIFICATE_LIFETIME,
     ) -> None:
         durable.make_directory(folder)

@@ -16,7 +16,7 @@ from nixfleet_agent.net.failures import AnswerTooLargeError
 from nixfleet_agent.threads.clock import Clock
 
 
-class AbortSwitch:
+class CancelToken:
     """Thrown once: every wait that watches ``fileno()`` ends at once, and stays ended."""
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class AbortSwitch:
         """The descriptor that becomes readable (end of file) when the switch is thrown."""
         return self._watched
 
-    def throw(self) -> None:
+    def cancel(self) -> None:
         """Wake every waiter; again is harmless."""
         with self._lock:
             if not self._thrown:
@@ -42,7 +42,7 @@ class AbortSwitch:
 
     def close(self) -> None:
         """Throw, and give the descriptor back; only when no thread waits any more."""
-        self.throw()
+        self.cancel()
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -52,7 +52,7 @@ class AbortSwitch:
 class CallBudget:
     """What the call that one session has in progress may cost; ``start`` begins the next call."""
 
-    def __init__(self, clock: Clock, switch: AbortSwitch) -> None:
+    def __init__(self, clock: Clock, switch: CancelToken) -> None:
         self._clock = clock
         self._switch = switch
         self._seconds = 0.0

@@ -21,7 +21,7 @@ from nixfleet_agent import __version__
 from nixfleet_agent.errors import ConfigError, TransportError
 from nixfleet_agent.identity.credentials import Credentials, Identity
 from nixfleet_agent.net.answers import Answer
-from nixfleet_agent.net.budget import AbortSwitch, CallBudget
+from nixfleet_agent.net.budget import CallBudget, CancelToken
 from nixfleet_agent.net.session import Endpoint, Session
 from nixfleet_agent.net.sockets import CONNECT_TIMEOUT
 from nixfleet_agent.net.tls import TlsContext
@@ -79,7 +79,7 @@ class ControlPlane:
             "User-Agent": f"nixfleet-agent/{agent_version}",
             "Accept-Encoding": "gzip",
         }
-        self._switch = AbortSwitch()
+        self._switch = CancelToken()
         self._lock = threading.Lock()
         self._sessions: dict[threading.Thread, Session] = {}
 
@@ -151,11 +151,11 @@ class ControlPlane:
 
     def abort(self) -> None:
         """End every call in progress, of all threads, at once; later calls fail as ``aborted``."""
-        self._switch.throw()
+        self._switch.cancel()
 
     def close(self) -> None:
         """Abort, and close all connections; only when no thread makes calls any more."""
-        self._switch.throw()
+        self._switch.cancel()
         with self._lock:
             sessions = list(self._sessions.values())
             self._sessions.clear()

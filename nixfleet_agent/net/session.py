@@ -23,7 +23,7 @@ from nixfleet_agent.net.pool import TlsConnection, TlsPool
 from nixfleet_agent.net.tls import TlsContext, TlsStream
 
 #: Bytes that may come around a body, beside as many as the body has for the sizes of its chunks.
-_AROUND = 1024 * 1024
+_FRAMING_ALLOWANCE = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Session:
         Raises:
             TransportError: no usable answer.
         """
-        self._budget.start(deadline, 2 * limit + _AROUND)
+        self._budget.start(deadline, 2 * limit + _FRAMING_ALLOWANCE)
         reused = self._pool.begin()
         try:
             return self._attempt(request, limit)

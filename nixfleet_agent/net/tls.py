@@ -103,7 +103,7 @@ class TlsContext:
             TransportError: ``tls``, ``reset``, ``timeout`` or ``aborted``. ``raw`` is left to the caller.
         """
         connection = SSL.Connection(self._context, raw)
-        connection.set_app_data(_Noted())
+        connection.set_app_data(_HandshakeState())
         name = host.rstrip(".")
         if not _is_address(name):
             connection.set_tlsext_host_name(name.encode("ascii"))
@@ -268,7 +268,7 @@ class _Reader(io.RawIOBase):
             stream.release_reader()
 
 
-class _Noted:
+class _HandshakeState:
     """What OpenSSL told of one connection while it worked."""
 
     def __init__(self) -> None:

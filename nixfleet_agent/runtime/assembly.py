@@ -24,15 +24,15 @@ from nixfleet_agent.runtime.dispatch.check import Gates
 from nixfleet_agent.runtime.dispatch.decision import acceptance
 from nixfleet_agent.runtime.own_unit import own_unit_workers
 from nixfleet_agent.runtime.rollout.applier import Applier, HostView
-from nixfleet_agent.runtime.rollout.event_writer import SteadyWriter
+from nixfleet_agent.runtime.rollout.event_writer import RetryingEventWriter
 from nixfleet_agent.runtime.rollout.input_queue import InputQueue
 from nixfleet_agent.runtime.rollout.orders import outranks
 from nixfleet_agent.runtime.rollout.recovery import recover
 from nixfleet_agent.runtime.rollout.reducer import Reducer, Rules
 from nixfleet_agent.runtime.rollout.rollouts import Host
 from nixfleet_agent.runtime.services import (
-    Ground,
     Links,
+    Services,
     Stores,
     anchors,
     make_links,
@@ -90,7 +90,7 @@ def assemble(config: Config, clock: Clock, events: queue.SimpleQueue[object], lo
     """
     shutdown, board = ShutdownToken(clock), StatusBoard()
     observe_request, scraped = _metrics(config, board, clock)
-    ground = Ground(
+    services = Services(
         config,
         clock,
         shutdown,
@@ -100,27 +100,27 @@ def assemble(config: Config, clock: Clock, events: queue.SimpleQueue[object], lo
         Mailbox(clock, shutdown, outranks),
         Mailbox(clock, shutdown),
     )
-    stores = open_stores(ground)
-    host = recover(stores.journal, ground.current(), clock.monotonic())
+    stores = open_stores(services)
+    host = recover(stores.journal, services.current(), clock.monotonic())
     stores.trust.recover_marks(marks_of(host))
     recover_quarantine(stores.quarantine, host)
-    links = make_links(ground, stores)
-    outbound = _outbound(ground, stores, links)
-    reducer = _reducer(ground, stores, host, outbound.kick)
+    links = make_links(services, stores)
+    outbound = _outbound(services, stores, links)
+    reducer = _reducer(services, stores, host, outbound.kick)
     workers = [
         outbound,
-        *_workers(ground, stores, links, events),
-        *_doors(ground, stores, outbound, logs, scraped),
+        *_workers(services, stores, links, events),
+        *_doors(services, stores, outbound, logs, scraped),
         *own_unit_workers(shutdown, clock, board, events.put),
     ]
     supervisor = Supervisor(
         workers, reducer, shutdown, clock, events, lambda name: board.count("worker_restarts", worker=name)
     )
-    publish_sections(ground, stores, logs)
+    publish_sections(services, stores, logs)
 
     def stop() -> None:
         shutdown.set()
-        ground.inputs.close()
+        services.inputs.close()
         links.control_plane.abort()
 
     return Agent(
@@ -130,51 +130,56 @@ def assemble(config: Config, clock: Clock, events: queue.SimpleQueue[object], lo
         reducer=reducer,
         stop=stop,
         close=links.control_plane.close,
-        reload=reload_parts(ground, stores, links),
+        reload=reload_parts(services, stores, links),
     )
 
 
-def _reducer(ground: Ground, stores: Stores, host: Host, kick: Callable[[], None]) -> Reducer:
+def _reducer(services: Services, stores: Stores, host: Host, kick: Callable[[], None]) -> Reducer:
     def on_transition(transition: RecordTransition) -> None:
-        ground.board.count("transitions", before=str(transition.before), after=str(transition.after))
+        services.board.count("transitions", before=str(transition.before), after=str(transition.after))
 
-    def writer(alive: Callable[[], None]) -> SteadyWriter:
-        return SteadyWriter(
+    def writer(alive: Callable[[], None]) -> RetryingEventWriter:
+        return RetryingEventWriter(
             stores.journal,
             stores.reserve,
-            ground.inputs,
-            ground.board,
-            ground.shutdown,
-            ground.clock,
-            ground.backoff,
+            services.inputs,
+            services.board,
+            services.shutdown,
+            services.clock,
+            services.backoff,
             alive,
         )
 
-    tuning = ground.config.tuning
-    rules = Rules(ground.config.health_failure_threshold_secs, tuning.probe_repeat_interval, read_boot_id())
+    tuning = services.config.tuning
+    rules = Rules(services.config.health_failure_threshold_secs, tuning.probe_repeat_interval, read_boot_id())
     applier = Applier(
-        ground.activation, ground.probes, ground.board, kick, on_transition, partial(_quarantine, ground, stores)
+        services.activation,
+        services.probes,
+        services.board,
+        kick,
+        on_transition,
+        partial(_quarantine, services, stores),
     )
-    return Reducer(ground.shutdown, ground.clock, stores.journal, writer, applier, rules, host, ground.current)
+    return Reducer(services.shutdown, services.clock, stores.journal, writer, applier, rules, host, services.current)
 
 
-def _outbound(ground: Ground, stores: Stores, links: Links) -> Outbound:
+def _outbound(services: Services, stores: Stores, links: Links) -> Outbound:
     def sign(event: dict[str, object]) -> str | None:
         identity = links.credentials.current()
         return None if identity is None else identity.key.sign(canonical(event)).hex()
 
     def is_over(rollout_id: str) -> bool:
-        view = ground.board.get("host")
+        view = services.board.get("host")
         return isinstance(view, HostView) and not (rollout_id == view.active_id and view.active_open)
 
-    tuning = ground.config.tuning
+    tuning = services.config.tuning
     return Outbound(
-        ground.shutdown,
-        ground.clock,
+        services.shutdown,
+        services.clock,
         stores.journal,
         links.control_plane,
         Sender(sign),
-        ground.board,
+        services.board,
         is_over,
         tuning.drain_interval,
         tuning.backoff_initial,
@@ -182,21 +187,21 @@ def _outbound(ground: Ground, stores: Stores, links: Links) -> Outbound:
     )
 
 
-def _workers(ground: Ground, stores: Stores, links: Links, events: queue.SimpleQueue[object]) -> list[Worker]:
+def _workers(services: Services, stores: Stores, links: Links, events: queue.SimpleQueue[object]) -> list[Worker]:
     """The nine workers but outbound."""
-    config, tuning, clock, shutdown = ground.config, ground.config.tuning, ground.clock, ground.shutdown
+    config, tuning, clock, shutdown = services.config, services.config.tuning, services.clock, services.shutdown
     common = (config, links.control_plane, links.credentials, clock, partial(anchors, config, stores.trust))
 
     def open_rollouts() -> Container[str]:
         """The active rollout, and those it superseded that it could still hand back to: they soak what runs."""
-        view, records, current = ground.board.get("host"), ground.board.get("rollouts"), ground.current()
+        view, records, current = services.board.get("host"), services.board.get("rollouts"), services.current()
         if not isinstance(view, HostView) or not isinstance(records, tuple):
             return ()
         soaks = {r.rollout_id for r in records if r.state is State.SOAKING and current in (None, r.target_closure)}
         return soaks | ({view.active_id} if view.active_id and view.active_open else set())
 
     def refused(error: EnrollmentRefusedError) -> None:
-        view = ground.board.get("host")
+        view = services.board.get("host")
         if not (isinstance(view, HostView) and view.active_open):
             events.put(error)
 
@@ -204,18 +209,18 @@ def _workers(ground: Ground, stores: Stores, links: Links, events: queue.SimpleQ
         ActivationWorker(
             shutdown,
             clock,
-            ground.activation,
-            ground.inputs,
-            ground.board,
+            services.activation,
+            services.inputs,
+            services.board,
             config.activation,
             config.state_dir,
-            ground.backoff(),
+            services.backoff(),
             stores.rollback,
-            partial(_quarantine, ground, stores),
+            partial(_quarantine, services, stores),
             open_rollouts,
             stores.reserve.release,
         ),
-        AdvanceTicker(shutdown, clock, ground.inputs, ground.current, tuning.advance_interval),
+        AdvanceTicker(shutdown, clock, services.inputs, services.current, tuning.advance_interval),
         CertRenewalWorker(
             config,
             links.credentials,
@@ -223,35 +228,35 @@ def _workers(ground: Ground, stores: Stores, links: Links, events: queue.SimpleQ
             Renewal(*common),
             shutdown,
             clock,
-            ground.board,
+            services.board,
             enrollment_refused=refused,
         ),
         HeartbeatWorker(
             shutdown,
             clock,
-            ground.inputs,
+            services.inputs,
             stores.journal,
             links.control_plane,
-            ground.board,
-            ground.current,
-            partial(_vouch, ground, links.cache),
+            services.board,
+            services.current,
+            partial(_verify_snapshot, services, links.cache),
             tuning.heartbeat_interval,
-            ground.backoff(),
+            services.backoff(),
         ),
         LongPollWorker(
             config,
             shutdown,
             clock,
-            ground.inputs,
+            services.inputs,
             links.control_plane,
             links.cache,
-            ground.board,
-            _gates(ground, stores),
+            services.board,
+            _gates(services, stores),
         ),
         ManifestPollWorker(
-            shutdown, clock, ground.inputs, links.cache, tuning.manifest_poll_interval, ground.backoff()
+            shutdown, clock, services.inputs, links.cache, tuning.manifest_poll_interval, services.backoff()
         ),
-        ProbeWorker(shutdown, clock, config=config, mailbox=ground.probes, emit=ground.inputs.put),
+        ProbeWorker(shutdown, clock, config=config, mailbox=services.probes, emit=services.inputs.put),
     ]
 
 
@@ -274,7 +279,7 @@ def _metrics(config: Config, board: StatusBoard, clock: Clock) -> tuple[Observer
     )
 
 
-def _doors(ground: Ground, stores: Stores, outbound: Outbound, logs: Logs, scraped: _Scraped) -> list[Worker]:
+def _doors(services: Services, stores: Stores, outbound: Outbound, logs: Logs, scraped: _Scraped) -> list[Worker]:
     """Where commands and scrapers come in."""
 
     def rescan(request: object) -> int:
@@ -283,22 +288,22 @@ def _doors(ground: Ground, stores: Stores, outbound: Outbound, logs: Logs, scrap
         return found
 
     def health() -> list[str]:
-        silent, journal = ground.board.get("silent_workers"), ground.board.get("journal_error")
+        silent, journal = services.board.get("silent_workers"), services.board.get("journal_error")
         problems = [f"no sign of life from {name}" for name in silent] if isinstance(silent, list) else []
         return [*problems, *([f"events are not durable: {journal}"] if journal else [])]
 
     handlers = {
-        "status": lambda request: ground.board.snapshot(),
+        "status": lambda request: services.board.snapshot(),
         "log": lambda request: logs.recent(),
         "rescan-queue": rescan,
     }
     return [
-        StatusSocketWorker(ground.shutdown, ground.clock, ground.config.state_dir, handlers),
-        *scraped(ground.shutdown, health),
+        StatusSocketWorker(services.shutdown, services.clock, services.config.state_dir, handlers),
+        *scraped(services.shutdown, health),
     ]
 
 
-def _gates(ground: Ground, stores: Stores) -> Gates:
+def _gates(services: Services, stores: Stores) -> Gates:
     """What this host itself has to say to a Dispatch."""
 
     def hold() -> str | None:
@@ -306,17 +311,17 @@ def _gates(ground: Ground, stores: Stores) -> Gates:
         return current.reason if current else None
 
     def quarantined(channel: str, closure: str) -> str | None:
-        hours = ground.config.quarantine_hours
-        now = ground.clock.now()
-        entry = stores.quarantine.refusal(channel, closure, now=now, hours=hours, running=ground.current())
+        hours = services.config.quarantine_hours
+        now = services.clock.now()
+        entry = stores.quarantine.refusal(channel, closure, now=now, hours=hours, running=services.current())
         return f"{entry.reason} in {entry.rollout_id}, until {format_time(entry.until(hours))}" if entry else None
 
-    return Gates(stores.journal.knows, hold, quarantined, ground.current)
+    return Gates(stores.journal.knows, hold, quarantined, services.current)
 
 
-def _vouch(ground: Ground, cache: ManifestCache, snapshot: Snapshot) -> Acceptance:
+def _verify_snapshot(services: Services, cache: ManifestCache, snapshot: Snapshot) -> Acceptance:
     """What signed artifacts say of a rollout that only a control plane's hint names; raises as ``cache.terms``."""
-    hostname, now = ground.config.machine_id, ground.clock.now()
+    hostname, now = services.config.machine_id, services.clock.now()
     terms = cache.terms(snapshot.rollout_id, hostname, snapshot.target_closure)
     return acceptance(
         snapshot.rollout_id,
@@ -325,14 +330,14 @@ def _vouch(ground: Ground, cache: ManifestCache, snapshot: Snapshot) -> Acceptan
         soak_due_at=snapshot.soak_due_at or now,
         enqueued_at=snapshot.dispatched_at,
         received_at=now,
-        current_closure=ground.current(),
+        current_closure=services.current(),
     )
 
 
-def _quarantine(ground: Ground, stores: Stores, rollout_id: str, closure: str, reason: str) -> None:
-    if ground.config.quarantine_hours == 0:
+def _quarantine(services: Services, stores: Stores, rollout_id: str, closure: str, reason: str) -> None:
+    if services.config.quarantine_hours == 0:
         return
-    entry = quarantine.Entry(channel_of(rollout_id), closure, rollout_id, ground.clock.now(), reason)
+    entry = quarantine.Entry(channel_of(rollout_id), closure, rollout_id, services.clock.now(), reason)
     try:
         stores.quarantine.add(entry)
     except StorageError as error:

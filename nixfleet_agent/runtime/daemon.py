@@ -56,7 +56,7 @@ def run(config: Config, reload_config: Callable[[], Config] | None = None) -> in
             code = _Main(agent, events, notifier, logs, clock, reload_config).run()
     finally:
         logs.close()
-    state_dir.let_go()
+    state_dir.release_lock()
     return code
 
 

@@ -40,7 +40,7 @@ log = logging.getLogger("nixfleet_agent.parts")
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
+class Services:
     """What every part stands on."""
 
     config: Config
@@ -81,14 +81,14 @@ class Links:
     cache: ManifestCache
 
 
-def open_stores(ground: Ground) -> Stores:
-    config = ground.config
+def open_stores(services: Services) -> Stores:
+    config = services.config
     stores = Stores(
         journal=Journal(config.state_dir, config.machine_id),
         reserve=Reserve(config.state_dir),
         trust=TrustStore(config),
         quarantine=quarantine.QuarantineStore(config.state_dir),
-        hold=HoldStore(config.state_dir, ground.clock),
+        hold=HoldStore(config.state_dir, services.clock),
         rollback=RollbackControl(config.state_dir),
     )
     stores.trust.trust()  # without anything to verify against there is no point in starting
@@ -97,8 +97,8 @@ def open_stores(ground: Ground) -> Stores:
     return stores
 
 
-def make_links(ground: Ground, stores: Stores) -> Links:
-    config = ground.config
+def make_links(services: Services, stores: Stores) -> Links:
+    config = services.config
     credentials = Credentials(config.client_cert, config.client_key)
     try:
         credentials.reload()
@@ -112,11 +112,11 @@ def make_links(ground: Ground, stores: Stores) -> Links:
         config.control_plane_url,
         ca_cert=config.ca_cert,
         credentials=credentials,
-        clock=ground.clock,
-        observer=ground.observe_request,
+        clock=services.clock,
+        observer=services.observe_request,
     )
     return Links(
-        credentials, control_plane, ManifestCache(config, control_plane, stores.trust, ground.clock, ground.board)
+        credentials, control_plane, ManifestCache(config, control_plane, stores.trust, services.clock, services.board)
     )
 
 
@@ -157,32 +157,32 @@ def anchors(config: Config, trust: TrustStore) -> tuple[x509.Certificate, ...]:
     return load_anchors(trust.trust().issuance_ca_pems, config.ca_cert)
 
 
-def publish_sections(ground: Ground, stores: Stores, logs: Logs) -> None:
+def publish_sections(services: Services, stores: Stores, logs: Logs) -> None:
     """Sections that are read anew each time somebody asks."""
-    board = ground.board
-    board.publish("agent", {"version": __version__, "machine_id": ground.config.machine_id, "pid": os.getpid()})
-    board.publish("started_at", ground.clock.now())
+    board = services.board
+    board.publish("agent", {"version": __version__, "machine_id": services.config.machine_id, "pid": os.getpid()})
+    board.publish("started_at", services.clock.now())
     board.provide("hold", stores.hold.current)
-    board.provide("quarantine", partial(_in_quarantine, ground, stores))
+    board.provide("quarantine", partial(_in_quarantine, services, stores))
     board.provide("log_lines_lost", lambda: logs.lost)
-    board.provide("current_closure", ground.current)
+    board.provide("current_closure", services.current)
     board.provide("trust_error", stores.trust.problem)
 
 
-def _in_quarantine(ground: Ground, stores: Stores) -> tuple[quarantine.Entry, ...]:
+def _in_quarantine(services: Services, stores: Stores) -> tuple[quarantine.Entry, ...]:
     """Entries that have not run out."""
-    now, hours = ground.clock.now(), ground.config.quarantine_hours
+    now, hours = services.clock.now(), services.config.quarantine_hours
     return tuple(entry for entry in stores.quarantine.entries() if now < entry.until(hours))
 
 
-def reload_parts(ground: Ground, stores: Stores, links: Links) -> tuple[Callable[[], object], ...]:
+def reload_parts(services: Services, stores: Stores, links: Links) -> tuple[Callable[[], object], ...]:
     """What SIGHUP reads again, each by itself: the probes' declarations, the trust file and the certificate.
 
     Each may raise an AgentError: the old certificate stays in use; an invalid trust file fails closed.
     """
-    return partial(_reload_health_checks, ground), stores.trust.trust, links.credentials.reload
+    return partial(_reload_health_checks, services), stores.trust.trust, links.credentials.reload
 
 
-def _reload_health_checks(ground: Ground) -> None:
-    if not ground.inputs.put_latest(HealthChecksReload()):
+def _reload_health_checks(services: Services) -> None:
+    if not services.inputs.put_latest(HealthChecksReload()):
         log.warning("the agent has no room for another input: health checks are not read again; ask once more later")

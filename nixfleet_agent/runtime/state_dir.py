@@ -49,7 +49,7 @@ class StateDir:
         _remove_temporaries(path)
         return cls(path, descriptor)
 
-    def let_go(self) -> None:
+    def release_lock(self) -> None:
         """Give the lock up before the process ends (tests run several agents in one process)."""
         os.close(self._descriptor)
 

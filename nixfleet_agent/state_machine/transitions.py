@@ -17,8 +17,7 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from nixfleet_agent.state_machine import effects as order
-from nixfleet_agent.state_machine import events as happened
+from nixfleet_agent.state_machine import effects, events
 from nixfleet_agent.state_machine.effects import Effect
 from nixfleet_agent.state_machine.errors import IllegalForState, InvariantViolation, SeqRegression
 from nixfleet_agent.state_machine.events import Event, Local
@@ -40,28 +39,28 @@ class Step(NamedTuple):
 
 
 def record(s: Step) -> Effect:
-    return order.RecordTransition(s.after.rollout_id, s.before.state, s.after.state, s.now)
+    return effects.RecordTransition(s.after.rollout_id, s.before.state, s.after.state, s.now)
 
 
 def emit(s: Step) -> Effect:
-    return (order.EmitEvent if s.local else order.AppendEventLog)(s.after.rollout_id, s.event)
+    return (effects.EmitEvent if s.local else effects.AppendEventLog)(s.after.rollout_id, s.event)
 
 
 def fire(s: Step) -> Effect | None:
-    return order.FireSwitch(s.after.rollout_id, s.after.target_closure) if s.local else None
+    return effects.FireSwitch(s.after.rollout_id, s.after.target_closure) if s.local else None
 
 
 def reset(s: Step) -> Effect | None:
-    return order.ResetProbeCache(s.after.rollout_id) if s.local else None
+    return effects.ResetProbeCache(s.after.rollout_id) if s.local else None
 
 
 def rollback(s: Step) -> Effect | None:
     prior = s.after.prior_closure
-    return order.FireRollbackTo(s.after.rollout_id, prior) if s.local and s.after.rollback_owed and prior else None
+    return effects.FireRollbackTo(s.after.rollout_id, prior) if s.local and s.after.rollback_owed and prior else None
 
 
 def quarantine(s: Step) -> Effect | None:
-    return None if s.local else order.InsertQuarantine(s.after.rollout_id, s.after.channel, s.after.target_closure)
+    return None if s.local else effects.InsertQuarantine(s.after.rollout_id, s.after.channel, s.after.target_closure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,29 +78,29 @@ PASS = ProbeStatus.PASS
 #: Every state, in life order. A pair that is not here raises ``IllegalForState`` and changes nothing.
 TRANSITIONS: dict[State, dict[type[Event], Edge]] = {
     PENDING: {
-        happened.DispatchAck: Edge(ACTIVATING, (record, emit, fire)),
+        events.DispatchAck: Edge(ACTIVATING, (record, emit, fire)),
     },
     ACTIVATING: {
-        happened.ActivationStarted: Edge(ACTIVATING, (emit,)),
-        happened.ActivationCompleted: Edge(SOAKING, (reset, emit, record)),
-        happened.ActivationDeferred: Edge(DEFERRED, (emit, record)),
-        happened.ActivationFailed: Edge(FAILED, (emit, record, rollback)),
+        events.ActivationStarted: Edge(ACTIVATING, (emit,)),
+        events.ActivationCompleted: Edge(SOAKING, (reset, emit, record)),
+        events.ActivationDeferred: Edge(DEFERRED, (emit, record)),
+        events.ActivationFailed: Edge(FAILED, (emit, record, rollback)),
     },
     DEFERRED: {
-        happened.ActivationCompleted: Edge(SOAKING, (reset, emit, record)),
-        happened.ActivationFailed: Edge(FAILED, (emit, record)),
+        events.ActivationCompleted: Edge(SOAKING, (reset, emit, record)),
+        events.ActivationFailed: Edge(FAILED, (emit, record)),
     },
     SOAKING: {
-        happened.ProbeTopologyDeclared: Edge(SOAKING, (emit,)),
-        happened.ProbeObservedFirst: Edge(SOAKING, (emit,)),
-        happened.ProbeResult: Edge(SOAKING, (emit,)),
-        happened.ProbeFailureFirst: Edge(SOAKING, (emit,)),
-        happened.Failed: Edge(FAILED, (emit, record, rollback)),
-        happened.Converged: Edge(CONVERGED, (emit, record)),
+        events.ProbeTopologyDeclared: Edge(SOAKING, (emit,)),
+        events.ProbeObservedFirst: Edge(SOAKING, (emit,)),
+        events.ProbeResult: Edge(SOAKING, (emit,)),
+        events.ProbeFailureFirst: Edge(SOAKING, (emit,)),
+        events.Failed: Edge(FAILED, (emit, record, rollback)),
+        events.Converged: Edge(CONVERGED, (emit, record)),
     },
     CONVERGED: {},
     FAILED: {
-        happened.RollbackComplete: Edge(REVERTED, (emit, record, quarantine)),
+        events.RollbackComplete: Edge(REVERTED, (emit, record, quarantine)),
     },
     REVERTED: {},
 }
@@ -117,7 +116,7 @@ def step(state: RolloutRecord, event: Event, now: datetime, policy: Policy) -> t
     """
     after = advance(state, event, policy)
     under_way = Step(state, after, event, now)
-    makers = TRANSITIONS[state.state][happened.KINDS[event.kind].shape].effects
+    makers = TRANSITIONS[state.state][events.KINDS[event.kind].shape].effects
     return after, tuple(effect for make in makers if (effect := make(under_way)) is not None)
 
 
@@ -131,7 +130,7 @@ def advance(state: RolloutRecord, event: Event, policy: Policy) -> RolloutRecord
     """
     if event.seq <= state.last_event_seq:
         raise SeqRegression(f"{state.rollout_id}: seq {event.seq} of {event.kind} is not above {state.last_event_seq}")
-    shape = happened.KINDS[event.kind].shape
+    shape = events.KINDS[event.kind].shape
     edge = TRANSITIONS[state.state].get(shape)
     if edge is None:
         raise IllegalForState(f"{state.rollout_id}: {event.kind} is not legal in {state.state}")
@@ -143,16 +142,16 @@ def advance(state: RolloutRecord, event: Event, policy: Policy) -> RolloutRecord
 Changes = dict[str, Any]
 
 
-def _acked(state: RolloutRecord, event: happened.DispatchAck, policy: Policy) -> Changes:
+def _acked(state: RolloutRecord, event: events.DispatchAck, policy: Policy) -> Changes:
     prior = event.current_closure_at_dispatch
     return {"dispatch_acked_at": event.received_at, "current_closure_at_dispatch": prior, "current_closure": prior}
 
 
-def _started(state: RolloutRecord, event: happened.ActivationStarted, policy: Policy) -> Changes:
+def _started(state: RolloutRecord, event: events.ActivationStarted, policy: Policy) -> Changes:
     return {"activation_started_at": event.started_at}
 
 
-def _completed(state: RolloutRecord, event: happened.ActivationCompleted, policy: Policy) -> Changes:
+def _completed(state: RolloutRecord, event: events.ActivationCompleted, policy: Policy) -> Changes:
     """Results of an earlier closure can't satisfy this one's gates, and its signed soak counts from here."""
     try:
         floor = event.completed_at + timedelta(minutes=state.soak_floor)
@@ -169,11 +168,11 @@ def _completed(state: RolloutRecord, event: happened.ActivationCompleted, policy
     }
 
 
-def _deferred(state: RolloutRecord, event: happened.ActivationDeferred, policy: Policy) -> Changes:
+def _deferred(state: RolloutRecord, event: events.ActivationDeferred, policy: Policy) -> Changes:
     return {"deferred_boot_id": event.boot_id}
 
 
-def _activation_failed(state: RolloutRecord, event: happened.ActivationFailed, policy: Policy) -> Changes:
+def _activation_failed(state: RolloutRecord, event: events.ActivationFailed, policy: Policy) -> Changes:
     live = state.state is ACTIVATING
     return {
         "activation_failed_at": event.failed_at,
@@ -185,21 +184,21 @@ def _activation_failed(state: RolloutRecord, event: happened.ActivationFailed, p
     }
 
 
-def _topology(state: RolloutRecord, event: happened.ProbeTopologyDeclared, policy: Policy) -> Changes:
+def _topology(state: RolloutRecord, event: events.ProbeTopologyDeclared, policy: Policy) -> Changes:
     names = {probe.probe_name for probe in event.probes}
     kept = {name: probe for name, probe in state.probes.items() if name in names}
     return {"topology": event.probes, "probes": MappingProxyType(kept)}
 
 
-def _observed_first(state: RolloutRecord, event: happened.ProbeObservedFirst, policy: Policy) -> Changes:
+def _observed_first(state: RolloutRecord, event: events.ProbeObservedFirst, policy: Policy) -> Changes:
     return {"probe_observed_first_at": state.probe_observed_first_at or event.observed_at}
 
 
-def _failure_first(state: RolloutRecord, event: happened.ProbeFailureFirst, policy: Policy) -> Changes:
+def _failure_first(state: RolloutRecord, event: events.ProbeFailureFirst, policy: Policy) -> Changes:
     return {"probe_failure_first_at": state.probe_failure_first_at or event.first_failed_at}
 
 
-def _result(state: RolloutRecord, event: happened.ProbeResult, policy: Policy) -> Changes:
+def _result(state: RolloutRecord, event: events.ProbeResult, policy: Policy) -> Changes:
     """A probe that the topology does not name leaves no result; a pass ends a row of failures."""
     if state.topology is not None and event.probe_name not in [p.probe_name for p in state.topology]:
         return {}
@@ -217,7 +216,7 @@ def _result(state: RolloutRecord, event: happened.ProbeResult, policy: Policy) -
     return {"probes": MappingProxyType({**state.probes, event.probe_name: probe})}
 
 
-def _failed(state: RolloutRecord, event: happened.Failed, policy: Policy) -> Changes:
+def _failed(state: RolloutRecord, event: events.Failed, policy: Policy) -> Changes:
     if isinstance(event, Local) and event.policy_applied is not policy:
         raise InvariantViolation(f"{state.rollout_id}: failed by {event.policy_applied}, the signed policy is {policy}")
     return {
@@ -229,7 +228,7 @@ def _failed(state: RolloutRecord, event: happened.Failed, policy: Policy) -> Cha
     }
 
 
-def _rolled_back(state: RolloutRecord, event: happened.RollbackComplete, policy: Policy) -> Changes:
+def _rolled_back(state: RolloutRecord, event: events.RollbackComplete, policy: Policy) -> Changes:
     return {
         "reverted_at": event.completed_at,
         "reverted_to": event.reverted_to_closure,
@@ -238,12 +237,12 @@ def _rolled_back(state: RolloutRecord, event: happened.RollbackComplete, policy:
     }
 
 
-def _converged(state: RolloutRecord, event: happened.Converged, policy: Policy) -> Changes:
+def _converged(state: RolloutRecord, event: events.Converged, policy: Policy) -> Changes:
     _require_converged(state, event)
     return {"converged_at": event.converged_at, "current_closure": event.current_closure}
 
 
-def _require_converged(state: RolloutRecord, event: happened.Converged) -> None:
+def _require_converged(state: RolloutRecord, event: events.Converged) -> None:
     """The target runs, it soaked, and each gate's latest result of this activation is a pass.
 
     A mirror can't ask for a topology: an older agent never sent one.
@@ -261,16 +260,16 @@ def _require_converged(state: RolloutRecord, event: happened.Converged) -> None:
 
 
 _CHANGES: dict[type[Event], Callable[..., Changes]] = {
-    happened.DispatchAck: _acked,
-    happened.ActivationStarted: _started,
-    happened.ActivationCompleted: _completed,
-    happened.ActivationDeferred: _deferred,
-    happened.ActivationFailed: _activation_failed,
-    happened.ProbeTopologyDeclared: _topology,
-    happened.ProbeObservedFirst: _observed_first,
-    happened.ProbeFailureFirst: _failure_first,
-    happened.ProbeResult: _result,
-    happened.Failed: _failed,
-    happened.RollbackComplete: _rolled_back,
-    happened.Converged: _converged,
+    events.DispatchAck: _acked,
+    events.ActivationStarted: _started,
+    events.ActivationCompleted: _completed,
+    events.ActivationDeferred: _deferred,
+    events.ActivationFailed: _activation_failed,
+    events.ProbeTopologyDeclared: _topology,
+    events.ProbeObservedFirst: _observed_first,
+    events.ProbeFailureFirst: _failure_first,
+    events.ProbeResult: _result,
+    events.Failed: _failed,
+    events.RollbackComplete: _rolled_back,
+    events.Converged: _converged,
 }

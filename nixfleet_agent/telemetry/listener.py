@@ -23,24 +23,24 @@ OPEN_AGAIN = 15.0
 _NAP = 60.0
 
 
-class _Bell(threading.Event):
+class _WakeupSocket(threading.Event):
     """An event that also wakes a thread that waits in ``select``."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.ear, self._clapper = socket.socketpair()
-        self._clapper.setblocking(False)
+        self.reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
 
     def set(self) -> None:
         super().set()
         try:
-            self._clapper.send(b"!")
+            self._writer.send(b"!")
         except OSError:
             return  # closed, or full: then it rings already
 
     def close(self) -> None:
-        self.ear.close()
-        self._clapper.close()
+        self.reader.close()
+        self._writer.close()
 
 
 class Listener(Worker):
@@ -58,19 +58,19 @@ class Listener(Worker):
         """A bound, listening socket (raises OSError)."""
         raise RuntimeError(f"{self.name} opens no socket")
 
-    def answer(self, caller: Caller) -> None:
+    def answer(self, caller: ClientConnection) -> None:
         """Serve one caller; OSError and TimeoutError end the call and nothing else."""
         raise RuntimeError(f"{self.name} answers nobody")
 
     def run(self) -> None:
-        bell = _Bell()
-        self.shutdown.wakeup(bell)
+        wakeup = _WakeupSocket()
+        self.shutdown.wakeup(wakeup)
         try:
             opened = self._opened()
             if opened is None:
                 return
             with closing(opened) as listening, selectors.DefaultSelector() as selector:
-                selector.register(bell.ear, selectors.EVENT_READ)
+                selector.register(wakeup.reader, selectors.EVENT_READ)
                 selector.register(listening, selectors.EVENT_READ)
                 listening.setblocking(False)
                 self.listening.set()
@@ -80,8 +80,8 @@ class Listener(Worker):
                         self._serve_one(listening)
         finally:
             self.listening.clear()
-            self.shutdown.forget(bell)
-            bell.close()
+            self.shutdown.forget(wakeup)
+            wakeup.close()
 
     def _opened(self) -> socket.socket | None:
         """The socket, when it can be had; None when shutdown came first.
@@ -112,12 +112,12 @@ class Listener(Worker):
             return
         with connection:
             try:
-                self.answer(Caller(connection, self.clock))
+                self.answer(ClientConnection(connection, self.clock))
             except OSError as error:
                 self.log.debug("a call ended early: %s", error)
 
 
-class Caller:
+class ClientConnection:
     """One connection, with one deadline for all that is read from it and written to it."""
 
     def __init__(self, connection: socket.socket, clock: Clock) -> None:

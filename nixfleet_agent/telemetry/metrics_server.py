@@ -10,7 +10,7 @@ from pathlib import Path
 from nixfleet_agent.config import MetricsConfig
 from nixfleet_agent.config.load import split_address
 from nixfleet_agent.errors import ConfigError
-from nixfleet_agent.telemetry.listener import Caller, Listener
+from nixfleet_agent.telemetry.listener import ClientConnection, Listener
 from nixfleet_agent.telemetry.metrics import CONTENT_TYPE, Metrics
 from nixfleet_agent.threads.clock import Clock
 from nixfleet_agent.threads.shutdown import ShutdownToken
@@ -48,7 +48,7 @@ class MetricsServerWorker(Listener):
         self.port = listening.getsockname()[1]
         return listening
 
-    def answer(self, caller: Caller) -> None:
+    def answer(self, caller: ClientConnection) -> None:
         head = caller.read_until(b"\r\n\r\n", HEAD_LIMIT)
         words = head.split(b"\r\n", 1)[0].split()
         if len(words) != 3 or not words[2].startswith(b"HTTP/1.") or len(head) > HEAD_LIMIT:
@@ -69,7 +69,7 @@ class MetricsServerWorker(Listener):
 
     def _reply(
         self,
-        caller: Caller,
+        caller: ClientConnection,
         status: str,
         body: bytes,
         kind: str = "text/plain; charset=utf-8",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nixfleet_agent.errors import AgentError
-from nixfleet_agent.telemetry.listener import Caller, Listener
+from nixfleet_agent.telemetry.listener import ClientConnection, Listener
 from nixfleet_agent.threads.clock import Clock
 from nixfleet_agent.threads.shutdown import ShutdownToken
 
@@ -57,7 +57,7 @@ class StatusSocketWorker(Listener):
                 raise
         return listening
 
-    def answer(self, caller: Caller) -> None:
+    def answer(self, caller: ClientConnection) -> None:
         try:
             request = json.loads(caller.read_until(b"\n", REQUEST_LIMIT))
             handler = self._handlers[request["request"]]

@@ -8,10 +8,10 @@ import random
 class Backoff:
     """Seconds to wait after each failure in a row; ``reset`` after a success."""
 
-    def __init__(self, initial: float, maximum: float, chance: random.Random | None = None) -> None:
+    def __init__(self, initial: float, maximum: float, rng: random.Random | None = None) -> None:
         self._initial = initial
         self._maximum = maximum
-        self._chance = chance or random.Random()  # nosec B311 # jitter, no secret
+        self._rng = rng or random.Random()  # nosec B311 # jitter, no secret
         self._failures = 0
 
     @property
@@ -24,7 +24,7 @@ class Backoff:
         ceiling = min(self._maximum, self._initial * 2.0 ** min(self._failures, 62))
         self._failures += 1
         # A wait of nearly nothing would turn full jitter into a hot loop now and then.
-        return max(at_least, self._chance.uniform(0.05 * ceiling, ceiling))
+        return max(at_least, self._rng.uniform(0.05 * ceiling, ceiling))
 
     def reset(self) -> None:
         """The last try succeeded."""

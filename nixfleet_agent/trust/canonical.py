@@ -7,7 +7,7 @@ from typing import Any
 import rfc8785
 from cryptography.hazmat.primitives import hashes
 
-from nixfleet_agent.trust.errors import MalformedArtifact
+from nixfleet_agent.trust.errors import MalformedArtifactError
 
 
 def canonical(value: Any) -> bytes:
@@ -20,7 +20,7 @@ def canonical(value: Any) -> bytes:
         return rfc8785.dumps(value)
     except ValueError as error:
         # Its own errors are ValueErrors; for half a surrogate in a key it lets the codec's UnicodeEncodeError out.
-        raise MalformedArtifact(f"the value has no canonical form: {error}") from error
+        raise MalformedArtifactError(f"the value has no canonical form: {error}") from error
 
 
 def sha256_hex(data: bytes) -> str:

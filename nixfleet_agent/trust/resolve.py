@@ -42,12 +42,12 @@ def require_entry(manifest: RolloutManifest, hostname: str, target_closure: str)
     """
     what, entries = f"the manifest of {manifest.rollout_id}", manifest.entries(hostname)
     if not entries:
-        raise errors.HostNotInManifest(f"{what} does not name {hostname}")
+        raise errors.HostNotInManifestError(f"{what} does not name {hostname}")
     if len(entries) > 1:
-        raise errors.DuplicateHost(f"{what} names {hostname} {len(entries)} times")
+        raise errors.DuplicateHostError(f"{what} names {hostname} {len(entries)} times")
     if entries[0].target_closure != target_closure:
         signed, asked = printable(entries[0].target_closure, 250), printable(target_closure, 250)
-        raise errors.ClosureMismatch(f"{what} gives {hostname} {signed}, and the control plane asked for {asked}")
+        raise errors.ClosureMismatchError(f"{what} gives {hostname} {signed}, and the control plane asked for {asked}")
     return entries[0]
 
 
@@ -65,24 +65,28 @@ def require_pin(manifest: VerifiedManifest, fleet: VerifiedFleet, hostname: str)
         return
     what = f"the manifest of {manifest.manifest.rollout_id} pins the fleet {pinned[:12]}"
     if fleet.signed_at <= manifest.signed_at:
-        raise errors.FleetPinMismatch(f"{what}, and the control plane serves {fleet.hash[:12]}, which is not newer")
+        raise errors.FleetPinMismatchError(
+            f"{what}, and the control plane serves {fleet.hash[:12]}, which is not newer"
+        )
     host = fleet.fleet.host(hostname)
     if host is None or host.channel != channel:
-        raise errors.FleetPinMismatch(f"{what}, and the newer {fleet.hash[:12]} does not have {hostname} on {channel}")
+        raise errors.FleetPinMismatchError(
+            f"{what}, and the newer {fleet.hash[:12]} does not have {hostname} on {channel}"
+        )
 
 
 def _terms(manifest: RolloutManifest, fleet: VerifiedFleet, entry: ManifestHost) -> Resolved:
     name = manifest.channel
     channel = fleet.fleet.channels.get(name)
     if channel is None:
-        raise errors.ChannelNotInFleet(f"fleet.resolved has no channel {name}")
+        raise errors.ChannelNotInFleetError(f"fleet.resolved has no channel {name}")
     signed_policy = fleet.fleet.policies.get(channel.rollout_policy)
     if signed_policy not in (Policy.HALT, Policy.ROLLBACK_AND_HALT):
         shown = printable(signed_policy, 80)
-        raise errors.PolicyUnknown(f"fleet.resolved: onHealthFailure of the policy of channel {name} is {shown!r}")
+        raise errors.PolicyUnknownError(f"fleet.resolved: onHealthFailure of the policy of channel {name} is {shown!r}")
     waves = fleet.fleet.waves.get(name, ())
     if entry.wave_index >= len(waves):
-        raise errors.WaveNotInFleet(
+        raise errors.WaveNotInFleetError(
             f"fleet.resolved has {len(waves)} waves for {name}, and none numbered {entry.wave_index}"
         )
     return Resolved(

@@ -101,13 +101,13 @@ def open_fleet(raw: bytes, signature: bytes, trust: TrustRoots, *, now: datetime
     """A fleet that CI signed, of any age: enough to learn from what was accepted once, not to act on it.
 
     Raises:
-        errors.Refusal: MalformedArtifact, BadSignature, SchemaInvalid and their like.
+        errors.Refusal: MalformedArtifactError, BadSignature, SchemaInvalid and their like.
     """
     value, digest, key_name, key = _signed_value(raw, signature, trust, now, FLEET_LIMIT, _FLEET)
     try:
         fleet = Fleet.parse(value, _FLEET)
     except ProtoError as error:
-        raise errors.SchemaInvalid(str(error)) from error
+        raise errors.SchemaInvalidError(str(error)) from error
     _require_version(fleet.schema_version, fleet.meta, _FLEET)
     return VerifiedFleet(fleet, digest, _signed_at(fleet.meta, _FLEET), key_name, key)
 
@@ -125,10 +125,12 @@ def open_manifest(
     try:
         manifest = RolloutManifest.parse(value, what)
     except ProtoError as error:
-        raise errors.SchemaInvalid(str(error)) from error
+        raise errors.SchemaInvalidError(str(error)) from error
     _require_version(manifest.schema_version, manifest.meta, what)
     if manifest.rollout_id != rollout_id:
-        raise errors.RolloutIdMismatch(f"{what}: CI signed it for {manifest.rollout_id}: another manifest was served")
+        raise errors.RolloutIdMismatchError(
+            f"{what}: CI signed it for {manifest.rollout_id}: another manifest was served"
+        )
     return VerifiedManifest(manifest, digest, _signed_at(manifest.meta, what), key_name, key)
 
 
@@ -171,17 +173,17 @@ def _signed_value(
 ) -> tuple[Any, str, str, PublicKey]:
     """The parsed value, the hash of the signed bytes, and the slot and key that signed them."""
     if len(signature) > SIGNATURE_LIMIT:
-        raise errors.MalformedArtifact(f"{what}: its signature has {len(signature)} bytes, not 64")
+        raise errors.MalformedArtifactError(f"{what}: its signature has {len(signature)} bytes, not 64")
     try:
         value = loads_strict(raw, limit=limit, what=what)
     except ProtoError as error:
-        raise errors.MalformedArtifact(str(error)) from error
+        raise errors.MalformedArtifactError(str(error)) from error
     keys = _supported_keys(trust, now, what)
     # Bytes that verify are what was signed; only others (indented, reordered on their way) are canonicalised.
     signer = _signer(keys, signature, raw)
     signed = raw
     if signer is None and len(raw) * CANONICAL_SHARE > limit:
-        raise errors.MalformedArtifact(
+        raise errors.MalformedArtifactError(
             f"{what}: its {len(raw)} bytes as they are were not signed by an active CI release key, and they are too "
             f"many to look at in another form (at most {limit // CANONICAL_SHARE})"
         )
@@ -190,18 +192,20 @@ def _signed_value(
         signer = _signer(keys, signature, signed) if signed != raw else None
     if signer is None:
         names = ", ".join(name for name, _ in keys)
-        raise errors.BadSignature(f"{what}: not signed by an active CI release key (tried: {names})")
+        raise errors.BadSignatureError(f"{what}: not signed by an active CI release key (tried: {names})")
     return value, sha256_hex(signed), *signer
 
 
 def _supported_keys(trust: TrustRoots, now: datetime, what: str) -> list[tuple[str, PublicKey]]:
     active = trust.ci_release_key.active(now)
     if not active:
-        raise errors.NoTrustRoots(f"{what}: the trust file has no active ciReleaseKey: add the CI's key to it")
+        raise errors.NoTrustRootsError(f"{what}: the trust file has no active ciReleaseKey: add the CI's key to it")
     supported = [(name, key) for name, key in active if key.supported]
     if not supported:
         algorithms = ", ".join(sorted({printable(key.algorithm, 40) for _, key in active}))
-        raise errors.UnsupportedAlgorithm(f"{what}: no active ciReleaseKey is of a known algorithm (has: {algorithms})")
+        raise errors.UnsupportedAlgorithmError(
+            f"{what}: no active ciReleaseKey is of a known algorithm (has: {algorithms})"
+        )
     return supported
 
 
@@ -212,14 +216,14 @@ def _signer(keys: list[tuple[str, PublicKey]], signature: bytes, data: bytes) ->
 def _require_version(version: int, meta: Meta, what: str) -> None:
     for found in (version, SCHEMA_VERSION if meta.schema_version is None else meta.schema_version):
         if found != SCHEMA_VERSION:
-            raise errors.UnsupportedSchemaVersion(
+            raise errors.UnsupportedSchemaVersionError(
                 f"{what}: schemaVersion {found}, and this agent reads {SCHEMA_VERSION}"
             )
 
 
 def _signed_at(meta: Meta, what: str) -> datetime:
     if meta.signed_at is None:
-        raise errors.MissingSignedAt(f"{what}: meta.signedAt is missing")
+        raise errors.MissingSignedAtError(f"{what}: meta.signedAt is missing")
     return meta.signed_at
 
 
@@ -235,21 +239,23 @@ def _check_time(
     signed_at, slots = verified.signed_at, trust.ci_release_key
     shown = format_time(signed_at)
     if all(key != verified.key for _, key in slots.active(now)):
-        raise errors.BadSignature(f"{what}: the key that signed it ({verified.key_name}) is no longer trusted")
+        raise errors.BadSignatureError(f"{what}: the key that signed it ({verified.key_name}) is no longer trusted")
     if slots.reject_before is not None and signed_at < slots.reject_before:
         limit = format_time(slots.reject_before)
-        raise errors.RejectedBefore(f"{what}: signed at {shown}, and the trust file rejects what is older than {limit}")
+        raise errors.RejectedBeforeError(
+            f"{what}: signed at {shown}, and the trust file rejects what is older than {limit}"
+        )
     if window is not None and now - signed_at > window + CLOCK_SKEW:
         age, allowed = _minutes(now - signed_at), f"{_minutes(window)} minutes"
-        raise errors.Stale(f"{what}: signed at {shown}, {age} minutes ago, and its freshness window is {allowed}")
+        raise errors.StaleError(f"{what}: signed at {shown}, {age} minutes ago, and its freshness window is {allowed}")
     behind = newest is not None and newest - now > CLOCK_SKEW
     if signed_at - now > CLOCK_SKEW and not behind:
-        raise errors.FutureDated(f"{what}: signed at {shown}, and it is {format_time(now)} on this host")
+        raise errors.FutureDatedError(f"{what}: signed at {shown}, and it is {format_time(now)} on this host")
     if mark is not None and signed_at < mark:
         newer = format_time(mark)
-        raise errors.OlderThanAccepted(f"{what}: signed at {shown}, and one of {newer} was already accepted")
+        raise errors.OlderThanAcceptedError(f"{what}: signed at {shown}, and one of {newer} was already accepted")
     if newest is not None and behind:
-        raise errors.ClockBehind(
+        raise errors.ClockBehindError(
             f"{what}: this host's clock reads {format_time(now)}, and {format_time(newest)} was already accepted: "
             "set the clock"
         )

@@ -34,7 +34,7 @@ class Fetching(ReleaseTestCase):
         self.assertIs(self.cache.fetch_fleet(), first)
         self.assertIsNotNone(self.asked(FLEET_PATH)[1].headers["If-None-Match"])
         self.clock.advance(62 * 60)
-        self.assertRaises(errors.Stale, self.cache.fetch_fleet)
+        self.assertRaises(errors.StaleError, self.cache.fetch_fleet)
         manifest = self.cache.fetch_manifest(ROLLOUT, window=None)
         self.assertIs(self.cache.fetch_manifest(ROLLOUT, window=None), manifest)
 
@@ -67,7 +67,7 @@ class Fetching(ReleaseTestCase):
     def test_a_bad_signature_is_refused_after_the_second_look_and_counted_once(self) -> None:
         release = self.release()
         self.serve_artifact(FLEET_PATH, Signed(release.fleet.raw, bytes(64)))
-        self.assertRaises(errors.BadSignature, self.cache.fetch_fleet)
+        self.assertRaises(errors.BadSignatureError, self.cache.fetch_fleet)
         self.assertEqual(self.failures(), {"bad_signature": 1})
         self.assertIsNone(self.store.marks.fleet)
 
@@ -85,8 +85,8 @@ class Fetching(ReleaseTestCase):
         self.cache.fetch_fleet()
         self.cache.terms(ROLLOUT, "web-01", target(old))
         self.publish(old)
-        self.assertRaises(errors.OlderThanAccepted, self.cache.fetch_fleet)
-        with self.assertRaises(errors.OlderThanAccepted):
+        self.assertRaises(errors.OlderThanAcceptedError, self.cache.fetch_fleet)
+        with self.assertRaises(errors.OlderThanAcceptedError):
             self.cache.terms(ROLLOUT, "web-01", target(old), anew=True)
 
     def test_a_trust_file_that_became_invalid_fails_closed(self) -> None:
@@ -99,7 +99,7 @@ class Fetching(ReleaseTestCase):
         self.publish(etags=True)
         self.cache.fetch_fleet()
         self.trust_path.write_bytes(CiSigner().trust_bytes())
-        self.assertRaises(errors.BadSignature, self.cache.fetch_fleet)
+        self.assertRaises(errors.BadSignatureError, self.cache.fetch_fleet)
 
     def test_an_id_that_leaves_its_folder_is_never_asked_for(self) -> None:
         for bad in ("../fleet.resolved", "stable@../../x", "stable@abc\n", "stable@"):
@@ -123,13 +123,13 @@ class Resolving(ReleaseTestCase):
         self.config = self.configure(manifest_freshness_window_secs=120.0)
         cache = self.new_cache(self.store)
         self.clock.advance(181)
-        with self.assertRaises(errors.Stale):
+        with self.assertRaises(errors.StaleError):
             cache.terms(ROLLOUT, "web-01", target(release))
         self.assertEqual(cache.window_of("stable"), timedelta(seconds=120))
 
     def test_another_closure_is_refused_before_the_fleet_is_asked_for(self) -> None:
         self.publish()
-        with self.assertRaises(errors.ClosureMismatch):
+        with self.assertRaises(errors.ClosureMismatchError):
             self.cache.terms(ROLLOUT, "web-01", closure_name("evil"))
         self.assertEqual(self.asked(FLEET_PATH), [])
         self.assertEqual(self.store.marks.channels, {})
@@ -147,7 +147,7 @@ class Resolving(ReleaseTestCase):
         release = self.publish()
         self.cache.fetch_fleet()
         self.clock.advance(62 * 60)
-        with self.assertRaises(errors.Stale):
+        with self.assertRaises(errors.StaleError):
             self.cache.terms(ROLLOUT, "web-01", target(release))
         self.assertEqual(len(self.asked(FLEET_PATH)), 2)
 
@@ -165,7 +165,7 @@ class Resolving(ReleaseTestCase):
         self.clock.advance(1)
         new = self.publish()
         self.serve_artifact(FLEET_PATH, old.fleet)
-        with self.assertRaises(errors.FleetPinMismatch):
+        with self.assertRaises(errors.FleetPinMismatchError):
             self.cache.terms(ROLLOUT, "web-01", target(new))
         self.assertEqual(self.store.marks.channels, {})
 
@@ -179,7 +179,7 @@ class Resolving(ReleaseTestCase):
     def test_a_manifest_of_another_rollout_under_this_ones_name(self) -> None:
         release = self.publish()
         self.serve_artifact(rollout_path("stable@aaaa"), release.rollout("stable"))
-        with self.assertRaises(errors.RolloutIdMismatch):
+        with self.assertRaises(errors.RolloutIdMismatchError):
             self.cache.terms("stable@aaaa", "web-01", target(release))
 
     def test_pinned_fetches_once_more_where_a_cache_pins_another_fleet(self) -> None:
@@ -192,7 +192,7 @@ class Resolving(ReleaseTestCase):
         self.server.route("GET", f"{rollout_path()}/sig", Reply(200, other.signature), Reply(200, good.signature))
         self.assertEqual(self.cache.fetch_pinned(ROLLOUT, fleet).hash, good.hash)
         self.serve_artifact(rollout_path(), other)
-        self.assertRaises(errors.FleetPinMismatch, self.cache.fetch_pinned, ROLLOUT, fleet)
+        self.assertRaises(errors.FleetPinMismatchError, self.cache.fetch_pinned, ROLLOUT, fleet)
 
 
 class OnDisk(ReleaseTestCase):

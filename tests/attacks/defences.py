@@ -205,8 +205,8 @@ _ENTRIES = (
     Defence(
         "final refusals are tried again",
         "runtime/dispatch/decision.py",
-        "return Refuse(error.reason, str(error)) if error.final else Keep(error.reason, str(error))",
-        "return Keep(error.reason, str(error))",
+        "return Refuse(error.reason, str(error)) if error.final else Retry(error.reason, str(error))",
+        "return Retry(error.reason, str(error))",
         (_ARTIFACTS + "closure_not_in_the_manifest",),
     ),
     Defence(

@@ -37,7 +37,7 @@ from nixfleet_agent.proto.heartbeat import snapshots
 from nixfleet_agent.proto.strict_json import loads_strict
 from nixfleet_agent.runtime.dispatch.pending import FILE_NAME, PendingDispatch
 from nixfleet_agent.threads.clock import SystemClock
-from nixfleet_agent.trust.errors import Refusal, TrustFileError
+from nixfleet_agent.trust.errors import TrustFileError, VerificationError
 from nixfleet_agent.trust.roots import parse_trust
 from nixfleet_agent.trust.verify import open_fleet, open_manifest
 from tests.support.signing import CiSigner, closure_name, fleet_value, manifest_value
@@ -159,8 +159,8 @@ class World:
         trust["ciReleaseKey"] |= {"previous": CiSigner("ecdsa-p256").public, "rejectBefore": AT, "retireAt": AT}
         claims = {"hostname": "web-01", "expectedPubkeyFingerprint": "x", "issuedAt": AT, "expiresAt": AT, "nonce": "n"}
         return [
-            Target("fleet", fleet, self._fleet, (Refusal,)),
-            Target("manifest", manifest, self._manifest, (Refusal,)),
+            Target("fleet", fleet, self._fleet, (VerificationError,)),
+            Target("manifest", manifest, self._manifest, (VerificationError,)),
             Target("trust file", trust, parse_trust, (TrustFileError,)),
             Target("token", {"version": 1, "claims": claims, "signature": "c2ln"}, BootstrapToken.parse, (ProtoError,)),
         ]

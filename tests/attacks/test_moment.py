@@ -8,7 +8,7 @@ from typing import Any
 from unittest import mock
 
 from nixfleet_agent.artifacts import cache
-from nixfleet_agent.trust.errors import Stale
+from nixfleet_agent.trust.errors import StaleError
 from nixfleet_agent.trust.resolve import resolve_dispatch
 from tests.artifacts.release_base import FLEET_PATH, ROLLOUT, ReleaseTestCase, rollout_path, target
 from tests.support.signing import fleet_value, manifest_value
@@ -31,7 +31,7 @@ class Moment(ReleaseTestCase):
             self.clock.advance(45 * 60)
             return resolved
 
-        with mock.patch.object(cache, "resolve_dispatch", suspended), self.assertRaises(Stale) as caught:
+        with mock.patch.object(cache, "resolve_dispatch", suspended), self.assertRaises(StaleError) as caught:
             self.cache.terms(ROLLOUT, "web-01", target(release))
         self.assertIn("fleet.resolved", str(caught.exception))
 

@@ -64,7 +64,7 @@ class EnrollOnce(IdentityTestCase):
         self.fleet.write_client(self.cert_path, self.key, "web-01", not_before=now() - 9 * DAY, not_after=now() - DAY)
         new = self.enrollment.enroll_once()
         self.assertEqual(new, load_certificate(self.cert_path))
-        self.assertFalse(install.unproven(self.cert_path))
+        self.assertFalse(install.is_unverified(self.cert_path))
 
     def test_a_token_for_another_host_or_key_or_out_of_date_is_refused_before_it_is_spent(self) -> None:
         cases = (

@@ -39,7 +39,7 @@ class RenewalTestCase(IdentityTestCase):
     def assert_unchanged(self) -> None:
         self.assertEqual(pem_of(self.old).encode(), self.cert_path.read_bytes())
         self.assertEqual(self.old, self.in_use())
-        self.assertFalse(install.unproven(self.cert_path))
+        self.assertFalse(install.is_unverified(self.cert_path))
 
 
 class RenewOnce(RenewalTestCase):
@@ -68,14 +68,14 @@ class RenewOnce(RenewalTestCase):
         seen: list[bool] = []
 
         def proof(request: Request) -> Reply:
-            seen.append(install.unproven(self.cert_path))
+            seen.append(install.is_unverified(self.cert_path))
             return Reply(200, bytes(64))
 
         self.server.route(*PROOF, proof)
         self.renewal.renew_once()
         self.assertEqual([True], seen)
         self.assertEqual([self.issued[0].serial_number], [request.client_serial for request in self.asked(PROOF)])
-        self.assertFalse(install.unproven(self.cert_path))
+        self.assertFalse(install.is_unverified(self.cert_path))
 
     def test_answers_that_must_not_be_installed_leave_everything_as_it_was(self) -> None:
         def answering(public: object, name: str, authority: Authority | None = None, **options: object) -> object:
@@ -139,7 +139,7 @@ class RenewOnce(RenewalTestCase):
         self.server.route(*PROOF, Reset(), Reply(200))
         self.assertTrue(self.renewal.renew_once().proven)
         self.assertEqual(self.issued[0], load_certificate(self.cert_path).leaf)
-        self.assertFalse(install.unproven(self.cert_path))
+        self.assertFalse(install.is_unverified(self.cert_path))
 
     def test_when_nobody_answers_the_trial_both_are_kept_and_the_new_one_is_used(self) -> None:
         self.server.route(*PROOF, Reset())
@@ -184,14 +184,14 @@ class Prove(RenewalTestCase):
         self.leave_open(Reply(401))
         self.clock.advance(timedelta(days=10).total_seconds())
         self.assertIsNone(self.renewal.prove())
-        self.assertFalse(install.unproven(self.cert_path))
+        self.assertFalse(install.is_unverified(self.cert_path))
         self.assertEqual(self.issued[0], self.in_use())
 
     def test_an_old_one_that_is_damaged_is_cleared_away(self) -> None:
         self.leave_open(Reply(401))
         install.previous_path(self.cert_path).write_text("nonsense")
         self.assertIsNone(self.renewal.prove())
-        self.assertFalse(install.unproven(self.cert_path))
+        self.assertFalse(install.is_unverified(self.cert_path))
 
 
 if __name__ == "__main__":

@@ -269,7 +269,7 @@ class Status(Case):
 
     def test_an_agent_that_starts_or_hangs_is_not_said_to_be_down(self) -> None:
         held = StateDir.take(self.state)
-        self.addCleanup(held.let_go)
+        self.addCleanup(held.release_lock)
         self.assertRegex(
             self.call("status").out, rf"(?m)^agent: +pid {os.getpid()} starts, or hangs \(no agent answers"
         )

@@ -244,7 +244,7 @@ class Probe(HostCase):
 class Run(HostCase):
     def test_a_state_directory_in_use_is_75(self) -> None:
         held = StateDir.take(self.state)
-        self.addCleanup(held.let_go)
+        self.addCleanup(held.release_lock)
         self.fails(75, "another agent", str(self.state), ran=self.call("run"))
 
     def test_without_a_trust_file_is_78(self) -> None:

@@ -20,7 +20,7 @@ from nixfleet_agent.demo.agents import inherited
 from nixfleet_agent.demo.errors import DemoError
 from nixfleet_agent.demo.plane import ControlPlaneProcess
 from nixfleet_agent.local_cp.ci import ChannelDescription, ContinuousIntegration, FleetDescription, WaveDescription
-from nixfleet_agent.local_cp.happenings import Happening
+from nixfleet_agent.local_cp.happenings import Notification
 from nixfleet_agent.state_machine import State
 from tests.local_cp.scripted import ScriptedAgent, to_converged
 from tests.support.signing import closure_name
@@ -36,7 +36,7 @@ class PlaneCase(unittest.TestCase):
         self.addCleanup(scratch.cleanup)
         self.folder = Path(scratch.name)
         self.ci = ContinuousIntegration()
-        self.told: list[Happening] = []
+        self.told: list[Notification] = []
         self.news = threading.Condition()
         self.plane = self.make()
         self.addCleanup(self.plane.close)
@@ -53,13 +53,13 @@ class PlaneCase(unittest.TestCase):
             redeliver_after=timedelta(seconds=1),
         )
 
-    def watch(self, happening: Happening) -> None:
+    def watch(self, happening: Notification) -> None:
         with self.news:
             self.told.append(happening)
             self.news.notify_all()
 
-    def await_told(self, what: str, state: State | None = None) -> Happening:
-        def found() -> Happening | None:
+    def await_told(self, what: str, state: State | None = None) -> Notification:
+        def found() -> Notification | None:
             return next((h for h in self.told if h.what == what and (state is None or h.state is state)), None)
 
         with self.news:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import cast
 
 from nixfleet_agent.demo.fleet import DemoFleet
-from nixfleet_agent.demo.logs import Refusal
+from nixfleet_agent.demo.logs import VerificationError
 from nixfleet_agent.demo.report import LISTED, Outcome, lines
 from nixfleet_agent.demo.scenario import load
 from nixfleet_agent.demo.timeline import Timeline
-from nixfleet_agent.local_cp.happenings import Happening
+from nixfleet_agent.local_cp.happenings import Notification
 from nixfleet_agent.state_machine import State
 from nixfleet_agent.threads.clock import SystemClock
 from tests.demo.test_live import ShownFleet, ShownHost
@@ -32,7 +32,7 @@ class Report(unittest.TestCase):
         return list(lines(load("plain"), fleet, self.timeline, outcome, Path("/demo")))
 
     def test_each_host_says_what_it_runs_and_how_each_rollout_ended(self) -> None:
-        self.timeline.watch(Happening(NOW, "web-1", "stable@a", "Converged", State.CONVERGED))
+        self.timeline.watch(Notification(NOW, "web-1", "stable@a", "Converged", State.CONVERGED))
         told = self.told()
         self.assertIn("web-1: runs v1; v1 Converged", told)
         self.assertIn("web-2: runs v2; no rollout", told)
@@ -40,8 +40,8 @@ class Report(unittest.TestCase):
 
     def test_each_reason_to_refuse_is_told_once_and_of_whom(self) -> None:
         for name in ("web-1", "web-2", "web-1"):
-            self.timeline.refuse(Refusal(name, "bad_signature", "words"))
-        self.timeline.refuse(Refusal("web-2", "stale", "words"))
+            self.timeline.refuse(VerificationError(name, "bad_signature", "words"))
+        self.timeline.refuse(VerificationError("web-2", "stale", "words"))
         told = self.told()
         self.assertEqual(
             [line for line in told if "refused" in line],

@@ -10,7 +10,7 @@ from typing import Any
 
 from nixfleet_agent.demo.timeline import Timeline
 from nixfleet_agent.demo.view import Lines
-from nixfleet_agent.local_cp.happenings import Happening
+from nixfleet_agent.local_cp.happenings import Notification
 from nixfleet_agent.state_machine import State
 from nixfleet_agent.threads.clock import SystemClock
 
@@ -18,8 +18,8 @@ NOW = datetime(2026, 5, 16, 1, 30, tzinfo=timezone.utc)
 ID = "stable@aaa1"
 
 
-def happened(what: str, state: State | None = None, hostname: str = "web-01", **detail: Any) -> Happening:
-    return Happening(NOW, hostname, ID, what, state, detail)
+def happened(what: str, state: State | None = None, hostname: str = "web-01", **detail: Any) -> Notification:
+    return Notification(NOW, hostname, ID, what, state, detail)
 
 
 class Words(unittest.TestCase):

@@ -109,7 +109,7 @@ class NobodyListens(DemoCase):
         self.assertFalse(self.folder.exists())
 
 
-class Kept(DemoCase):
+class CachedArtifact(DemoCase):
     def test_every_line_that_it_prints_works_when_it_is_pasted(self) -> None:
         process = self.start("--agents", "2", "--keep")
         output = self.until(process, "The status page:")

@@ -11,7 +11,7 @@ from nixfleet_agent.config.load import load
 from nixfleet_agent.config.schema import CONFIG_VARIABLE, ENVIRONMENT_ALIASES, Schema
 from nixfleet_agent.output import CONFIG_FLAGS
 from nixfleet_agent.state_machine.states import State
-from nixfleet_agent.trust.errors import Refusal
+from nixfleet_agent.trust.errors import VerificationError
 from tests.docs import said, state_diagram
 from tests.docs.pages import DOCS, PAGES, TOP, anchors, first_column, inline_code, prose, read, section
 from tests.docs.said import flags_of
@@ -106,12 +106,12 @@ class Operators(unittest.TestCase):
 class Trust(unittest.TestCase):
     def test_every_check_and_whether_it_is_final(self) -> None:
         rows = re.findall(r"^\| [^|]+ \| `(\w+)` \| (yes)?", section(DOCS / "trust.md", "## Checks"), re.MULTILINE)
-        known, classes = {}, [Refusal]
+        known, classes = {}, [VerificationError]
         while classes:
             kind = classes.pop()
             classes += kind.__subclasses__()
             known[kind.reason] = kind.final
-        del known[Refusal.reason]
+        del known[VerificationError.reason]
         self.assertEqual({reason: bool(final) for reason, final in rows}, known)
 
 

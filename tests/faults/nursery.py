@@ -72,7 +72,7 @@ class Child:
         self._channel.close()
 
 
-class Nursery:
+class ForkServer:
     """The harness's end. ``close`` ends the process that forks."""
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 from nixfleet_agent.local_cp.ci import ContinuousIntegration
-from tests.faults.nursery import Nursery
+from tests.faults.nursery import ForkServer
 from tests.support.nix import Nixery, NixHost, remove_tree
 
 #: In memory where there is room: what a run waits for is not the disk.
@@ -64,7 +64,7 @@ class World:
         roomy = (p for p in PLACES if p.is_dir() and os.access(p, os.W_OK) and shutil.disk_usage(p).free > ROOM)
         self.folder = Path(tempfile.mkdtemp(prefix="nf-", dir=next(roomy, PLACES[-1])))
         self._lock = threading.Lock()
-        self._nursery: Nursery | None = None
+        self._nursery: ForkServer | None = None
         self.ci = ContinuousIntegration()
         self.nixery = Nixery(self.folder / "ci")
         well = {"healthy": "yes\n"}
@@ -110,10 +110,10 @@ class World:
         return host
 
     @property
-    def nursery(self) -> Nursery:
+    def nursery(self) -> ForkServer:
         """Where agents are forked; it starts when it is first asked for."""
         with self._lock:
-            self._nursery = self._nursery or Nursery()
+            self._nursery = self._nursery or ForkServer()
             return self._nursery
 
     def name_of(self, closure: str | None) -> str:

@@ -238,7 +238,7 @@ class Files(unittest.TestCase):
         self.assertEqual(new, load_certificate(self.path))
         self.assertEqual(0o644, self.path.stat().st_mode & 0o777)
         self.assertEqual(0o700, self.path.parent.stat().st_mode & 0o777)
-        self.assertFalse(install.unproven(self.path))
+        self.assertFalse(install.is_unverified(self.path))
 
     def test_the_one_before_is_kept_until_the_new_one_has_worked(self) -> None:
         first, second, third = self.issue(), self.issue(), self.issue()
@@ -252,7 +252,7 @@ class Files(unittest.TestCase):
         self.assertEqual(first, load_certificate(self.path))
         self.assertIsNone(install.kept(self.path))
         install.install(self.path, second, keep=first)
-        install.settle(self.path)
+        install.commit(self.path)
         self.assertEqual(second, load_certificate(self.path))
         self.assertEqual([self.path.name], [entry.name for entry in self.path.parent.iterdir()])
 

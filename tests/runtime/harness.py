@@ -27,7 +27,7 @@ from nixfleet_agent.journal.entries import parse_name
 from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.journal.reserve import Reserve
 from nixfleet_agent.runtime.rollout.applier import Applier, HostView
-from nixfleet_agent.runtime.rollout.event_writer import SteadyWriter
+from nixfleet_agent.runtime.rollout.event_writer import RetryingEventWriter
 from nixfleet_agent.runtime.rollout.input_queue import CAPACITY, InputQueue
 from nixfleet_agent.runtime.rollout.inputs import (
     Acceptance,
@@ -145,8 +145,8 @@ class TestHost:
             self.died.append(error)
             raise
 
-    def _writer(self, alive: Callable[[], None]) -> SteadyWriter:
-        return SteadyWriter(
+    def _writer(self, alive: Callable[[], None]) -> RetryingEventWriter:
+        return RetryingEventWriter(
             self.journal,
             self.reserve,
             self.inputs,

@@ -23,12 +23,12 @@ from pathlib import Path
 from nixfleet_agent.threads.clock import SystemClock
 from nixfleet_agent.config.model import Config
 from nixfleet_agent.probes import health_checks
-from nixfleet_agent.runtime.workers import probe_runners
+from nixfleet_agent.probes import runners
 config = Config(control_plane_url="https://cp.example", machine_id="web-01", health_checks_file=Path("/nowhere"))
 for url in sys.argv[1:]:
     raw = ('{"p": {"kind": "http", "url": "%s", "timeoutSecs": 10, "intervalSeconds": 60}}' % url).encode()
-    context = probe_runners.make_context(config, SystemClock())
-    outcome = probe_runners.run(health_checks.parse(raw, 1).probes[0], context)
+    context = runners.make_context(config, SystemClock())
+    outcome = runners.run(health_checks.parse(raw, 1).probes[0], context)
     print(outcome.status.value, outcome.failure_reason)
 """
 

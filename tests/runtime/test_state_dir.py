@@ -30,7 +30,7 @@ class Case(unittest.TestCase):
 
     def take(self) -> StateDir:
         taken = StateDir.take(self.path)
-        self.addCleanup(taken.let_go)
+        self.addCleanup(taken.release_lock)
         return taken
 
     def another(self) -> subprocess.Popen[str]:
@@ -101,7 +101,7 @@ class Case(unittest.TestCase):
         child = subprocess.Popen(["sleep", "60"], close_fds=False)
         self.addCleanup(child.wait)
         self.addCleanup(child.kill)
-        held.let_go()
+        held.release_lock()
         self.take()
 
     def test_one_that_can_not_be_used_is_a_mistake_of_the_configuration(self) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nixfleet_agent.proto.strict_json import loads_strict
 from nixfleet_agent.trust.canonical import canonical, sha256_hex
-from nixfleet_agent.trust.errors import MalformedArtifact
+from nixfleet_agent.trust.errors import MalformedArtifactError
 
 #: RFC 8785, appendix B: the bits of an IEEE 754 double, and how ECMAScript writes it.
 NUMBERS = (
@@ -127,7 +127,7 @@ class Properties(unittest.TestCase):
     def test_what_has_no_canonical_form_is_refused(self) -> None:
         for value in (float("nan"), float("inf"), "\ud800", {"\udc00": 1}, 2**53, {1: 2}, object()):
             with self.subTest(value=repr(value)):
-                self.assertRaises(MalformedArtifact, canonical, value)
+                self.assertRaises(MalformedArtifactError, canonical, value)
 
 
 if __name__ == "__main__":

@@ -49,26 +49,26 @@ class Resolving(unittest.TestCase):
 
     def test_a_host_that_the_manifest_does_not_name(self) -> None:
         pinned = fleet()
-        with self.assertRaises(errors.HostNotInManifest):
+        with self.assertRaises(errors.HostNotInManifestError):
             resolve_dispatch(manifest(pinned), opened(pinned), "db-01", TARGET)
-        with self.assertRaises(errors.HostNotInManifest):
+        with self.assertRaises(errors.HostNotInManifestError):
             resolve_dispatch(manifest(pinned), opened(pinned), "WEB-01", TARGET)
 
     def test_a_host_that_the_manifest_names_twice(self) -> None:
         pinned = fleet()
         entry = {"hostname": "web-01", "waveIndex": 0, "targetClosure": TARGET}
-        with self.assertRaises(errors.DuplicateHost):
+        with self.assertRaises(errors.DuplicateHostError):
             resolve_dispatch(manifest(pinned, hostSet=[entry, entry]), opened(pinned), "web-01", TARGET)
 
     def test_another_closure_than_the_signed_one(self) -> None:
         pinned = fleet()
         for asked in (CLOSURES["web-02"], TARGET + "x", TARGET[:-1], ""):
-            with self.subTest(asked=asked), self.assertRaises(errors.ClosureMismatch):
+            with self.subTest(asked=asked), self.assertRaises(errors.ClosureMismatchError):
                 resolve_dispatch(manifest(pinned), opened(pinned), "web-01", asked)
 
     def test_a_channel_policy_or_wave_that_the_fleet_does_not_have(self) -> None:
         pinned = fleet(channels={})
-        with self.assertRaises(errors.ChannelNotInFleet):
+        with self.assertRaises(errors.ChannelNotInFleetError):
             resolve_dispatch(
                 manifest(pinned),
                 verify_fleet(
@@ -79,11 +79,11 @@ class Resolving(unittest.TestCase):
             )
         for options in ({"rolloutPolicies": {}}, {"policy": "reboot-everything"}):
             pinned = fleet(**options)
-            with self.subTest(options=options), self.assertRaises(errors.PolicyUnknown):
+            with self.subTest(options=options), self.assertRaises(errors.PolicyUnknownError):
                 resolve_dispatch(manifest(pinned), opened(pinned), "web-01", TARGET)
         for waves in ({}, {"stable": []}, {"edge": [{"hosts": [], "soakMinutes": 1}]}):
             pinned = fleet(waves=waves)
-            with self.subTest(waves=waves), self.assertRaises(errors.WaveNotInFleet):
+            with self.subTest(waves=waves), self.assertRaises(errors.WaveNotInFleetError):
                 resolve_dispatch(manifest(pinned), opened(pinned), "web-01", TARGET)
 
 
@@ -95,19 +95,19 @@ class FleetPin(unittest.TestCase):
 
     def test_a_fleet_signed_later_without_the_host_or_with_it_on_another_channel(self) -> None:
         for hosts in ({"web-02": "stable"}, {"web-01": "edge", "web-02": "stable"}):
-            with self.subTest(hosts=hosts), self.assertRaises(errors.FleetPinMismatch):
+            with self.subTest(hosts=hosts), self.assertRaises(errors.FleetPinMismatchError):
                 resolve_dispatch(manifest(fleet()), opened(fleet(hosts, LATER)), "web-01", TARGET)
 
     def test_another_fleet_of_the_same_moment_or_an_older_one(self) -> None:
         for signed_at in (NOW, NOW - timedelta(seconds=1)):
             other = fleet(signed_at=signed_at, policy="halt")
-            with self.subTest(signed_at=signed_at), self.assertRaises(errors.FleetPinMismatch):
+            with self.subTest(signed_at=signed_at), self.assertRaises(errors.FleetPinMismatchError):
                 resolve_dispatch(manifest(fleet()), opened(other), "web-01", TARGET)
 
     def test_a_ci_that_signed_other_bytes_than_jcs_fails_the_pin_closed(self) -> None:
         value = fleet_value(HOSTS, signed_at=NOW)
         spaced = CI.sign_bytes(b" " + CI.sign(value).raw)
-        with self.assertRaises(errors.FleetPinMismatch):
+        with self.assertRaises(errors.FleetPinMismatchError):
             resolve_dispatch(manifest(CI.sign(value)), opened(spaced), "web-01", TARGET)
 
 

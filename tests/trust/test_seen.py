@@ -44,24 +44,24 @@ class SameBytes(unittest.TestCase):
 
     def test_are_judged_by_the_moment(self) -> None:
         first = fleet(RELEASE.fleet, None)
-        with self.assertRaises(errors.Stale):
+        with self.assertRaises(errors.StaleError):
             fleet(RELEASE.fleet, first, now=NOW + 62 * MINUTE)
-        with self.assertRaises(errors.OlderThanAccepted):
+        with self.assertRaises(errors.OlderThanAcceptedError):
             fleet(RELEASE.fleet, first, marks=Marks(NOW + timedelta(seconds=1)))
-        with self.assertRaises(errors.BadSignature):
+        with self.assertRaises(errors.BadSignatureError):
             fleet(RELEASE.fleet, first, trust=parse_trust(CiSigner().trust_bytes()))
         one = manifest("stable@def4567abc", RELEASE.rollout("stable"), None)
-        with self.assertRaises(errors.Stale):
+        with self.assertRaises(errors.StaleError):
             manifest("stable@def4567abc", RELEASE.rollout("stable"), one, now=NOW + 3 * MINUTE)
 
     def test_with_another_signature_are_verified_anew(self) -> None:
         first = fleet(RELEASE.fleet, None)
-        with self.assertRaises(errors.BadSignature):
+        with self.assertRaises(errors.BadSignatureError):
             fleet(Signed(RELEASE.fleet.raw, bytes(64)), first)
 
     def test_asked_for_under_another_id_are_verified_anew(self) -> None:
         one = manifest("stable@def4567abc", RELEASE.rollout("stable"), None)
-        with self.assertRaises(errors.RolloutIdMismatch):
+        with self.assertRaises(errors.RolloutIdMismatchError):
             manifest("edge@def4567abc", RELEASE.rollout("stable"), one)
 
 
@@ -71,7 +71,7 @@ class OtherBytes(unittest.TestCase):
         newer = CI.release({"web-01": "stable"}, signed_at=NOW + timedelta(seconds=5)).fleet
         self.assertNotEqual(fleet(newer, first).verified.hash, first.verified.hash)
         changed = Signed(RELEASE.fleet.raw.replace(b"db-01", b"db-02"), RELEASE.fleet.signature)
-        with self.assertRaises(errors.BadSignature):
+        with self.assertRaises(errors.BadSignatureError):
             fleet(changed, first)
 
 

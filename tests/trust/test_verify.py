@@ -88,7 +88,7 @@ class Accepted(unittest.TestCase):
         artifact = CI.sign({**fleet(), "later": [1, 2]})
         opened(artifact)
         without = {key: value for key, value in artifact.value.items() if key != "later"}
-        with self.assertRaises(errors.BadSignature):
+        with self.assertRaises(errors.BadSignatureError):
             opened(Signed(json.dumps(without).encode(), artifact.signature))
 
     def test_an_ecdsa_key(self) -> None:
@@ -138,7 +138,7 @@ class Rotation(unittest.TestCase):
 
     def test_the_successor_is_not_believed_from_retire_at_on(self) -> None:
         trust = parse_trust(CI.trust_bytes(ciReleaseKey=self.SLOTS))
-        self.assertRaises(errors.BadSignature, opened, self.NEW.sign(fleet()), trust, now=NOW + MINUTE)
+        self.assertRaises(errors.BadSignatureError, opened, self.NEW.sign(fleet()), trust, now=NOW + MINUTE)
 
     def test_a_key_of_an_unknown_algorithm_is_skipped(self) -> None:
         slots = {"current": {"algorithm": "ml-dsa-65", "public": "AA=="}, "previous": CI.public}
@@ -149,7 +149,7 @@ class Rotation(unittest.TestCase):
         trust = parse_trust(CI.trust_bytes(ciReleaseKey=self.SLOTS))
         verified = opened(self.OLD.sign(fleet()), trust)
         self.assertRaises(
-            errors.BadSignature, check_fresh_fleet, verified, TRUST, now=NOW, override_window=None, marks=Marks()
+            errors.BadSignatureError, check_fresh_fleet, verified, TRUST, now=NOW, override_window=None, marks=Marks()
         )
 
     def test_an_artifact_verified_under_a_key_that_only_changed_its_slot_stays_good(self) -> None:
@@ -158,7 +158,9 @@ class Rotation(unittest.TestCase):
 
 
 class Refused(unittest.TestCase):
-    def refused(self, kind: type[errors.Refusal], artifact: Signed, trust: TrustRoots = TRUST, **judged: Any) -> str:
+    def refused(
+        self, kind: type[errors.VerificationError], artifact: Signed, trust: TrustRoots = TRUST, **judged: Any
+    ) -> str:
         with self.assertRaises(kind) as caught:
             opened(artifact, trust, **judged)
         self.assertIs(type(caught.exception), kind)
@@ -172,11 +174,11 @@ class Refused(unittest.TestCase):
         for raw in (b"", b"<html>", b"\xff", b'{"a":NaN}', b"[" * 65 + b"]" * 65, rb'"\ud800"', b"1e999", duplicate):
             with self.subTest(raw=raw[:20]):
                 # Signed or not: what can be read in two ways is not read at all.
-                self.refused(errors.MalformedArtifact, CI.sign_bytes(raw))
+                self.refused(errors.MalformedArtifactError, CI.sign_bytes(raw))
 
     def test_more_bytes_than_the_limit(self) -> None:
-        self.refused(errors.MalformedArtifact, Signed(b" " * (64 * 1024 * 1024 + 1), bytes(64)))
-        with self.assertRaises(errors.MalformedArtifact):
+        self.refused(errors.MalformedArtifactError, Signed(b" " * (64 * 1024 * 1024 + 1), bytes(64)))
+        with self.assertRaises(errors.MalformedArtifactError):
             opened_manifest(Signed(b" " * (16 * 1024 * 1024 + 1), bytes(64)))
 
     def test_bytes_in_another_form_are_canonicalised_up_to_a_share_of_the_limit(self) -> None:
@@ -188,28 +190,28 @@ class Refused(unittest.TestCase):
                 if accepted:
                     opened(indented)
                 else:
-                    self.assertRaisesRegex(errors.MalformedArtifact, "too many", opened, indented)
+                    self.assertRaisesRegex(errors.MalformedArtifactError, "too many", opened, indented)
 
     def test_a_signature_that_is_a_document(self) -> None:
-        self.refused(errors.MalformedArtifact, Signed(CI.sign(fleet()).raw, bytes(4097)))
+        self.refused(errors.MalformedArtifactError, Signed(CI.sign(fleet()).raw, bytes(4097)))
 
     def test_unsigned_or_signed_by_another(self) -> None:
         artifact = CI.sign(fleet())
         for signature in (b"", bytes(64), CiSigner().sign(fleet()).signature, artifact.signature[::-1]):
             with self.subTest(signature=signature[:8]):
-                self.refused(errors.BadSignature, Signed(artifact.raw, signature))
+                self.refused(errors.BadSignatureError, Signed(artifact.raw, signature))
 
     def test_one_changed_byte(self) -> None:
         artifact = CI.sign(fleet())
-        self.refused(errors.BadSignature, Signed(artifact.raw.replace(b"db-01", b"db-02"), artifact.signature))
+        self.refused(errors.BadSignatureError, Signed(artifact.raw.replace(b"db-01", b"db-02"), artifact.signature))
 
     def test_no_keys(self) -> None:
-        self.refused(errors.NoTrustRoots, CI.sign(fleet()), parse_trust(b'{"schemaVersion":1}'))
+        self.refused(errors.NoTrustRootsError, CI.sign(fleet()), parse_trust(b'{"schemaVersion":1}'))
 
     def test_only_keys_of_unknown_algorithms(self) -> None:
         slots = {"current": {"algorithm": "ml-dsa-65\x1b[0m", "public": "AA=="}}
         message = self.refused(
-            errors.UnsupportedAlgorithm, CI.sign(fleet()), parse_trust(CI.trust_bytes(ciReleaseKey=slots))
+            errors.UnsupportedAlgorithmError, CI.sign(fleet()), parse_trust(CI.trust_bytes(ciReleaseKey=slots))
         )
         self.assertIn("ml-dsa-65\\x1b", message)
 
@@ -217,83 +219,83 @@ class Refused(unittest.TestCase):
         other = CiSigner("ecdsa-p256")
         body = fleet()
         body["meta"]["signatureAlgorithm"] = "ecdsa-p256"
-        self.refused(errors.BadSignature, other.sign(body))
+        self.refused(errors.BadSignatureError, other.sign(body))
 
     def test_a_form_that_is_not_the_documents(self) -> None:
-        self.refused(errors.SchemaInvalid, CI.sign(fleet(hosts2={}) | {"hosts": []}))
-        self.refused(errors.SchemaInvalid, CI.sign({}))
-        self.refused(errors.SchemaInvalid, CI.sign_bytes(b"[]"))
+        self.refused(errors.SchemaInvalidError, CI.sign(fleet(hosts2={}) | {"hosts": []}))
+        self.refused(errors.SchemaInvalidError, CI.sign({}))
+        self.refused(errors.SchemaInvalidError, CI.sign_bytes(b"[]"))
 
     def test_another_schema_version_at_the_top_or_in_meta(self) -> None:
-        self.refused(errors.UnsupportedSchemaVersion, CI.sign(fleet(schemaVersion=2)))
+        self.refused(errors.UnsupportedSchemaVersionError, CI.sign(fleet(schemaVersion=2)))
         body = fleet()
         body["meta"]["schemaVersion"] = 0
-        self.refused(errors.UnsupportedSchemaVersion, CI.sign(body))
+        self.refused(errors.UnsupportedSchemaVersionError, CI.sign(body))
 
     def test_no_signing_time(self) -> None:
         for absent in ({}, {"signedAt": None}):
-            self.refused(errors.MissingSignedAt, CI.sign(fleet(meta=absent)))
+            self.refused(errors.MissingSignedAtError, CI.sign(fleet(meta=absent)))
 
     def test_signed_before_signatures_count(self) -> None:
         slots = {"current": CI.public, "rejectBefore": "2026-05-16T01:27:00.000001Z"}
-        self.refused(errors.RejectedBefore, CI.sign(fleet()), parse_trust(CI.trust_bytes(ciReleaseKey=slots)))
+        self.refused(errors.RejectedBeforeError, CI.sign(fleet()), parse_trust(CI.trust_bytes(ciReleaseKey=slots)))
 
     def test_older_than_the_largest_window_of_its_channels(self) -> None:
         artifact = CI.sign(fleet(NOW - 61 * MINUTE - SECOND))
-        message = self.refused(errors.Stale, artifact)
+        message = self.refused(errors.StaleError, artifact)
         self.assertRegex(message, "61 minutes ago, and its freshness window is [0-9]+ minutes$")
         opened(artifact, window=120 * MINUTE)
 
     def test_the_configured_window_is_stricter_when_it_says_so(self) -> None:
-        self.refused(errors.Stale, CI.sign(fleet(NOW - 3 * MINUTE)), window=MINUTE)
+        self.refused(errors.StaleError, CI.sign(fleet(NOW - 3 * MINUTE)), window=MINUTE)
 
     def test_further_in_the_future_than_clocks_differ(self) -> None:
-        self.refused(errors.FutureDated, CI.sign(fleet(NOW + 61 * SECOND)))
+        self.refused(errors.FutureDatedError, CI.sign(fleet(NOW + 61 * SECOND)))
 
     def test_a_replay_inside_its_window(self) -> None:
-        self.refused(errors.OlderThanAccepted, CI.sign(fleet(NOW - SECOND)), marks=Marks(NOW))
+        self.refused(errors.OlderThanAcceptedError, CI.sign(fleet(NOW - SECOND)), marks=Marks(NOW))
 
     def test_a_clock_that_reads_less_than_what_was_accepted_is_called_wrong(self) -> None:
         # Judged by a clock two hours late a good artifact looks future-dated: the fault is named as what it is.
-        message = self.refused(errors.ClockBehind, CI.sign(fleet(NOW)), now=NOW - 120 * MINUTE, marks=Marks(NOW))
+        message = self.refused(errors.ClockBehindError, CI.sign(fleet(NOW)), now=NOW - 120 * MINUTE, marks=Marks(NOW))
         self.assertIn("set the clock", message)
         other = Marks(None, {"edge": NOW + 61 * SECOND})
-        self.refused(errors.ClockBehind, CI.sign(fleet(NOW)), marks=other)
+        self.refused(errors.ClockBehindError, CI.sign(fleet(NOW)), marks=other)
         opened(CI.sign(fleet(NOW)), marks=Marks(None, {"edge": NOW + 60 * SECOND}))
 
     def test_the_first_refusal_in_the_order_is_the_one_that_is_told(self) -> None:
         spoiled = fleet(NOW - timedelta(days=9), schemaVersion=2)
-        self.refused(errors.BadSignature, CiSigner().sign(spoiled), marks=Marks(NOW))
-        self.refused(errors.UnsupportedSchemaVersion, CI.sign(spoiled), marks=Marks(NOW))
+        self.refused(errors.BadSignatureError, CiSigner().sign(spoiled), marks=Marks(NOW))
+        self.refused(errors.UnsupportedSchemaVersionError, CI.sign(spoiled), marks=Marks(NOW))
         late = {"current": CI.public, "rejectBefore": "2026-05-16T00:00:00Z"}
         trust = parse_trust(CI.trust_bytes(ciReleaseKey=late))
         old = CI.sign(fleet(NOW - timedelta(days=9)))
-        self.refused(errors.RejectedBefore, old, trust, marks=Marks(NOW))
-        self.refused(errors.Stale, old, marks=Marks(NOW))
-        self.refused(errors.OlderThanAccepted, CI.sign(fleet(NOW)), marks=Marks(NOW + 2 * MINUTE))
+        self.refused(errors.RejectedBeforeError, old, trust, marks=Marks(NOW))
+        self.refused(errors.StaleError, old, marks=Marks(NOW))
+        self.refused(errors.OlderThanAcceptedError, CI.sign(fleet(NOW)), marks=Marks(NOW + 2 * MINUTE))
 
 
 class ManifestRefused(unittest.TestCase):
     def test_a_good_manifest_of_another_rollout(self) -> None:
         for other in ("edge@def4567abc", "stable@def4567abd", "stable@def4567ab"):
-            with self.subTest(other=other), self.assertRaises(errors.RolloutIdMismatch):
+            with self.subTest(other=other), self.assertRaises(errors.RolloutIdMismatchError):
                 opened_manifest(CI.sign(manifest()), other)
 
     def test_a_fleet_in_place_of_a_manifest(self) -> None:
-        self.assertRaises(errors.SchemaInvalid, opened_manifest, CI.sign(fleet()))
-        self.assertRaises(errors.SchemaInvalid, opened, CI.sign(manifest()))
+        self.assertRaises(errors.SchemaInvalidError, opened_manifest, CI.sign(fleet()))
+        self.assertRaises(errors.SchemaInvalidError, opened, CI.sign(manifest()))
 
     def test_time_is_judged_by_the_channels_own_mark_and_window(self) -> None:
         old = CI.sign(manifest(NOW - 10 * MINUTE))
-        with self.assertRaises(errors.OlderThanAccepted):
+        with self.assertRaises(errors.OlderThanAcceptedError):
             opened_manifest(old, marks=Marks(None, {"stable": NOW}))
-        with self.assertRaises(errors.Stale):
+        with self.assertRaises(errors.StaleError):
             opened_manifest(old, window=5 * MINUTE)
-        with self.assertRaises(errors.UnsupportedSchemaVersion):
+        with self.assertRaises(errors.UnsupportedSchemaVersionError):
             opened_manifest(CI.sign(manifest(schemaVersion=3)))
-        with self.assertRaises(errors.MissingSignedAt):
+        with self.assertRaises(errors.MissingSignedAtError):
             opened_manifest(CI.sign(manifest(meta={})))
-        with self.assertRaises(errors.BadSignature):
+        with self.assertRaises(errors.BadSignatureError):
             opened_manifest(CiSigner().sign(manifest()))
 
 
@@ -303,10 +305,10 @@ class JudgedAgain(unittest.TestCase):
     def test_a_fleet(self) -> None:
         verified = opened(CI.sign(fleet()))
         for kind, now, marks in (
-            (errors.Stale, NOW + 62 * MINUTE, Marks()),
-            (errors.FutureDated, NOW - 2 * MINUTE, Marks()),
-            (errors.OlderThanAccepted, NOW + MINUTE, Marks(NOW + SECOND)),
-            (errors.ClockBehind, NOW, Marks(None, {"edge": NOW + 2 * MINUTE})),
+            (errors.StaleError, NOW + 62 * MINUTE, Marks()),
+            (errors.FutureDatedError, NOW - 2 * MINUTE, Marks()),
+            (errors.OlderThanAcceptedError, NOW + MINUTE, Marks(NOW + SECOND)),
+            (errors.ClockBehindError, NOW, Marks(None, {"edge": NOW + 2 * MINUTE})),
         ):
             with self.subTest(kind=kind.reason), self.assertRaises(kind):
                 check_fresh_fleet(verified, TRUST, now=now, override_window=None, marks=marks)
@@ -316,22 +318,26 @@ class JudgedAgain(unittest.TestCase):
         verified = opened_manifest(CI.sign(manifest()))
         window = 30 * MINUTE
         for kind, now, marks in (
-            (errors.Stale, NOW + 32 * MINUTE, Marks()),
-            (errors.FutureDated, NOW - 2 * MINUTE, Marks()),
-            (errors.OlderThanAccepted, NOW, Marks(None, {"stable": NOW + SECOND})),
-            (errors.ClockBehind, NOW, Marks(NOW + 2 * MINUTE)),
+            (errors.StaleError, NOW + 32 * MINUTE, Marks()),
+            (errors.FutureDatedError, NOW - 2 * MINUTE, Marks()),
+            (errors.OlderThanAcceptedError, NOW, Marks(None, {"stable": NOW + SECOND})),
+            (errors.ClockBehindError, NOW, Marks(NOW + 2 * MINUTE)),
         ):
             with self.subTest(kind=kind.reason), self.assertRaises(kind):
                 check_fresh_manifest(verified, TRUST, now=now, window=window, marks=marks)
         late = parse_trust(CI.trust_bytes(ciReleaseKey={"current": CI.public, "rejectBefore": "2026-05-17T00:00:00Z"}))
-        with self.assertRaises(errors.RejectedBefore):
+        with self.assertRaises(errors.RejectedBeforeError):
             check_fresh_manifest(verified, late, now=NOW, window=window, marks=Marks())
 
 
 class Catalogue(unittest.TestCase):
     def test_every_refusal_has_a_reason_of_its_own_and_the_final_ones_are_those_of_content(self) -> None:
-        kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.Refusal)]
-        kinds.remove(errors.Refusal)
+        kinds = [
+            kind
+            for kind in vars(errors).values()
+            if isinstance(kind, type) and issubclass(kind, errors.VerificationError)
+        ]
+        kinds.remove(errors.VerificationError)
         reasons = [kind.reason for kind in kinds]
         self.assertEqual(len(set(reasons)), len(reasons))
         self.assertEqual(

@@ -49,7 +49,7 @@ def run(decl: HttpDecl, ctx: RunnerContext) -> RunnerOutcome:
     deadline = Deadline(ctx.clock, decl.timeout)
     try:
         with ExitStack() as stack:
-            _judge(decl, _follow(decl, _Door(ctx, deadline, stack), deadline, stack))
+            _judge(decl, _follow(decl, _ProbeAdapter(ctx, deadline, stack), deadline, stack))
     except _ProbeError as error:
         return failed(str(error))
     except (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError) as error:
@@ -61,7 +61,7 @@ def run(decl: HttpDecl, ctx: RunnerContext) -> RunnerOutcome:
     return passed()
 
 
-def _follow(decl: HttpDecl, door: _Door, deadline: Deadline, stack: ExitStack) -> requests.Response:
+def _follow(decl: HttpDecl, door: _ProbeAdapter, deadline: Deadline, stack: ExitStack) -> requests.Response:
     """The first answer with the expected status, or the first that is no redirect."""
     cookies = RequestsCookieJar()
     request = _first(decl.url)
@@ -105,7 +105,7 @@ def _judge(decl: HttpDecl, response: requests.Response) -> None:
         raise _ProbeError(f"{decl.body_contains!r} is not in the first {len(body)} bytes of the body")
 
 
-class _Door(HTTPAdapter):
+class _ProbeAdapter(HTTPAdapter):
     """Connections that end with the run's deadline and with its cancellation."""
 
     def __init__(self, ctx: RunnerContext, deadline: Deadline, stack: ExitStack) -> None:
@@ -153,7 +153,7 @@ class _Door(HTTPAdapter):
 class _PlainConnection(HTTPConnection):
     response_class = BoundedResponse
 
-    def __init__(self, door: _Door, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, door: _ProbeAdapter, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._door = door
 
@@ -162,7 +162,7 @@ class _PlainConnection(HTTPConnection):
 
 
 class _TlsConnection(TlsConnection):
-    def __init__(self, door: _Door, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, door: _ProbeAdapter, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._door = door
 

@@ -10,7 +10,7 @@ from nixfleet_agent.errors import AgentError
 from nixfleet_agent.proto import ids
 from nixfleet_agent.proto.dispatch import Dispatch
 from nixfleet_agent.runtime.dispatch import decision
-from nixfleet_agent.runtime.dispatch.decision import Keep, Outcome, Pending
+from nixfleet_agent.runtime.dispatch.decision import Outcome, Pending, Retry
 from nixfleet_agent.runtime.rollout.input_queue import InputQueue
 from nixfleet_agent.runtime.rollout.inputs import Ack, Activate
 from nixfleet_agent.threads.clock import Clock
@@ -90,7 +90,7 @@ class DispatchCheck:
         except AgentError as error:
             return decision.of_failure(error)
 
-    def _gate(self, dispatch: Dispatch) -> Keep | None:
+    def _gate(self, dispatch: Dispatch) -> Retry | None:
         channel = ids.channel_of(dispatch.rollout_id)
         return decision.of_gates(self._gates.hold(), self._gates.quarantined(channel, dispatch.target_closure))
 

@@ -16,7 +16,7 @@ from nixfleet_agent.journal.header import Acceptance
 from nixfleet_agent.proto.dispatch import Dispatch
 from nixfleet_agent.runtime.rollout.inputs import Answer
 from nixfleet_agent.text import printable
-from nixfleet_agent.trust.errors import Refusal
+from nixfleet_agent.trust.errors import VerificationError
 
 #: How long a Dispatch is kept while no fleet was ever seen that says how long it may be.
 KEPT_WITHOUT_FLEET = timedelta(hours=24)
@@ -47,7 +47,7 @@ class Refuse:
 
 
 @dataclass(frozen=True, slots=True)
-class Keep:
+class Retry:
     """Not now. ``gated`` while only this host's own hold or quarantine stands in the way; ``after`` is the seconds that
     the control plane asked to wait."""
 
@@ -56,7 +56,7 @@ class Keep:
     gated: bool = False
     after: float = 0.0
 
-    def is_news_after(self, last: Keep | None) -> bool:
+    def differs_from(self, last: Retry | None) -> bool:
         """Whether it is worth saying aloud: the same kind of reason with another age or time in its text is not."""
         return last is None or last.label != self.label or (self.label == "not_now" and last.reason != self.reason)
 
@@ -78,44 +78,44 @@ class Done:
 ACCEPTED = Done("accepted")
 REPEAT = Done("repeat")
 
-Outcome = Refuse | Keep | Expire | Done
+Outcome = Refuse | Retry | Expire | Done
 
 
-def misaddressed(dispatch: Dispatch, machine_id: str) -> Refuse | None:
+def check_recipient(dispatch: Dispatch, machine_id: str) -> Refuse | None:
     """The refusal of a Dispatch that is for another host."""
     if dispatch.hostname == machine_id:
         return None
     return Refuse("host", f"it is for {printable(dispatch.hostname, 250)}, and this host is {machine_id}")
 
 
-def of_failure(error: AgentError) -> Refuse | Keep:
+def of_failure(error: AgentError) -> Refuse | Retry:
     """What a failed check means: final refusals are those of content, everything else may pass."""
-    if isinstance(error, Refusal):
-        return Refuse(error.reason, str(error)) if error.final else Keep(error.reason, str(error))
+    if isinstance(error, VerificationError):
+        return Refuse(error.reason, str(error)) if error.final else Retry(error.reason, str(error))
     if isinstance(error, TransportError):
         after = error.retry_after if isinstance(error, UnavailableError) else None
-        return Keep(error.kind, str(error), after=after or 0.0)
+        return Retry(error.kind, str(error), after=after or 0.0)
     if isinstance(error, ProtoError):
         return Refuse("pattern", str(error))
-    return Keep("local", str(error))
+    return Retry("local", str(error))
 
 
-def of_gates(hold: str | None, quarantine: str | None) -> Keep | None:
+def of_gates(hold: str | None, quarantine: str | None) -> Retry | None:
     """What an operator's hold, or the quarantine of the closure, means; both may be lifted at any moment."""
     if hold is not None:
-        return Keep("hold", f"held back by an operator: {hold}", gated=True)
+        return Retry("hold", f"held back by an operator: {hold}", gated=True)
     if quarantine is not None:
-        return Keep("quarantine", f"the closure is in quarantine: {quarantine}", gated=True)
+        return Retry("quarantine", f"the closure is in quarantine: {quarantine}", gated=True)
     return None
 
 
-def of_answer(answer: Answer | None, reason: str) -> Done | Keep:
+def of_answer(answer: Answer | None, reason: str) -> Done | Retry:
     """What the reducer's reply means; no reply is shutdown, and the Dispatch stays for the next process."""
     if answer is Answer.ACCEPTED:
         return ACCEPTED
     if answer is Answer.REPEAT:
         return REPEAT
-    return Keep("not_now", reason or "the agent is stopping", gated=True)
+    return Retry("not_now", reason or "the agent is stopping", gated=True)
 
 
 def resumed(pending: Pending, now: datetime) -> Pending:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from nixfleet_agent.proto.dispatch import Dispatch
-from nixfleet_agent.runtime.dispatch.decision import Expire, Keep, Refuse
+from nixfleet_agent.runtime.dispatch.decision import Expire, Refuse, Retry
 from nixfleet_agent.telemetry.status import StatusBoard
 from nixfleet_agent.threads.clock import Clock
 
@@ -49,7 +49,7 @@ class Refusals:
         self._log.error("a Dispatch was given up: %s", expired.reason, extra=_fields(dispatch, "expired"))
         self._note("expired", "expired", expired.reason, dispatch)
 
-    def kept(self, dispatch: Dispatch, keep: Keep) -> None:
+    def kept(self, dispatch: Dispatch, keep: Retry) -> None:
         """Not now, for a reason that was not said before."""
         self._board.count("dispatches", outcome="kept")
         self._log.warning("a Dispatch is kept for later: %s", keep.reason, extra=_fields(dispatch, keep.label))

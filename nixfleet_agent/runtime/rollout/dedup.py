@@ -18,14 +18,12 @@ class Journaled:
     at: float
 
 
-def still_in(record: RolloutRecord, results: Mapping[str, Journaled]) -> Mapping[str, Journaled]:
+def retain_declared(record: RolloutRecord, results: Mapping[str, Journaled]) -> Mapping[str, Journaled]:
     """The journaled results that the record still has; of any other probe the next one is journaled, changed or not."""
     return MappingProxyType({name: last for name, last in results.items() if name in record.probes})
 
 
-def worth_an_event(
-    last: Journaled | None, result: ProbeResult, monotonic: float, interval: float, queued: bool
-) -> bool:
+def should_record(last: Journaled | None, result: ProbeResult, monotonic: float, interval: float, queued: bool) -> bool:
     """Whether ``result`` is journaled. ``queued``: the last one still waits for the control plane.
 
     Twenty probes at 30 s would write 57,600 identical passes a day, and fill a disk in a long outage.

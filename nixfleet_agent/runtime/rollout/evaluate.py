@@ -25,7 +25,7 @@ class Moment:
     boot_id: str
 
 
-def event_of_tick(rollout: Rollout, moment: Moment, threshold: float) -> Event | None:
+def due_event(rollout: Rollout, moment: Moment, threshold: float) -> Event | None:
     """The event that is due, if any; ``threshold`` is ``health_failure_threshold_secs``."""
     record, current = rollout.record, moment.current
     arrived = current is not None and current == record.target_closure

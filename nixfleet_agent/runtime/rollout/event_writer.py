@@ -35,7 +35,7 @@ NAP = 30.0
 STASH = 256
 
 
-class SteadyWriter:
+class RetryingEventWriter:
     """The reducer's way to the journal and its source of inputs: what was stashed meanwhile comes first."""
 
     def __init__(

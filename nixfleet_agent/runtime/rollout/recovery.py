@@ -11,7 +11,7 @@ from nixfleet_agent.errors import ProtoError
 from nixfleet_agent.journal.entries import Entry
 from nixfleet_agent.journal.header import Accepted
 from nixfleet_agent.journal.journal import Journal
-from nixfleet_agent.runtime.rollout.dedup import Journaled, still_in
+from nixfleet_agent.runtime.rollout.dedup import Journaled, retain_declared
 from nixfleet_agent.runtime.rollout.rollouts import Host, Rollout, handed_back
 from nixfleet_agent.state_machine import TransitionError, advance, timing
 from nixfleet_agent.state_machine.events import ActivationCompleted, ProbeResult
@@ -69,7 +69,7 @@ def fold(entries: Sequence[Entry], hostname: str, last_seq: int, monotonic: floa
             )
     record = replace(record, last_event_seq=max(record.last_event_seq, last_seq))
     timers = timing.resumed(record, last_stamp, monotonic, soak_left)
-    return Rollout(record, accepted, timers, still_in(record, results))
+    return Rollout(record, accepted, timers, retain_declared(record, results))
 
 
 def _proven(at: datetime, entry: Entry) -> datetime:

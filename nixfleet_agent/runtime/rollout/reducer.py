@@ -8,20 +8,20 @@ from datetime import datetime
 from types import MappingProxyType
 
 from nixfleet_agent.errors import StorageError
-from nixfleet_agent.journal import header as seq_zero
+from nixfleet_agent.journal import header
 from nixfleet_agent.journal.entries import Entry, entry_of
 from nixfleet_agent.journal.header import DISPATCH_KIND, Accepted
 from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.runtime.rollout.applier import Applier, forward_order, rollback_order
-from nixfleet_agent.runtime.rollout.dedup import Journaled, still_in, worth_an_event
+from nixfleet_agent.runtime.rollout.dedup import Journaled, retain_declared, should_record
 from nixfleet_agent.runtime.rollout.evaluate import (
     Moment,
-    event_of_tick,
+    due_event,
     expected_closure,
     needs_probes,
     probes_mislead,
 )
-from nixfleet_agent.runtime.rollout.event_writer import SteadyWriter
+from nixfleet_agent.runtime.rollout.event_writer import RetryingEventWriter
 from nixfleet_agent.runtime.rollout.inputs import (
     Activate,
     AdvanceTick,
@@ -40,8 +40,8 @@ from nixfleet_agent.runtime.rollout.rollouts import (
     Host,
     Rollout,
     handed_back,
-    prior_of_next,
     prunable,
+    rollback_target,
     why_not_now,
 )
 from nixfleet_agent.state_machine import EmitEvent, Event, State, TransitionError, step, timing
@@ -76,7 +76,7 @@ class Reducer(Worker):
         shutdown: ShutdownToken,
         clock: Clock,
         journal: Journal,
-        writer: Callable[[Callable[[], None]], SteadyWriter],
+        writer: Callable[[Callable[[], None]], RetryingEventWriter],
         applier: Applier,
         rules: Rules,
         host: Host,
@@ -164,7 +164,7 @@ class Reducer(Worker):
         timers = timing.observed(rollout.timers, event.probe_name, event.status, monotonic)
         last = rollout.last_results.get(event.probe_name)
         queued = last is not None and self._journal.is_queued(item.rollout_id, last.result.seq)
-        worth = worth_an_event(last, event, monotonic, self._rules.repeat_interval, queued)
+        worth = should_record(last, event, monotonic, self._rules.repeat_interval, queued)
         results = rollout.last_results
         if worth:
             kept = replace(event, seq=rollout.record.last_event_seq + 1)
@@ -187,7 +187,7 @@ class Reducer(Worker):
             self._host = self._host.with_rollout(active.unprobed())
             self._applier.stop_probes()
             return
-        event = event_of_tick(active, moment, self._rules.threshold)
+        event = due_event(active, moment, self._rules.threshold)
         if event is not None:
             self._apply(active.rollout_id, event)
 
@@ -208,10 +208,10 @@ class Reducer(Worker):
         superseded = self._host.active
         # Read anew: since the asker looked, a rollback may have come to its end.
         current = self._read_current() or acceptance.current_closure
-        prior, inherited = prior_of_next(self._host, current)
-        entry = seq_zero.accepted(acceptance, self._host.newest_number + 1, prior, inherited=inherited)
+        prior, inherited = rollback_target(self._host, current)
+        entry = header.accepted(acceptance, self._host.newest_number + 1, prior, inherited=inherited)
         try:
-            self._journal.accept(self._seq_zero(entry))
+            self._journal.accept(self._header_entry(entry))
         except StorageError as error:
             item.ack.reply(Answer.NOT_NOW, str(error))
             return
@@ -226,7 +226,7 @@ class Reducer(Worker):
         ack = LocalActivate(current_closure_at_dispatch=entry.prior_closure, received_at=entry.accepted_at)
         self._apply(rollout.rollout_id, ack)
 
-    def _seq_zero(self, entry: Accepted) -> Entry:
+    def _header_entry(self, entry: Accepted) -> Entry:
         return Entry(
             seq=0,
             hostname=self._journal.hostname,
@@ -277,9 +277,9 @@ class Reducer(Worker):
             or self._read_current() != acceptance.target_closure
         ):
             return
-        entry = seq_zero.adopted(acceptance, snapshot.state, snapshot.last_event_seq)
+        entry = header.adopted(acceptance, snapshot.state, snapshot.last_event_seq)
         try:
-            self._journal.accept(self._seq_zero(entry))
+            self._journal.accept(self._header_entry(entry))
         except StorageError as error:
             self.log.error("could not adopt a rollout: %s", error, extra={"rollout_id": entry.rollout_id})
             return
@@ -324,7 +324,7 @@ class Reducer(Worker):
             rollout,
             record=record,
             timers=timers,
-            last_results=still_in(record, rollout.last_results),
+            last_results=retain_declared(record, rollout.last_results),
             probes_started=fresh or rollout.probes_started,
         )
         self._host = self._host.with_rollout(rollout)

@@ -77,7 +77,7 @@ def _age(rollout: Rollout) -> tuple[int, datetime]:
     return rollout.accepted.number, rollout.accepted.accepted_at
 
 
-def prior_of_next(host: Host, current: str | None) -> tuple[str | None, bool]:
+def rollback_target(host: Host, current: str | None) -> tuple[str | None, bool]:
     """The way back of a Dispatch accepted now: what an unfinished rollback owes (True: inherited), else what runs.
 
     The heir of that rollback may be superseded in its turn before it has switched: as long as what runs is a closure

@@ -71,7 +71,7 @@ class CertRenewalWorker(Worker):
         status: StatusBoard,
         *,
         enrollment_refused: Callable[[EnrollmentRefusedError], None],
-        chance: random.Random | None = None,
+        rng: random.Random | None = None,
     ) -> None:
         """``enrollment_refused`` is told of a final refusal while there is no certificate at all; it may end the
         process, and when it returns the worker goes on and tries again later."""
@@ -87,8 +87,8 @@ class CertRenewalWorker(Worker):
         self.limit = max(self.limit, 2 * self._interval + _LONGEST_TURN)
         self._timer = Timer(self._interval, clock, shutdown)
         first, longest = tuning.backoff_initial, tuning.backoff_max
-        self._soon = Backoff(first, longest, chance)
-        self._later = Backoff(_RENEWAL_PATIENCE * first, _RENEWAL_PATIENCE * longest, chance)
+        self._soon = Backoff(first, longest, rng)
+        self._later = Backoff(_RENEWAL_PATIENCE * first, _RENEWAL_PATIENCE * longest, rng)
         self._cold_start = _COLD_START_PATIENCE * first
         #: Monotonic time of the next try after a failure; None when none is pending.
         self._next_try: float | None = None

@@ -63,7 +63,7 @@ class HeartbeatWorker(Worker):
         self._control_plane = control_plane
         self._board = board
         self._read_current = read_current
-        self._vouch = vouch
+        self._verify_snapshot = vouch
         self._interval = interval
         self._backoff = backoff
         self._started = clock.monotonic()
@@ -146,7 +146,7 @@ class HeartbeatWorker(Worker):
         if self._journal.knows(snapshot.rollout_id) or snapshot.target_closure != self._read_current():
             return None
         try:
-            return self._vouch(snapshot)
+            return self._verify_snapshot(snapshot)
         except AgentError as error:
             self.log.info("a snapshot was not adopted: %s", error, extra={"rollout_id": snapshot.rollout_id})
             return None

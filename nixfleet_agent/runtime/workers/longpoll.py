@@ -22,7 +22,7 @@ from nixfleet_agent.proto.dispatch import Dispatch
 from nixfleet_agent.proto.strict_json import BODY_LIMIT, loads_strict
 from nixfleet_agent.runtime.dispatch import decision
 from nixfleet_agent.runtime.dispatch.check import DispatchCheck, Gates
-from nixfleet_agent.runtime.dispatch.decision import Done, Expire, Keep, Pending, Refuse
+from nixfleet_agent.runtime.dispatch.decision import Done, Expire, Pending, Refuse, Retry
 from nixfleet_agent.runtime.dispatch.pending import PendingDispatch
 from nixfleet_agent.runtime.dispatch.refusals import Refusals
 from nixfleet_agent.runtime.rollout.input_queue import InputQueue
@@ -44,7 +44,7 @@ LONGEST_POLL = 60.0
 LONGEST_TRY = 500.0
 #: Seconds without this worker once a Dispatch was accepted: its next words would take the interpreter from the reducer
 #: and the outbound worker, who acknowledge it meanwhile.
-COURTESY = 0.05
+YIELD_SECS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class LongPollWorker(Worker):
         cache: ManifestCache,
         board: StatusBoard,
         gates: Gates,
-        chance: random.Random | None = None,
+        rng: random.Random | None = None,
     ) -> None:
         super().__init__(shutdown, clock)
         tuning = config.tuning
@@ -88,14 +88,14 @@ class LongPollWorker(Worker):
         self._check = DispatchCheck(config.machine_id, cache, gates, inputs, shutdown, clock, self.alive, self._settle)
         self._disk = PendingDispatch(config.state_dir)
         self._refusals = Refusals(board, clock, self.log)
-        self._poll_backoff = Backoff(tuning.backoff_initial, tuning.backoff_max, chance)
-        self._try_backoff = Backoff(tuning.backoff_initial, tuning.backoff_max, chance)
+        self._poll_backoff = Backoff(tuning.backoff_initial, tuning.backoff_max, rng)
+        self._try_backoff = Backoff(tuning.backoff_initial, tuning.backoff_max, rng)
         self._saving: threading.Thread | None = None
         self._pending: Pending | None = None
         self._measured = clock.monotonic()
         self._next_try = 0.0
         self._tries = 0
-        self._last: Keep | None = None
+        self._last: Retry | None = None
         self._last_start = -LEAST_INTERVAL
         self._trouble = ""
 
@@ -139,8 +139,8 @@ class LongPollWorker(Worker):
         """The first failure and each change of reason are said aloud, repeats at debug."""
         if self.shutdown.is_set:
             return
-        say = self.log.debug if trouble == self._trouble else self.log.warning
-        say("no long poll: %s", trouble)
+        write_stdout = self.log.debug if trouble == self._trouble else self.log.warning
+        write_stdout("no long poll: %s", trouble)
         self._trouble = trouble
         wait = self._poll_backoff.next(at_least)
         if self._pending is not None:
@@ -155,7 +155,7 @@ class LongPollWorker(Worker):
         except ProtoError as error:
             self._refusals.refused(None, Refuse("pattern", str(error)))
             return
-        refusal = decision.misaddressed(dispatch, self._machine_id)
+        refusal = decision.check_recipient(dispatch, self._machine_id)
         if refusal is not None:
             self._refusals.refused(dispatch, refusal)
             return
@@ -201,9 +201,9 @@ class LongPollWorker(Worker):
         outcome = self._check.outcome(pending, anew=self._tries > 0, gated=gated)
         self._settle()
         self._tries += 1
-        if self.shutdown.is_set and isinstance(outcome, Keep):
+        if self.shutdown.is_set and isinstance(outcome, Retry):
             return
-        if isinstance(outcome, Keep):
+        if isinstance(outcome, Retry):
             self._keep(pending, outcome)
         else:
             self._end(pending.dispatch, outcome)
@@ -220,14 +220,14 @@ class LongPollWorker(Worker):
 
     # -- what comes of it ---------------------------------------------------------------------
 
-    def _keep(self, pending: Pending, keep: Keep) -> None:
+    def _keep(self, pending: Pending, keep: Retry) -> None:
         wait = decision.GATE_RECHECK if keep.gated else self._try_backoff.next(at_least=keep.after)
         self._next_try = self.clock.monotonic() + wait
         held = keep.label == "hold"
         if pending.held != held:
             self._pending = replace(pending, held=held)
             self._save(self._pending)
-        if keep.is_news_after(self._last):
+        if keep.differs_from(self._last):
             self._refusals.kept(pending.dispatch, keep)
         self._last = keep
         self._publish()
@@ -235,7 +235,7 @@ class LongPollWorker(Worker):
     def _end(self, dispatch: Dispatch, outcome: Refuse | Expire | Done) -> None:
         self._pending = None
         if outcome == decision.ACCEPTED:
-            self.shutdown.wait(COURTESY)
+            self.shutdown.wait(YIELD_SECS)
         try:
             self._disk.clear()
         except StorageError as error:

@@ -13,7 +13,7 @@ from nixfleet_agent.threads.clock import Clock
 from nixfleet_agent.threads.shutdown import ShutdownToken
 from nixfleet_agent.threads.timers import Timer
 from nixfleet_agent.threads.worker import Worker
-from nixfleet_agent.trust.errors import Refusal
+from nixfleet_agent.trust.errors import VerificationError
 from nixfleet_agent.trust.verify import VerifiedFleet
 
 #: Longest that one turn may be without a sign of life: an artifact that is fetched once more for its pin, its requests
@@ -61,7 +61,7 @@ class ManifestPollWorker(Worker):
     def _update(self) -> bool:
         try:
             fleet = self._cache.fetch_fleet()
-        except (TransportError, Refusal) as error:
+        except (TransportError, VerificationError) as error:
             self._say("fleet.resolved", error)
             return False
         self._say("fleet.resolved", None)
@@ -99,8 +99,8 @@ class ManifestPollWorker(Worker):
             return
         trouble, before = _kind(error), self._troubles.get(name, "")
         if error:
-            say = self.log.debug if trouble == before else self.log.warning
-            say("%s is not updated: %s", name, error)
+            write_stdout = self.log.debug if trouble == before else self.log.warning
+            write_stdout("%s is not updated: %s", name, error)
         elif before:
             self.log.info("%s is up to date again", name)
         self._troubles[name] = trouble
@@ -110,6 +110,6 @@ def _kind(error: AgentError | None) -> str:
     """What makes two failures the same: not their text, which may tell an age that grows."""
     if error is None:
         return ""
-    if isinstance(error, Refusal):
+    if isinstance(error, VerificationError):
         return error.reason
     return error.kind if isinstance(error, TransportError) else str(error)

@@ -35,7 +35,7 @@ EVENTS = "/v1/agent/events"
 
 
 @dataclass(slots=True)
-class Lane:
+class RolloutQueue:
     """One rollout's way out: its backoff, and when (monotonic seconds) it may be tried again.
 
     ``conflict`` is the event that was answered with 409, and since when.
@@ -102,7 +102,7 @@ class Outbound(Worker):
         self._is_over = is_over
         self._backoff = (backoff_initial, backoff_max)
         self._timer = Timer(interval, clock, shutdown)
-        self._lanes: dict[str, Lane] = {}
+        self._lanes: dict[str, RolloutQueue] = {}
         self._gate = Gate()
 
     def kick(self) -> None:
@@ -130,7 +130,7 @@ class Outbound(Worker):
         ]
         return min(held, default=None)
 
-    def _send_next(self, rollout_id: str, lane: Lane) -> bool:
+    def _send_next(self, rollout_id: str, lane: RolloutQueue) -> bool:
         """Send the rollout's first event; False when it has none, or must wait."""
         self.alive()
         path = self._journal.first(rollout_id)
@@ -143,11 +143,11 @@ class Outbound(Worker):
             self._later(rollout_id, lane, str(error), lane.backoff.next())
         return True
 
-    def _new_lane(self) -> Lane:
+    def _new_lane(self) -> RolloutQueue:
         initial, maximum = self._backoff
-        return Lane(Backoff(initial, maximum), Backoff(maximum, maximum * LONG_BACKOFF))
+        return RolloutQueue(Backoff(initial, maximum), Backoff(maximum, maximum * LONG_BACKOFF))
 
-    def _send(self, rollout_id: str, lane: Lane, path: Path) -> None:
+    def _send(self, rollout_id: str, lane: RolloutQueue, path: Path) -> None:
         try:
             entry = decode(read_raw(path))
             body = self._sender.body(entry)
@@ -173,7 +173,7 @@ class Outbound(Worker):
             return
         self._judge(rollout_id, lane, path, entry.kind, answer, now)
 
-    def _judge(self, rollout_id: str, lane: Lane, path: Path, kind: str, answer: Answer, now: datetime) -> None:
+    def _judge(self, rollout_id: str, lane: RolloutQueue, path: Path, kind: str, answer: Answer, now: datetime) -> None:
         monotonic = self.clock.monotonic()
         if answer.status != 409:
             lane.conflict = None
@@ -198,11 +198,11 @@ class Outbound(Worker):
             case Disposition.MISMATCH:
                 self._gate.until = monotonic + MISMATCH_PAUSE
                 self.log.error("protocol mismatch, nothing is sent for %d s: %s", MISMATCH_PAUSE, said)
-            case Disposition.WRONG_DOOR:
+            case Disposition.MISROUTED:
                 self._later(rollout_id, lane, said, lane.long_backoff.next(), label=label, error=True)
 
     def _later(
-        self, rollout_id: str, lane: Lane, trouble: str, seconds: float, *, label: str = "", error: bool = False
+        self, rollout_id: str, lane: RolloutQueue, trouble: str, seconds: float, *, label: str = "", error: bool = False
     ) -> None:
         """Try this rollout again after ``seconds``; the first failure and each change of reason are said aloud.
 
@@ -211,13 +211,13 @@ class Outbound(Worker):
         lane.not_before = self.clock.monotonic() + seconds
         known, lane.label = lane.label, label or trouble
         if lane.label != known:
-            say = self.log.error if error else self.log.warning
-            say("an event waits: %s", trouble, extra={"rollout_id": rollout_id})
+            write_stdout = self.log.error if error else self.log.warning
+            write_stdout("an event waits: %s", trouble, extra={"rollout_id": rollout_id})
         else:
             self.log.debug("an event still waits: %s", trouble, extra={"rollout_id": rollout_id})
         lane.trouble = trouble
 
-    def _well_again(self, rollout_id: str, lane: Lane) -> None:
+    def _well_again(self, rollout_id: str, lane: RolloutQueue) -> None:
         if lane.trouble:
             self.log.info("events are delivered again", extra={"rollout_id": rollout_id})
         lane.trouble = lane.label = ""

@@ -9,7 +9,7 @@ from nixfleet_agent.artifacts.fetch import UnavailableError
 from nixfleet_agent.errors import ProtoError, StorageError, TransportError
 from nixfleet_agent.proto.dispatch import Dispatch
 from nixfleet_agent.runtime.dispatch import decision
-from nixfleet_agent.runtime.dispatch.decision import Done, Keep, Pending, Refuse
+from nixfleet_agent.runtime.dispatch.decision import Done, Pending, Refuse, Retry
 from nixfleet_agent.runtime.rollout.inputs import Answer
 from nixfleet_agent.trust import errors
 from tests.support.signing import closure_name
@@ -28,53 +28,57 @@ PENDING = Pending(DISPATCH, received_at=NOW, as_of=NOW)
 
 class Failures(unittest.TestCase):
     FINAL = (
-        errors.BadSignature,
-        errors.SchemaInvalid,
-        errors.UnsupportedSchemaVersion,
-        errors.RolloutIdMismatch,
-        errors.MissingSignedAt,
-        errors.HostNotInManifest,
-        errors.DuplicateHost,
-        errors.ClosureMismatch,
+        errors.BadSignatureError,
+        errors.SchemaInvalidError,
+        errors.UnsupportedSchemaVersionError,
+        errors.RolloutIdMismatchError,
+        errors.MissingSignedAtError,
+        errors.HostNotInManifestError,
+        errors.DuplicateHostError,
+        errors.ClosureMismatchError,
     )
     PASSING = (
-        errors.Stale,
-        errors.FutureDated,
-        errors.OlderThanAccepted,
-        errors.ClockBehind,
-        errors.FleetPinMismatch,
+        errors.StaleError,
+        errors.FutureDatedError,
+        errors.OlderThanAcceptedError,
+        errors.ClockBehindError,
+        errors.FleetPinMismatchError,
         errors.TrustFileError,
-        errors.NoTrustRoots,
-        errors.UnsupportedAlgorithm,
-        errors.RejectedBefore,
-        errors.MalformedArtifact,
-        errors.ChannelNotInFleet,
-        errors.PolicyUnknown,
-        errors.WaveNotInFleet,
+        errors.NoTrustRootsError,
+        errors.UnsupportedAlgorithmError,
+        errors.RejectedBeforeError,
+        errors.MalformedArtifactError,
+        errors.ChannelNotInFleetError,
+        errors.PolicyUnknownError,
+        errors.WaveNotInFleetError,
     )
 
     def test_every_refusal_is_in_one_of_both_lists(self) -> None:
-        kinds = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.Refusal)}
-        self.assertEqual({*self.FINAL, *self.PASSING}, kinds - {errors.Refusal})
+        kinds = {
+            kind
+            for kind in vars(errors).values()
+            if isinstance(kind, type) and issubclass(kind, errors.VerificationError)
+        }
+        self.assertEqual({*self.FINAL, *self.PASSING}, kinds - {errors.VerificationError})
 
     def test_final_ones_refuse_and_the_others_keep(self) -> None:
         for kind in self.FINAL:
             self.assertEqual(decision.of_failure(kind("why")), Refuse(kind.reason, "why"))
         for kind in self.PASSING:
-            self.assertEqual(decision.of_failure(kind("why")), Keep(kind.reason, "why"))
+            self.assertEqual(decision.of_failure(kind("why")), Retry(kind.reason, "why"))
 
     def test_the_network_passes_and_says_when_to_come_again(self) -> None:
-        self.assertEqual(decision.of_failure(TransportError("x", "timeout")), Keep("timeout", "x"))
+        self.assertEqual(decision.of_failure(TransportError("x", "timeout")), Retry("timeout", "x"))
         kept = decision.of_failure(UnavailableError("x", "status_503", 9.0))
-        self.assertEqual(kept, Keep("status_503", "x", after=9.0))
+        self.assertEqual(kept, Retry("status_503", "x", after=9.0))
 
     def test_a_pattern_is_final_and_a_local_fault_is_not(self) -> None:
         self.assertEqual(decision.of_failure(ProtoError("x")), Refuse("pattern", "x"))
-        self.assertEqual(decision.of_failure(StorageError("x")), Keep("local", "x"))
+        self.assertEqual(decision.of_failure(StorageError("x")), Retry("local", "x"))
 
     def test_another_hosts_dispatch_is_refused(self) -> None:
-        self.assertIsNone(decision.misaddressed(DISPATCH, "web-01"))
-        refusal = decision.misaddressed(DISPATCH, "web-02")
+        self.assertIsNone(decision.check_recipient(DISPATCH, "web-01"))
+        refusal = decision.check_recipient(DISPATCH, "web-02")
         self.assertEqual(refusal and refusal.label, "host")
 
 
@@ -90,9 +94,9 @@ class GatesAndAnswers(unittest.TestCase):
         self.assertEqual(decision.of_answer(Answer.ACCEPTED, ""), Done("accepted"))
         self.assertEqual(decision.of_answer(Answer.REPEAT, ""), Done("repeat"))
         self.assertEqual(
-            decision.of_answer(Answer.NOT_NOW, "rollback first"), Keep("not_now", "rollback first", gated=True)
+            decision.of_answer(Answer.NOT_NOW, "rollback first"), Retry("not_now", "rollback first", gated=True)
         )
-        self.assertIsInstance(decision.of_answer(None, ""), Keep)
+        self.assertIsInstance(decision.of_answer(None, ""), Retry)
 
 
 class Keeping(unittest.TestCase):

@@ -8,9 +8,9 @@ from typing import Any
 
 from nixfleet_agent.journal.delivery import CONFLICT_LIMIT, Disposition, disposition
 from nixfleet_agent.journal.header import Accepted
-from nixfleet_agent.runtime.rollout.dedup import Journaled, worth_an_event
-from nixfleet_agent.runtime.rollout.evaluate import Moment, event_of_tick, expected_closure, needs_probes
-from nixfleet_agent.runtime.rollout.rollouts import Host, Rollout, handed_back, prior_of_next, prunable, why_not_now
+from nixfleet_agent.runtime.rollout.dedup import Journaled, should_record
+from nixfleet_agent.runtime.rollout.evaluate import Moment, due_event, expected_closure, needs_probes
+from nixfleet_agent.runtime.rollout.rollouts import Host, Rollout, handed_back, prunable, rollback_target, why_not_now
 from nixfleet_agent.state_machine import Mode, ProbeStatus, State
 from nixfleet_agent.state_machine.events import LocalProbeResult, SubResult
 from nixfleet_agent.state_machine.timing import ProbeTimer, Timers
@@ -45,28 +45,28 @@ class WhatATickMeans(unittest.TestCase):
     def test_nothing_for_a_rollout_that_is_over_or_in_the_pipelines_hands(self) -> None:
         for state in (State.PENDING, State.ACTIVATING, State.CONVERGED, State.FAILED, State.REVERTED):
             for current in (PRIOR, TARGET, THIRD, None):
-                self.assertIsNone(event_of_tick(rollout(state), moment(current, boot_id="boot-9"), 120))
+                self.assertIsNone(due_event(rollout(state), moment(current, boot_id="boot-9"), 120))
 
     def test_arrival_of_an_adopted_rollout_that_was_under_way_there(self) -> None:
         adopted = replace(ACCEPTED, adopted_state=State.ACTIVATING)
-        self.assertIsNone(event_of_tick(rollout(State.ACTIVATING, accepted=adopted), moment(THIRD), 120))
-        arrived = event_of_tick(rollout(State.ACTIVATING, accepted=adopted), moment(TARGET), 120)
+        self.assertIsNone(due_event(rollout(State.ACTIVATING, accepted=adopted), moment(THIRD), 120))
+        arrived = due_event(rollout(State.ACTIVATING, accepted=adopted), moment(TARGET), 120)
         assert arrived is not None
         self.assertEqual((arrived.kind, arrived.at), ("ActivationCompleted", at(2000)))
 
     def test_a_deferred_one_that_booted_into_something_else_failed(self) -> None:
         deferred = rollout(State.DEFERRED, deferred_boot_id="boot-1")
-        self.assertIsNone(event_of_tick(deferred, moment(PRIOR), 120))
-        self.assertIsNone(event_of_tick(deferred, moment(None, boot_id="boot-2"), 120))
-        failed: Any = event_of_tick(deferred, moment(PRIOR, boot_id="boot-2"), 120)
+        self.assertIsNone(due_event(deferred, moment(PRIOR), 120))
+        self.assertIsNone(due_event(deferred, moment(None, boot_id="boot-2"), 120))
+        failed: Any = due_event(deferred, moment(PRIOR, boot_id="boot-2"), 120)
         self.assertEqual((failed.kind, failed.exit_code, failed.observed_at_failure), ("ActivationFailed", -1, PRIOR))
         self.assertIsNone(
-            event_of_tick(rollout(State.DEFERRED), moment(PRIOR, boot_id="boot-2"), 120), "which boot is not known"
+            due_event(rollout(State.DEFERRED), moment(PRIOR, boot_id="boot-2"), 120), "which boot is not known"
         )
 
     def test_a_sustained_failure_names_what_was_applied_and_what_ran(self) -> None:
         timers = Timers(0.0, {"web": ProbeTimer(ProbeStatus.FAIL, 10.0, 2)})
-        failed: Any = event_of_tick(rollout(State.SOAKING, timers), moment(TARGET, monotonic=135.9), 120)
+        failed: Any = due_event(rollout(State.SOAKING, timers), moment(TARGET, monotonic=135.9), 120)
         self.assertEqual(
             (failed.failing_probes, failed.sustained_duration_secs, failed.policy_applied, failed.observed_at_failure),
             (("web",), 125, ROLLBACK, TARGET),
@@ -75,7 +75,7 @@ class WhatATickMeans(unittest.TestCase):
     def test_a_convergence_is_never_stamped_before_the_end_of_the_soak(self) -> None:
         timers = Timers(0.0, {"web": ProbeTimer(ProbeStatus.PASS)})
         for now, stamped in ((2000, 2000), (500, 1000)):
-            converged: Any = event_of_tick(rollout(State.SOAKING, timers), moment(TARGET, now=now), 120)
+            converged: Any = due_event(rollout(State.SOAKING, timers), moment(TARGET, now=now), 120)
             self.assertEqual((converged.converged_at, converged.current_closure), (at(stamped), TARGET))
 
     def test_what_ought_to_run(self) -> None:
@@ -114,17 +114,17 @@ class BetweenRollouts(unittest.TestCase):
         return Rollout(record(state, rollout_id=name, **changes), accepted)
 
     def test_what_runs_is_the_way_back(self) -> None:
-        self.assertEqual(prior_of_next(Host(), THIRD), (THIRD, False))
+        self.assertEqual(rollback_target(Host(), THIRD), (THIRD, False))
         host = self.host(self.numbered(1, State.CONVERGED), active="stable@1")
-        self.assertEqual(prior_of_next(host, TARGET), (TARGET, False))
-        self.assertEqual(prior_of_next(host, None), (None, False))
+        self.assertEqual(rollback_target(host, TARGET), (TARGET, False))
+        self.assertEqual(rollback_target(host, None), (None, False))
 
     def test_unless_it_failed_here_and_was_never_taken_back(self) -> None:
         failed, heir = self.numbered(1, State.FAILED), self.numbered(2, State.ACTIVATING, target_closure=THIRD)
-        self.assertEqual(prior_of_next(self.host(failed, active="stable@1"), TARGET), (PRIOR, True))
-        self.assertEqual(prior_of_next(self.host(failed, active="stable@1"), THIRD), (PRIOR, True))
-        self.assertEqual(prior_of_next(self.host(failed, heir, active="stable@2"), TARGET), (PRIOR, True))
-        self.assertEqual(prior_of_next(self.host(failed, heir, active="stable@2"), THIRD), (THIRD, False))
+        self.assertEqual(rollback_target(self.host(failed, active="stable@1"), TARGET), (PRIOR, True))
+        self.assertEqual(rollback_target(self.host(failed, active="stable@1"), THIRD), (PRIOR, True))
+        self.assertEqual(rollback_target(self.host(failed, heir, active="stable@2"), TARGET), (PRIOR, True))
+        self.assertEqual(rollback_target(self.host(failed, heir, active="stable@2"), THIRD), (THIRD, False))
 
     def test_a_dispatch_waits_for_one_attempt_of_an_owed_rollback(self) -> None:
         host = self.host(self.numbered(1, State.FAILED), active="stable@1")
@@ -168,10 +168,10 @@ class WorthAnEvent(unittest.TestCase):
         return made
 
     def worth(self, result: LocalProbeResult, after: float, queued: bool = False, **last: Any) -> bool:
-        return worth_an_event(Journaled(self.result(**last), 100.0), result, 100.0 + after, 60.0, queued)
+        return should_record(Journaled(self.result(**last), 100.0), result, 100.0 + after, 60.0, queued)
 
     def test_the_first_one_is(self) -> None:
-        self.assertTrue(worth_an_event(None, self.result(), 0.0, 60.0, True))
+        self.assertTrue(should_record(None, self.result(), 0.0, 60.0, True))
 
     def test_an_unchanged_one_is_after_the_interval_and_when_none_waits(self) -> None:
         for after, queued, worth in ((0, False, False), (59.9, False, False), (60, False, True), (9999, True, False)):
@@ -199,13 +199,13 @@ class WhatAnAnswerMeans(unittest.TestCase):
             Disposition.REFUSED: {400, 413, 415, 422},
             Disposition.MISMATCH: {426},
         }
-        meanings[Disposition.WRONG_DOOR] = set(range(100, 600)) - set().union(*meanings.values())
+        meanings[Disposition.MISROUTED] = set(range(100, 600)) - set().union(*meanings.values())
         for meaning, statuses in meanings.items():
             for status in statuses:
                 for over in (True, False):
                     with self.subTest(status=status, over=over):
                         self.assertIs(disposition(status, 0.0, over), meaning)
-        self.assertLessEqual({301, 302, 307, 401, 403, 404, 410}, meanings[Disposition.WRONG_DOOR])
+        self.assertLessEqual({301, 302, 307, 401, 403, 404, 410}, meanings[Disposition.MISROUTED])
 
     def test_a_conflict_is_given_up_after_a_day_and_only_when_its_rollout_is_over(self) -> None:
         for seconds, over, meaning in (

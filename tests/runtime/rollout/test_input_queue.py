@@ -146,7 +146,7 @@ class EverythingAtOnce(unittest.TestCase):
     WORKERS, EVENTS = 4, 40
 
     def test_no_input_is_lost_no_order_changed_and_every_thread_ends(self) -> None:
-        chance = random.Random(4)
+        rng = random.Random(4)
         host = TestHost(self)
         host.capacity = 2
         host.start()
@@ -157,15 +157,15 @@ class EverythingAtOnce(unittest.TestCase):
 
         def until_over(act: Callable[[], object]) -> Callable[[], None]:
             def body() -> None:
-                while not over.wait(chance.random() * 0.002):
+                while not over.wait(rng.random() * 0.002):
                     act()
 
             return body
 
         def disk(step: str, path: Path) -> None:
-            over.wait(chance.random() * 0.001)
-            if threading.current_thread().name == "reducer" and chance.random() < 0.05:
-                raise OSError(chance.choice((errno.EIO, errno.ENOSPC)), "refused by the test")
+            over.wait(rng.random() * 0.001)
+            if threading.current_thread().name == "reducer" and rng.random() < 0.05:
+                raise OSError(rng.choice((errno.EIO, errno.ENOSPC)), "refused by the test")
 
         def tells(number: int) -> None:
             for event in range(self.EVENTS):
@@ -191,7 +191,7 @@ class EverythingAtOnce(unittest.TestCase):
                     deliver,
                     host.journal.rescan_queue,
                     lambda: host.inputs.put_latest(AdvanceTick(TARGET)),
-                    lambda: host.inputs.put(ReplayRequested(("stable@aa",), chance.randrange(100))),
+                    lambda: host.inputs.put(ReplayRequested(("stable@aa",), rng.randrange(100))),
                     lambda: host.clock.advance(1),
                 )
             ]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from nixfleet_agent.journal import header as seq_zero
+from nixfleet_agent.journal import header
 from nixfleet_agent.journal.entries import Entry, decode, entry_of
 from nixfleet_agent.journal.header import DISPATCH_KIND, Accepted
 from nixfleet_agent.journal.journal import Journal
@@ -50,7 +50,7 @@ class ByState(Case):
                 host = self.host = TestHost(self)
                 host.start()
                 host.stop()
-                entry = seq_zero.accepted(host.acceptance(R, TARGET), 1, PRIOR)
+                entry = header.accepted(host.acceptance(R, TARGET), 1, PRIOR)
                 host.journal.accept(
                     Entry(
                         seq=0,

@@ -72,7 +72,7 @@ class WorkerTestCase(IdentityTestCase):
             self.clock,
             self.status,
             enrollment_refused=self.refusals.append,
-            chance=random.Random(7),
+            rng=random.Random(7),
         )
         self.worker = worker
         logging.getLogger(LOGGER).setLevel(logging.DEBUG)
@@ -218,9 +218,9 @@ class Renewing(WorkerTestCase):
         self.start(self.config())
         self.server.route(*PROOF, Reset(), Reset(), Reset(), Reset(), Reply(200))
         self.run_for(30)
-        self.assertTrue(install.unproven(self.cert_path))
+        self.assertTrue(install.is_unverified(self.cert_path))
         self.run_for(180)
-        self.assertFalse(install.unproven(self.cert_path))
+        self.assertFalse(install.is_unverified(self.cert_path))
         self.assertEqual(1, len(self.asked(RENEW)))
 
     def test_a_kick_in_the_middle_of_a_failing_try_makes_one_more_and_no_hot_loop(self) -> None:
