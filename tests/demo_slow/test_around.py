@@ -109,7 +109,7 @@ class NobodyListens(DemoCase):
         self.assertFalse(self.folder.exists())
 
 
-class CachedArtifact(DemoCase):
+class KeptRunning(DemoCase):
     def test_every_line_that_it_prints_works_when_it_is_pasted(self) -> None:
         process = self.start("--agents", "2", "--keep")
         output = self.until(process, "The status page:")
@@ -221,13 +221,17 @@ class Elsewhere(DemoCase):
         self.assertRegex(done.stderr, r"^nixfleet-agent: \S+ has 1 MiB free, \d+ are needed: choose another --dir\n$")
 
     def test_a_disk_that_becomes_full_on_the_way_ends_it_with_one_line_and_no_files(self) -> None:
+        """The demo is stopped while the disk is filled, so that it always meets the full disk at the same step."""
         place = self.outer / "filling"
         place.mkdir()
+        os.mkfifo(self.outer / "said")
         script = (
             f"mount -t tmpfs -o size=70m none {place} || exit 99; mkdir {place}/demo; "
-            f"( while [ ! -e {place}/demo/demo.lock ]; do :; done; head -c 70m /dev/zero >{place}/rest ) 2>/dev/null & "
-            f"{sys.executable} -m nixfleet_agent demo --agents 1 --dir {place}/demo >/dev/null; code=$?; "
-            f"ls -A {place}/demo; exit $code"
+            f"{sys.executable} -m nixfleet_agent demo --agents 1 --dir {place}/demo >{self.outer}/said & demo=$!; "
+            f"exec 3<{self.outer}/said; "
+            'while read -r line <&3; do case $line in *"making keys"*) break ;; esac; done; '
+            f"kill -STOP $demo; head -c 70m /dev/zero >{place}/rest 2>/dev/null; kill -CONT $demo; "
+            f"cat <&3 >/dev/null; wait $demo; code=$?; ls -A {place}/demo; exit $code"
         )
         done = self.contained("unshare", "--user", "--map-root-user", "--mount", script=script)
         if done.returncode == 99:
