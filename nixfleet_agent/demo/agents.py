@@ -22,7 +22,7 @@ import nixfleet_agent
 from nixfleet_agent import durable
 from nixfleet_agent.demo.closures import HOST_VARIABLE, STORE, run_nix
 from nixfleet_agent.demo.errors import DemoError
-from nixfleet_agent.demo.logs import LogTail, VerificationError, refusal
+from nixfleet_agent.demo.logs import LoggedRefusal, LogTail, refusal
 from nixfleet_agent.identity.host_key import HostKey, from_private
 from nixfleet_agent.proto.ids import CLOSURE
 from nixfleet_agent.threads.interrupts import held
@@ -184,7 +184,7 @@ class Host:
         lines = list(LogTail(self.log_file).new_lines())
         return str(lines[-1].get("message")) if lines else "nothing"
 
-    def new_refusals(self) -> list[VerificationError]:
+    def new_refusals(self) -> list[LoggedRefusal]:
         """What the agent has refused since the last call."""
         found = (refusal(self.name, line) for line in self._log.new_lines())
         return [each for each in found if each is not None]

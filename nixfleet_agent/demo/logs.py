@@ -13,7 +13,7 @@ _REFUSING = ("nixfleet_agent.longpoll", "nixfleet_agent.manifest_poll")
 
 
 @dataclass(frozen=True, slots=True)
-class VerificationError:
+class LoggedRefusal:
     """What an agent would not do: the label of the reason, and the sentence that it logged."""
 
     hostname: str
@@ -45,8 +45,8 @@ class LogTail:
             yield value if isinstance(value, dict) else {"message": str(value)}
 
 
-def refusal(hostname: str, line: dict[str, Any]) -> VerificationError | None:
+def refusal(hostname: str, line: dict[str, Any]) -> LoggedRefusal | None:
     """The refusal that a line of a log tells of."""
     if line.get("logger") not in _REFUSING or not isinstance(line.get("reason"), str):
         return None
-    return VerificationError(hostname, line["reason"], str(line.get("message", "")))
+    return LoggedRefusal(hostname, line["reason"], str(line.get("message", "")))

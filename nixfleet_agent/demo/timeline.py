@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nixfleet_agent.demo.logs import VerificationError
+from nixfleet_agent.demo.logs import LoggedRefusal
 from nixfleet_agent.local_cp.happenings import Notification
 from nixfleet_agent.state_machine import State
 from nixfleet_agent.text import printable
@@ -53,7 +53,7 @@ class Timeline:
         self._versions: dict[str, str] = {}
         self._rollouts: dict[str, Rollout] = {}
         self._changes: dict[str, float] = {}
-        self._refusals: list[VerificationError] = []
+        self._refusals: list[LoggedRefusal] = []
         self._halted: dict[str, str] = {}
         self._show = show
 
@@ -86,7 +86,7 @@ class Timeline:
             return dict(self._halted)
 
     @property
-    def refusals(self) -> tuple[VerificationError, ...]:
+    def refusals(self) -> tuple[LoggedRefusal, ...]:
         """Oldest first."""
         with self._changed:
             return tuple(self._refusals)
@@ -128,7 +128,7 @@ class Timeline:
             self._states.clear()
             self._kinds.clear()
 
-    def refuse(self, refusal: VerificationError) -> None:
+    def refuse(self, refusal: LoggedRefusal) -> None:
         """An agent has refused something; a reason that it gave before is no news."""
         with self._changed:
             known = any((r.hostname, r.reason) == (refusal.hostname, refusal.reason) for r in self._refusals)

@@ -19,7 +19,7 @@ from rich.console import Console
 from nixfleet_agent.demo.closures import Release
 from nixfleet_agent.demo.fleet import DemoFleet
 from nixfleet_agent.demo.live import Live
-from nixfleet_agent.demo.logs import VerificationError
+from nixfleet_agent.demo.logs import LoggedRefusal
 from nixfleet_agent.demo.timeline import Timeline
 from nixfleet_agent.demo.view import Lines, view_on
 from nixfleet_agent.local_cp.happenings import Notification
@@ -123,8 +123,8 @@ class Picture(unittest.TestCase):
         fleet.hosts["web-001"] = ShownHost("c2", ["1.json", "2.json"])
         self.happened("web-001", State.FAILED)
         self.happened("", None, "Halted", reason="halted: failed on web-001")
-        self.timeline.refuse(VerificationError("web-002", "stale", "a Dispatch was refused: too old"))
-        self.timeline.refuse(VerificationError("web-003", "stale", "a Dispatch was refused: too old"))
+        self.timeline.refuse(LoggedRefusal("web-002", "stale", "a Dispatch was refused: too old"))
+        self.timeline.refuse(LoggedRefusal("web-003", "stale", "a Dispatch was refused: too old"))
         drawn = self.draw(fleet)
         self.assertTrue(
             any("web-001" in line and "v2" in line and "✗ Failed" in line and "2" in line for line in drawn)
@@ -145,7 +145,7 @@ class Picture(unittest.TestCase):
                     for name in fleet.names:
                         for letter in "abcde":
                             self.happened(name, State.ACTIVATING, rollout_id=f"stable@{letter}")
-                        self.timeline.refuse(VerificationError(name, "bad_signature", "long words " * 30))
+                        self.timeline.refuse(LoggedRefusal(name, "bad_signature", "long words " * 30))
                     self.timeline.note("it goes on")
                     drawn = self.draw(fleet, width, height)
                     self.assertLess(len(drawn), height, "\n".join(drawn))
@@ -172,7 +172,7 @@ class Picture(unittest.TestCase):
 
     def test_what_agents_say_can_not_drive_the_terminal(self) -> None:
         fleet = self.fleet(1)
-        self.timeline.refuse(VerificationError("web-001", "stale", "\x1b[2Jgone\n[bold]not markup[/bold]"))
+        self.timeline.refuse(LoggedRefusal("web-001", "stale", "\x1b[2Jgone\n[bold]not markup[/bold]"))
         drawn = "\n".join(self.draw(fleet))
         self.assertNotIn("\x1b", drawn)
         self.assertIn("[bold]not markup[/bold]", drawn)

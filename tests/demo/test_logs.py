@@ -7,7 +7,7 @@ import tempfile
 import unittest
 from pathlib import Path
 
-from nixfleet_agent.demo.logs import LogTail, VerificationError, refusal
+from nixfleet_agent.demo.logs import LoggedRefusal, LogTail, refusal
 
 
 class Following(unittest.TestCase):
@@ -40,7 +40,7 @@ class Following(unittest.TestCase):
 class Refusals(unittest.TestCase):
     def test_only_those_who_judge_what_is_served_refuse(self) -> None:
         line = {"logger": "nixfleet_agent.longpoll", "reason": "stale", "message": "too old"}
-        self.assertEqual(refusal("web-01", line), VerificationError("web-01", "stale", "too old"))
+        self.assertEqual(refusal("web-01", line), LoggedRefusal("web-01", "stale", "too old"))
         for change in ({"logger": "nixfleet_agent.probe"}, {"reason": None}):
             with self.subTest(json.dumps(change)):
                 self.assertIsNone(refusal("web-01", line | change))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from nixfleet_agent.demo.fleet import DemoFleet
-from nixfleet_agent.demo.logs import VerificationError
+from nixfleet_agent.demo.logs import LoggedRefusal
 from nixfleet_agent.demo.report import LISTED, Outcome, lines
 from nixfleet_agent.demo.scenario import load
 from nixfleet_agent.demo.timeline import Timeline
@@ -40,8 +40,8 @@ class Report(unittest.TestCase):
 
     def test_each_reason_to_refuse_is_told_once_and_of_whom(self) -> None:
         for name in ("web-1", "web-2", "web-1"):
-            self.timeline.refuse(VerificationError(name, "bad_signature", "words"))
-        self.timeline.refuse(VerificationError("web-2", "stale", "words"))
+            self.timeline.refuse(LoggedRefusal(name, "bad_signature", "words"))
+        self.timeline.refuse(LoggedRefusal("web-2", "stale", "words"))
         told = self.told()
         self.assertEqual(
             [line for line in told if "refused" in line],
