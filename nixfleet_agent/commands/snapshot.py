@@ -10,6 +10,9 @@ from nixfleet_agent.proto.times import parse_time
 from nixfleet_agent.telemetry.status_socket import AgentNotRunningError, ask
 from nixfleet_agent.threads.clock import SystemClock
 
+#: The version of `conf/schemas/status.schema.json`: fields are added within it, and never mean something else.
+SCHEMA_VERSION = 1
+
 
 def snapshot_of(config: Config) -> dict[str, Any]:
     """The sections of the status board as JSON values, and ``running``; ``not_running`` says why it is not.
@@ -30,6 +33,7 @@ def snapshot_of(config: Config) -> dict[str, Any]:
         sections |= {"running": False, "not_running": str(error), "holder_pid": holder(config.state_dir)}
     sections["quarantine"] = [entry for entry in sections.get("quarantine") or () if _in_force(entry, config)]
     sections.setdefault("machine_id", config.machine_id)
+    sections["schema_version"] = SCHEMA_VERSION
     return sections
 
 

@@ -34,10 +34,15 @@ _STAMPS = {
 def configure(parser: Parser) -> None:
     parser.details("While it does not run, what its files say.")
     parser.example("nixfleet-agent status", "nixfleet-agent status --json")
+    parser.add_argument(
+        "--check", action="store_true", help="one line for monitoring; exit 0 good, 1 warning, 2 critical"
+    )
 
 
 def run(call: Invocation) -> int:
     snapshot = snapshot_of(call.config)
+    if call.options.check:
+        return _check(call, snapshot)
     if call.json:
         call.print_json(snapshot)
         return EXIT_OK
@@ -57,6 +62,18 @@ def run(call: Invocation) -> int:
         probes = [_probe_row(name, probe, now) for name, probe in sorted(record["probes"].items())]
         call.table(("PROBE", "MODE", "RESULT", "LAST RUN", "REASON"), probes)
     return EXIT_OK
+
+
+def _check(call: Invocation, snapshot: Snapshot) -> int:
+    from nixfleet_agent.commands.health import judge
+
+    verdict = judge(snapshot, SystemClock().now())
+    if call.json:
+        findings = [{"level": finding.level.name, "text": finding.text} for finding in verdict.findings]
+        call.print_json({"level": verdict.level.name, "summary": verdict.summary, "findings": findings})
+    else:
+        call.print(verdict.line)
+    return int(verdict.level)
 
 
 def _lines(snapshot: Snapshot, now: datetime) -> Iterator[tuple[str, str, str]]:

@@ -30,6 +30,7 @@ _nixfleet_agent() {
         run) words="--control-plane-url --machine-id --trust-file --ca-cert --client-cert --client-key --bootstrap-token-file
             --state-dir --ssh-host-key-file --health-checks-file --manifest-freshness-window-secs
             --renewal-threshold-fraction $common" ;;
+        status) words="--check $common" ;;
         check) words="--print-config --offline $common" ;;
         history) words="--list --verify $common" ;;
         hold) words="--reason --until $common" ;;

@@ -50,6 +50,7 @@ complete -c nixfleet-agent -n '__nixfleet_agent_told run' -l health-checks-file 
 complete -c nixfleet-agent -n '__nixfleet_agent_told run' -l manifest-freshness-window-secs -x -d 'how old a signed release may be'
 complete -c nixfleet-agent -n '__nixfleet_agent_told run' -l renewal-threshold-fraction -x -d 'renew below this part of the life of the certificate'
 
+complete -c nixfleet-agent -n '__nixfleet_agent_told status' -l check -d 'one line for monitoring'
 complete -c nixfleet-agent -n '__nixfleet_agent_told check' -l print-config -d 'each key, its value, and where it comes from'
 complete -c nixfleet-agent -n '__nixfleet_agent_told check' -l offline -d 'do not call the control plane'
 complete -c nixfleet-agent -n '__nixfleet_agent_told history' -l list -d 'one line for each rollout'
