@@ -50,13 +50,17 @@ class TrustStore:
             TrustFileError: it is missing or invalid. A file that was good once does not count any more: whoever
                 damaged it may have wanted to take a key away.
         """
+        news: tuple[str, ...] = ()
         with self._lock:
             stamp = _stamp_of(self._trust_path)
             if self._roots is None or stamp != self._stamp:
                 self._roots = None
                 self._roots = parse_trust(_read(self._trust_path), f"the trust file {self._trust_path}")
-                self._stamp = stamp
-            return self._roots
+                self._stamp, news = stamp, self._roots.warnings
+            roots = self._roots
+        for warning in news:
+            log.warning("%s", warning)
+        return roots
 
     def problem(self) -> str | None:
         """Why nothing can be verified now, for status; None when the file is good."""

@@ -89,6 +89,8 @@ def trust_file(config: Config, clock: Clock) -> Iterator[Finding]:
         return
     if warning := _writable_by_others(config.trust_file):
         yield Finding("trust file", FAIL, warning)
+    for skipped in roots.warnings:
+        yield Finding("trust file", WARN, skipped)
     active = roots.ci_release_key.active(clock.now())
     usable = [f"{slot} ({key.algorithm})" for slot, key in active if key.supported]
     unusable = [f"{slot} ({key.algorithm})" for slot, key in active if not key.supported]

@@ -236,20 +236,18 @@ def _json(body: bytes, path: Path) -> Any:
 
 
 def _edges(fleet: Mapping[str, Any], name: str) -> tuple[tuple[str, str], ...]:
-    return tuple((str(entry["gated"]), str(entry["gates"])) for entry in fleet.get(name) or ())
+    """(gated, gates) of each edge; older fleets write `after` and `before`."""
+    return tuple(
+        (str(entry["gated"] if "gated" in entry else entry["after"]), str(entry.get("gates") or entry["before"]))
+        for entry in fleet.get(name) or ()
+    )
 
 
 def _budget(entry: Mapping[str, Any], hosts: Mapping[str, Mapping[str, Any]]) -> Budget:
-    """A budget names hosts, or selects them by tag, channel or all; one that limits nothing allows everything."""
+    """A budget names hosts or selects them; one that limits nothing allows everything."""
     selector = entry.get("selector") or {}
-    tags = {str(tag) for tag in selector.get("tags") or ()}
     chosen = {
-        name
-        for name, host in hosts.items()
-        if name in (entry.get("hosts") or ())
-        or selector.get("all") is True
-        or tags & set(host["tags"])
-        or selector.get("channel") == host["channel"]
+        name for name, host in hosts.items() if name in (entry.get("hosts") or ()) or _selects(selector, name, host)
     }
     limits = [len(chosen)]
     if isinstance(entry.get("maxInFlight"), int):
@@ -257,3 +255,19 @@ def _budget(entry: Mapping[str, Any], hosts: Mapping[str, Mapping[str, Any]]) ->
     if isinstance(entry.get("maxInFlightPct"), int):
         limits.append(max(1, len(chosen) * entry["maxInFlightPct"] // 100))
     return Budget(frozenset(chosen), min(limits))
+
+
+def _selects(selector: Mapping[str, Any], name: str, host: Mapping[str, Any]) -> bool:
+    """`not` goes before `and`, and both before the rest, of which any may hold."""
+    if selector.get("not") is not None:
+        return not _selects(selector["not"], name, host)
+    if selector.get("and"):
+        return all(_selects(part, name, host) for part in selector["and"])
+    tags, of_host = set(selector.get("tags") or ()), set(host.get("tags") or ())
+    return (
+        selector.get("all") is True
+        or name in (selector.get("hosts") or ())
+        or selector.get("channel") == host["channel"]
+        or (bool(tags) and tags <= of_host)
+        or bool(of_host & set(selector.get("tagsAny") or ()))
+    )

@@ -1,4 +1,7 @@
-"""`fleet.resolved` as types: what the agent reads of the signed fleet, and nothing that it does not.
+"""`fleet.resolved` as types: what the agent acts on of the signed fleet, strictly, and nothing that it does not.
+
+Fleets in the field are of every age: a field that nothing here depends on may have any form, or be missing. The table
+in `packaging/docs/protocol.md` names what is read.
 
 Thousands of hosts are checked in bulk and kept as they were parsed; one becomes a type when it is asked for.
 """
@@ -9,7 +12,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from types import NoneType
 from typing import Any
 
 from nixfleet_agent.proto import schemas
@@ -20,10 +22,14 @@ from nixfleet_agent.text import printable
 #: The only version of the artifacts that this agent reads.
 SCHEMA_VERSION = 1
 
+#: The strategy whose channels need no waves: all of a channel's hosts are one.
+ALL_AT_ONCE = "all-at-once"
+#: What a policy that says nothing of failures means: the declared default of the option that fleets are made from.
+DEFAULT_ON_HEALTH_FAILURE = "rollback-and-halt"
+
 #: A number of minutes that overflows a timedelta is as good as for ever.
 _LONGEST_MINUTES = 100 * 366 * 24 * 60
 _CHANNEL = re.compile(r"[a-z0-9_-]{1,64}")
-_OPTIONAL_TEXT = frozenset({str, NoneType})
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,23 +43,19 @@ class Meta:
     @classmethod
     def parse(cls, value: Mapping[str, Any]) -> Meta:
         """Raises ProtoError for a ``signedAt`` that is no timestamp."""
-        signed_at = value.get("signedAt")
+        signed_at, commit = value.get("signedAt"), value.get("ciCommit")
         return cls(
             schema_version=value.get("schemaVersion"),
             signed_at=None if signed_at is None else parse_time(signed_at),
-            ci_commit=value.get("ciCommit"),
+            ci_commit=commit if isinstance(commit, str) else None,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class FleetHost:
-    """One host's entry."""
+    """One host's entry: what it is allowed to run comes by this channel and no other."""
 
-    system: str
-    tags: tuple[str, ...]
     channel: str
-    closure_hash: str | None
-    pubkey: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,6 @@ class Channel:
 
     rollout_policy: str
     freshness_window: timedelta
-    frameworks: tuple[str, ...]
-    compliance_mode: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,11 @@ class Wave:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """The signed intent for all hosts. ``policies`` maps a policy's name to its ``onHealthFailure``, as signed."""
+    """The signed intent for all hosts. ``policies`` maps a policy's name to its ``onHealthFailure``, as signed.
+
+    ``waves`` has every wave that a host may be in: where the document has none for a channel with an all-at-once
+    policy, that is one of all of the channel's hosts.
+    """
 
     schema_version: int
     channels: Mapping[str, Channel]
@@ -96,16 +100,16 @@ class Fleet:
         if not isinstance(value, dict):
             raise SchemaError(f"{what} is not a JSON object")
         schemas.check("fleet", _outer(value), what)
-        hosts = value["hosts"]
+        hosts, policies = value["hosts"], value.get("rolloutPolicies") or {}
         _check_hosts(hosts, what)
-        for name in ("edges", "channelEdges", "disruptionBudgets"):
-            if any(entry.__class__ is not dict for entry in value.get(name) or ()):
-                raise SchemaError(f"{what}: {name} has an entry that is not an object")
+        channels = {name: _channel(name, entry, what) for name, entry in value["channels"].items()}
         return cls(
             schema_version=value["schemaVersion"],
-            channels={name: _channel(name, entry, what) for name, entry in value["channels"].items()},
-            policies={name: entry["onHealthFailure"] for name, entry in (value.get("rolloutPolicies") or {}).items()},
-            waves={name: _waves(name, entries, what) for name, entries in (value.get("waves") or {}).items()},
+            channels=channels,
+            policies={
+                name: entry.get("onHealthFailure") or DEFAULT_ON_HEALTH_FAILURE for name, entry in policies.items()
+            },
+            waves=_all_waves(value.get("waves") or {}, channels, policies, hosts, what),
             channels_in_use=frozenset(entry["channel"] for entry in hosts.values()),
             meta=Meta.parse(value["meta"]),
             hosts=hosts,
@@ -114,15 +118,7 @@ class Fleet:
     def host(self, name: str) -> FleetHost | None:
         """The entry of one host, or None where the fleet does not have it."""
         entry = self.hosts.get(name)
-        if entry is None:
-            return None
-        return FleetHost(
-            system=entry["system"],
-            tags=tuple(entry["tags"]),
-            channel=entry["channel"],
-            closure_hash=entry.get("closureHash"),
-            pubkey=entry.get("pubkey"),
-        )
+        return None if entry is None else FleetHost(channel=entry["channel"])
 
     @property
     def freshness_window(self) -> timedelta:
@@ -135,9 +131,6 @@ def _outer(value: dict[str, Any]) -> dict[str, Any]:
     outer = dict(value)
     if isinstance(value.get("hosts"), dict):
         outer["hosts"] = {}
-    for name in ("edges", "channelEdges", "disruptionBudgets"):
-        if isinstance(value.get(name), list):
-            outer[name] = []
     waves = value.get("waves")
     if isinstance(waves, dict):
         outer["waves"] = {name: _outer_waves(entries) for name, entries in waves.items()}
@@ -154,18 +147,12 @@ def _outer_waves(entries: Any) -> Any:
 
 
 def _check_hosts(hosts: Mapping[str, Any], what: str) -> None:
-    """All entries at once by the set of types that each field has; only a fault is looked for one by one."""
+    """Type-check in bulk; locate the error on failure."""
     entries = hosts.values()
     try:
-        good = (
-            {entry.__class__ for entry in entries} <= {dict}
-            and {entry["system"].__class__ for entry in entries} <= {str}
-            and {entry["channel"].__class__ for entry in entries} <= {str}
-            and {entry["tags"].__class__ for entry in entries} <= {list}
-            and {tag.__class__ for entry in entries for tag in entry["tags"]} <= {str}
-            and {entry.get("closureHash").__class__ for entry in entries} <= _OPTIONAL_TEXT
-            and {entry.get("pubkey").__class__ for entry in entries} <= _OPTIONAL_TEXT
-        )
+        good = {entry.__class__ for entry in entries} <= {dict} and {
+            entry["channel"].__class__ for entry in entries
+        } <= {str}
     except KeyError:
         good = False
     if not good:
@@ -177,38 +164,68 @@ def _bad_hosts(hosts: Mapping[str, Any]) -> Iterator[str]:
         shown = f"hosts.{printable(name, 80)}"
         if not isinstance(entry, dict):
             yield f"{shown} is not an object"
-            continue
-        for key in ("system", "channel"):
-            if not isinstance(entry.get(key), str):
-                yield f"{shown}.{key} is not a string"
-        if not _is_list_of_text(entry.get("tags")):
-            yield f"{shown}.tags is not a list of strings"
-        for key in ("closureHash", "pubkey"):
-            if entry.get(key).__class__ not in _OPTIONAL_TEXT:
-                yield f"{shown}.{key} is not a string"
+        elif not isinstance(entry.get("channel"), str):
+            yield f"{shown}.channel is not a string"
 
 
 def _channel(name: str, entry: Mapping[str, Any], what: str) -> Channel:
     if not _CHANNEL.fullmatch(name):
         # It becomes part of a rollout id, and with it of a file name.
         raise SchemaError(f"{what}: {printable(name, 80)!r} is not a valid channel name")
-    compliance = entry.get("compliance") or {}
     return Channel(
         rollout_policy=entry["rolloutPolicy"],
-        freshness_window=timedelta(minutes=min(entry["freshnessWindow"], _LONGEST_MINUTES)),
-        frameworks=tuple(compliance.get("frameworks") or ()),
-        compliance_mode=compliance.get("mode"),
+        freshness_window=timedelta(minutes=_minutes(entry["freshnessWindow"])),
     )
 
 
-def _waves(channel: str, entries: Iterable[Mapping[str, Any]], what: str) -> tuple[Wave, ...]:
+def _all_waves(
+    listed: Mapping[str, Any],
+    channels: Mapping[str, Channel],
+    policies: Mapping[str, Any],
+    hosts: Mapping[str, Any],
+    what: str,
+) -> dict[str, tuple[Wave, ...]]:
+    waves = {name: _waves(name, entries or (), hosts, what) for name, entries in listed.items()}
+    for name, channel in channels.items():
+        policy = policies.get(channel.rollout_policy) or {}
+        if not waves.get(name) and policy.get("strategy") == ALL_AT_ONCE:
+            members = tuple(sorted(host for host, entry in hosts.items() if entry["channel"] == name))
+            waves[name] = (Wave(members, _own_soak(channel.rollout_policy, policy, what)),)
+    return waves
+
+
+def _waves(channel: str, entries: Iterable[Mapping[str, Any]], hosts: Mapping[str, Any], what: str) -> tuple[Wave, ...]:
     waves = []
     for index, entry in enumerate(entries):
-        if not _is_list_of_text(entry["hosts"]):
-            raise SchemaError(f"{what}: waves.{printable(channel, 80)}[{index}].hosts is not a list of strings")
-        waves.append(Wave(tuple(entry["hosts"]), min(int(entry["soakMinutes"]), _LONGEST_MINUTES)))
+        where = f"{what}: waves.{printable(channel, 80)}[{index}]"
+        named = entry["hosts"]
+        if {item.__class__ for item in named} - {str}:
+            raise SchemaError(f"{where}.hosts is not a list of strings")
+        stranger = next((name for name in named if name not in hosts), None)
+        if stranger is not None:
+            raise SchemaError(f"{where} names {printable(stranger, 80)}, a host of no channel")
+        waves.append(Wave(tuple(named), _minutes(entry["soakMinutes"])))
     return tuple(waves)
 
 
-def _is_list_of_text(value: object) -> bool:
-    return isinstance(value, list) and {item.__class__ for item in value} <= {str}
+def _own_soak(name: str, policy: Mapping[str, Any], what: str) -> int:
+    """The minutes that an all-at-once policy has its hosts soak: the most of any wave it declares, else none."""
+    where = f"{what}: rolloutPolicies.{printable(name, 80)}.waves"
+    declared = policy.get("waves")
+    if not isinstance(declared, (list, type(None))):
+        raise SchemaError(f"{where} is not a list")
+    soaks = [0]
+    for index, wave in enumerate(declared or ()):
+        if not isinstance(wave, dict):
+            raise SchemaError(f"{where}[{index}] is not an object")
+        minutes = wave.get("soakMinutes")
+        if minutes is None:
+            continue
+        if isinstance(minutes, bool) or not isinstance(minutes, (int, float)) or minutes < 0 or minutes % 1:
+            raise SchemaError(f"{where}[{index}].soakMinutes is not a number of minutes: {printable(minutes, 64)}")
+        soaks.append(_minutes(minutes))
+    return max(soaks)
+
+
+def _minutes(value: float) -> int:
+    return min(int(value), _LONGEST_MINUTES)

@@ -31,6 +31,7 @@ ED25519 = "ed25519"
 ECDSA_P256 = "ecdsa-p256"
 #: Both algorithms: R||S of Ed25519, r||s of ECDSA over P-256.
 _SIGNATURE_BYTES = 64
+_KEY_NAMES = ("current", "previous", "successor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +98,16 @@ class TrustRoots:
     cache_keys: tuple[str, ...] = ()
     issuance_ca_pems: tuple[str, ...] = ()
     root_ca_pem: str | None = None
+    #: Keys that can't be read and were skipped, because others are left: what to tell the operator.
+    warnings: tuple[str, ...] = ()
 
 
 def parse_trust(raw: bytes, what: str = "the trust file") -> TrustRoots:
     """The trust roots in the bytes of a trust file; ``null`` counts as absent, unknown members are ignored.
+
+    `rootCAPem` and `issuanceCAPems` are other spellings of `rootCaPem` and `issuanceCaPems`. A key that can't be read
+    is skipped with a warning while the same purpose has another that can be used: one slip in a rotation must not cut
+    a fleet off.
 
     Raises:
         TrustFileError: it can't be believed as it is; the message names the place.
@@ -108,26 +115,42 @@ def parse_trust(raw: bytes, what: str = "the trust file") -> TrustRoots:
     try:
         value = loads_strict(raw, limit=BODY_LIMIT, what=what)
         schemas.check("trust", value, what)
+        warnings: list[str] = []
         return TrustRoots(
-            ci_release_key=_slots(value.get("ciReleaseKey"), f"{what}: ciReleaseKey"),
-            org_root_key=_slots(value.get("orgRootKey"), f"{what}: orgRootKey"),
+            ci_release_key=_slots(value.get("ciReleaseKey"), f"{what}: ciReleaseKey", warnings),
+            org_root_key=_slots(value.get("orgRootKey"), f"{what}: orgRootKey", warnings),
             cache_keys=tuple(value.get("cacheKeys") or ()),
-            issuance_ca_pems=tuple(value.get("issuanceCaPems") or ()),
-            root_ca_pem=value.get("rootCaPem"),
+            issuance_ca_pems=(*(value.get("issuanceCaPems") or ()), *(value.get("issuanceCAPems") or ())),
+            root_ca_pem=value.get("rootCaPem") or value.get("rootCAPem"),
+            warnings=tuple(warnings),
         )
     except ProtoError as error:
         raise TrustFileError(str(error)) from error
 
 
-def _slots(value: Mapping[str, Any] | None, where: str) -> KeySlots:
+def _slots(value: Mapping[str, Any] | None, where: str, warnings: list[str]) -> KeySlots:
     value = value or {}
-    return KeySlots(
-        current=_key(value.get("current"), f"{where}.current"),
-        previous=_key(value.get("previous"), f"{where}.previous"),
-        successor=_key(value.get("successor"), f"{where}.successor"),
+    faults: list[str] = []
+    keys = {name: _key_or_fault(value.get(name), f"{where}.{name}", faults) for name in _KEY_NAMES}
+    slots = KeySlots(
+        **keys,
         reject_before=_time(value.get("rejectBefore"), f"{where}.rejectBefore"),
         retire_at=_time(value.get("retireAt"), f"{where}.retireAt"),
     )
+    # A successor that is announced counts: whether it still does is judged at each use.
+    left = (slots.current, slots.previous, slots.successor if slots.retire_at else None)
+    if faults and not any(key is not None and key.supported for key in left):
+        raise TrustFileError("; ".join(faults))
+    warnings += (f"{fault}: skipped, because another key is left" for fault in faults)
+    return slots
+
+
+def _key_or_fault(value: object, where: str, faults: list[str]) -> PublicKey | None:
+    try:
+        return _key(value, where)
+    except TrustFileError as error:
+        faults.append(str(error))
+        return None
 
 
 def _time(value: str | None, where: str) -> datetime | None:
@@ -137,18 +160,20 @@ def _time(value: str | None, where: str) -> datetime | None:
         raise TrustFileError(f"{where}: {error}") from error
 
 
-def _key(value: Mapping[str, str] | None, where: str) -> PublicKey | None:
+def _key(value: object, where: str) -> PublicKey | None:
     if value is None:
         return None
-    algorithm = value["algorithm"]
+    algorithm, public = (value.get("algorithm"), value.get("public")) if isinstance(value, Mapping) else (None, None)
+    if not isinstance(algorithm, str) or not isinstance(public, str):
+        raise TrustFileError(f"{where} is not an object with the texts algorithm and public")
     if algorithm not in (ED25519, ECDSA_P256):
         # Kept, not refused: a file may name the key of a newer agent beside the one that this agent uses.
-        return PublicKey(algorithm, value["public"].encode("utf-8"), None)
+        return PublicKey(algorithm, public.encode("utf-8"), None)
     try:
-        raw = base64.b64decode(value["public"], validate=True)
+        raw = base64.b64decode(public, validate=True)
         return PublicKey(algorithm, raw, _handle(algorithm, raw))
     except (ValueError, binascii.Error) as error:
-        shown = printable(value["public"], 120)
+        shown = printable(public, 120)
         raise TrustFileError(f"{where}.public is no {algorithm} key in base64: {shown!r} ({error})") from error
 
 

@@ -199,7 +199,10 @@ def _signed_value(
 def _supported_keys(trust: TrustRoots, now: datetime, what: str) -> list[tuple[str, PublicKey]]:
     active = trust.ci_release_key.active(now)
     if not active:
-        raise errors.NoTrustRootsError(f"{what}: the trust file has no active ciReleaseKey: add the CI's key to it")
+        skipped = "".join(f" ({warning})" for warning in trust.warnings)
+        raise errors.NoTrustRootsError(
+            f"{what}: the trust file has no active ciReleaseKey: add the CI's key to it{skipped}"
+        )
     supported = [(name, key) for name, key in active if key.supported]
     if not supported:
         algorithms = ", ".join(sorted({printable(key.algorithm, 40) for _, key in active}))

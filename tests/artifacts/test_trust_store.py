@@ -54,6 +54,16 @@ class TrustFile(StoreTestCase):
         replacement.replace(self.trust_path)
         self.assertNotEqual(self.store.trust(), before)
 
+    def test_with_one_bad_key_beside_a_good_one_is_believed_and_said_once_per_change(self) -> None:
+        keys = {"current": {"algorithm": "ed25519", "public": "AAAA"}, "previous": self.ci.public}
+        self.trust_path.write_bytes(self.ci.trust_bytes(ciReleaseKey=keys))
+        with self.assertLogs("nixfleet_agent.trust_store", "WARNING") as logs:
+            self.store.trust()
+            self.store.trust()
+        (line,) = logs.output
+        self.assertIn("ciReleaseKey.current.public", line)
+        self.assertIsNone(self.store.problem())
+
     def test_that_became_invalid_while_running_fails_closed_until_it_is_good_again(self) -> None:
         good = self.store.trust()
         self.trust_path.write_bytes(b"{")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import unittest
 from datetime import datetime, timedelta, timezone
@@ -77,6 +78,23 @@ class Published(unittest.TestCase):
                 Budget(frozenset("abc"), 3),
             ),
         )
+
+    def test_selectors_combine_as_the_fleets_own_do(self) -> None:
+        for selector, chosen in (
+            ({"tags": ["web", "db"]}, ""),
+            ({"tagsAny": ["web", "db"]}, "acd"),
+            ({"hosts": ["b"], "tags": ["db"]}, "bd"),
+            ({"not": {"tags": ["web"]}}, "bd"),
+            ({"and": [{"channel": "stable"}, {"not": {"hosts": ["a"]}}], "all": True}, "bc"),
+            ({"not": {"all": True}, "and": [{"all": True}]}, ""),
+            ({}, ""),
+        ):
+            with self.subTest(selector=selector):
+                fleet = dataclasses.replace(FLEET, disruption_budgets=({"selector": selector, "maxInFlight": 1},))
+                closures = {name: closure_name(name) for name in "abcd"}
+                self.catalogue.publish(self.ci.release(fleet, "aaa1", closures, NOW))
+                (budget,) = self.catalogue.budgets
+                self.assertEqual(budget.hosts, frozenset(chosen))
 
     def test_an_older_rollout_stays_known_but_only_the_newest_is_open(self) -> None:
         self.publish("aaa1")

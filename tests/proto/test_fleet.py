@@ -8,7 +8,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from nixfleet_agent.errors import ProtoError
-from nixfleet_agent.proto.fleet import Fleet, FleetHost
+from nixfleet_agent.proto.fleet import Fleet, FleetHost, Wave
 from tests.support.signing import fleet_value
 
 NOW = datetime(2026, 5, 16, 1, 27, tzinfo=timezone.utc)
@@ -19,10 +19,22 @@ def value(**changes: Any) -> dict[str, Any]:
     return fleet_value(HOSTS, signed_at=NOW, soak_minutes=3, freshness_minutes=30, **changes)
 
 
+def policy(fleet: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = fleet["rolloutPolicies"]["all-at-once"]
+    return found
+
+
+def one_wave(fleet: dict[str, Any]) -> dict[str, Any]:
+    """The policy of ``fleet``, which has become all at once, without waves."""
+    fleet.pop("waves", None)
+    policy(fleet).update(strategy="all-at-once")
+    return policy(fleet)
+
+
 class Parsed(unittest.TestCase):
     def test_a_sound_fleet(self) -> None:
         fleet = Fleet.parse(value())
-        self.assertEqual(fleet.host("web-01"), FleetHost("x86_64-linux", ("web",), "stable", None, None))
+        self.assertEqual(fleet.host("web-01"), FleetHost("stable"))
         self.assertIsNone(fleet.host("web-99"))
         self.assertEqual(fleet.channels["stable"].freshness_window, timedelta(minutes=30))
         self.assertEqual(fleet.policies, {"all-at-once": "rollback-and-halt"})
@@ -49,7 +61,7 @@ class Parsed(unittest.TestCase):
         body = value()
         body["channels"]["edge"]["freshnessWindow"] = 90
         self.assertEqual(Fleet.parse(body).freshness_window, timedelta(minutes=90))
-        self.assertEqual(Fleet.parse({**value(channels={}), "hosts": {}}).freshness_window, timedelta(0))
+        self.assertEqual(Fleet.parse({**value(channels={}, waves={}), "hosts": {}}).freshness_window, timedelta(0))
 
     def test_minutes_that_overflow_a_timedelta_are_as_good_as_for_ever(self) -> None:
         body = value()
@@ -60,6 +72,45 @@ class Parsed(unittest.TestCase):
         self.assertGreater(timedelta(minutes=fleet.waves["edge"][0].soak_minutes), timedelta(days=36_000))
 
 
+class AllAtOnce(unittest.TestCase):
+    def test_without_waves_all_hosts_of_the_channel_are_one_wave_with_the_policys_soak(self) -> None:
+        for waves in ("absent", None, {}, {"stable": [], "edge": None}, {"edge": []}):
+            for declared, soak in (
+                ("absent", 0),
+                (None, 0),
+                ([], 0),
+                ([{"selector": {"all": True}}], 0),
+                ([{"soakMinutes": None}], 0),
+                ([{"selector": {"all": True}, "soakMinutes": 7}], 7),
+                ([{"soakMinutes": 2}, {"soakMinutes": 9}], 9),
+            ):
+                with self.subTest(waves=waves, declared=declared):
+                    body = value(waves=waves)
+                    policy(body).update(strategy="all-at-once", waves=declared)
+                    for holder, key in ((body, "waves"), (policy(body), "waves")):
+                        if holder[key] == "absent":
+                            del holder[key]
+                    fleet = Fleet.parse(body)
+                    self.assertEqual(fleet.waves["stable"], (Wave(("web-01", "web-02"), soak),))
+                    self.assertEqual(fleet.waves["edge"], (Wave(("db-01",), soak),))
+
+    def test_waves_that_are_listed_win(self) -> None:
+        body = value()
+        policy(body).update(strategy="all-at-once", waves=[{"soakMinutes": 99}])
+        self.assertEqual(Fleet.parse(body).waves["stable"], (Wave(("web-01", "web-02"), 3),))
+
+    def test_another_strategy_has_the_waves_that_are_listed_and_no_other(self) -> None:
+        for strategy in ("canary", "staged", None, 5):
+            body = value(waves={"stable": []})
+            policy(body).update(strategy=strategy)
+            self.assertEqual(Fleet.parse(body).waves, {"stable": ()})
+
+    def test_a_policy_that_says_nothing_of_failures_takes_the_declared_default(self) -> None:
+        body = value()
+        body["rolloutPolicies"] = {"all-at-once": {"strategy": "all-at-once"}, "p": {"onHealthFailure": None}}
+        self.assertEqual(Fleet.parse(body).policies, {"all-at-once": "rollback-and-halt", "p": "rollback-and-halt"})
+
+
 class Refused(unittest.TestCase):
     CASES: tuple[tuple[str, Callable[[dict[str, Any]], object]], ...] = (
         ("schemaVersion", lambda v: v.pop("schemaVersion")),
@@ -68,14 +119,8 @@ class Refused(unittest.TestCase):
         ("hosts", lambda v: v.pop("hosts")),
         ("hosts", lambda v: v.update(hosts=[])),
         ("hosts.web-02 ", lambda v: v["hosts"].update({"web-02": "stable"})),
-        ("hosts.web-02.system", lambda v: v["hosts"]["web-02"].pop("system")),
         ("hosts.web-02.channel", lambda v: v["hosts"]["web-02"].update(channel=["stable"])),
         ("hosts.web-02.channel", lambda v: v["hosts"]["web-02"].pop("channel")),
-        ("hosts.web-02.tags", lambda v: v["hosts"]["web-02"].update(tags="web")),
-        ("hosts.web-02.tags", lambda v: v["hosts"]["web-02"].update(tags=["web", 1])),
-        ("hosts.web-02.tags", lambda v: v["hosts"]["web-02"].pop("tags")),
-        ("hosts.web-02.closureHash", lambda v: v["hosts"]["web-02"].update(closureHash=7)),
-        ("hosts.web-02.pubkey", lambda v: v["hosts"]["web-02"].update(pubkey={})),
         ("channels", lambda v: v.pop("channels")),
         ("channels.edge", lambda v: v["channels"].update(edge=None)),
         ("channels.edge.freshnessWindow", lambda v: v["channels"]["edge"].update(freshnessWindow="60")),
@@ -85,15 +130,30 @@ class Refused(unittest.TestCase):
         ("'../edge'", lambda v: v["channels"].update({"../edge": v["channels"]["edge"]})),
         ("'edge\\\\n'", lambda v: v["channels"].update({"edge\n": v["channels"]["edge"]})),
         ("is not a valid channel", lambda v: v["channels"].update({"e" * 65: v["channels"]["edge"]})),
-        ("rolloutPolicies.all-at-once", lambda v: v["rolloutPolicies"]["all-at-once"].pop("onHealthFailure")),
+        ("rolloutPolicies.all-at-once.onHealth", lambda v: policy(v).update(onHealthFailure=7)),
+        ("rolloutPolicies.all-at-once", lambda v: v["rolloutPolicies"].update({"all-at-once": "halt"})),
+        ("rolloutPolicies.all-at-once.waves", lambda v: one_wave(v).update(waves={})),
+        ("rolloutPolicies.all-at-once.waves[0]", lambda v: one_wave(v).update(waves=[5])),
+        (
+            "rolloutPolicies.all-at-once.waves[0].soakMinutes",
+            lambda v: one_wave(v).update(waves=[{"soakMinutes": "5"}]),
+        ),
+        ("rolloutPolicies.all-at-once.waves[0].soakMinutes", lambda v: one_wave(v).update(waves=[{"soakMinutes": -1}])),
+        (
+            "rolloutPolicies.all-at-once.waves[0].soakMinutes",
+            lambda v: one_wave(v).update(waves=[{"soakMinutes": True}]),
+        ),
+        (
+            "waves.edge[0] names ghost-01, a host of no channel",
+            lambda v: v["waves"]["edge"][0]["hosts"].append("ghost-01"),
+        ),
+        ("waves.gone[0] names ghost-01", lambda v: v["waves"].update(gone=[{"hosts": ["ghost-01"], "soakMinutes": 0}])),
         ("waves.edge[0].soakMinutes", lambda v: v["waves"]["edge"][0].update(soakMinutes=-1)),
         ("waves.edge[0].hosts", lambda v: v["waves"]["edge"][0].update(hosts="db-01")),
         ("waves.edge[0].hosts", lambda v: v["waves"]["edge"][0].update(hosts=[1])),
         ("waves.edge[0]", lambda v: v["waves"].update(edge=["db-01"])),
         ("waves.edge", lambda v: v["waves"].update(edge={})),
         ("waves", lambda v: v.update(waves=[])),
-        ("edges", lambda v: v.update(edges=["a"])),
-        ("edges", lambda v: v.update(edges={})),
         ("meta", lambda v: v.pop("meta")),
         ("meta.signedAt", lambda v: v["meta"].update(signedAt=12)),
         ("timestamp", lambda v: v["meta"].update(signedAt="yesterday")),

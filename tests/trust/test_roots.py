@@ -10,7 +10,7 @@ from typing import Any
 
 from nixfleet_agent.errors import EXIT_CONFIG
 from nixfleet_agent.trust.errors import TrustFileError
-from nixfleet_agent.trust.roots import KeySlots, parse_trust
+from nixfleet_agent.trust.roots import KeySlots, TrustRoots, parse_trust
 from tests.support.signing import CiSigner
 
 NOW = datetime(2026, 5, 16, 1, 27, tzinfo=timezone.utc)
@@ -51,6 +51,56 @@ class Parsed(unittest.TestCase):
     def test_a_key_of_an_unknown_algorithm_does_not_spoil_the_file(self) -> None:
         keys = slots(current={"algorithm": "ml-dsa-65", "public": "??"}, previous=CURRENT.public)
         self.assertEqual([key.supported for _, key in keys.active(NOW)], [False, True])
+
+    def test_the_spellings_of_the_nix_module_are_read_as_well(self) -> None:
+        trust = parse_trust(CURRENT.trust_bytes(issuanceCAPems=["pem"], rootCAPem="root"))
+        self.assertEqual((trust.issuance_ca_pems, trust.root_ca_pem), (("pem",), "root"))
+        both = parse_trust(
+            CURRENT.trust_bytes(issuanceCaPems=["a"], issuanceCAPems=["b"], rootCaPem="x", rootCAPem="y")
+        )
+        self.assertEqual((both.issuance_ca_pems, both.root_ca_pem), (("a", "b"), "x"))
+
+
+class OneBadKey(unittest.TestCase):
+    BAD: tuple[object, ...] = (
+        {"algorithm": "ed25519", "public": "AAAA"},
+        {"algorithm": "ed25519"},
+        {"algorithm": 5, "public": "AAAA"},
+        "ssh-ed25519 AAAA",
+        7,
+        [],
+    )
+
+    def read(self, **members: Any) -> TrustRoots:
+        return parse_trust(json.dumps({"schemaVersion": 1, "ciReleaseKey": members}).encode())
+
+    def test_is_skipped_with_a_warning_while_a_usable_one_is_left(self) -> None:
+        for bad in self.BAD:
+            for name in ("current", "previous", "successor"):
+                other = "previous" if name == "current" else "current"
+                with self.subTest(bad=bad, name=name):
+                    trust = self.read(**{name: bad, other: CURRENT.public})
+                    self.assertEqual([slot for slot, _ in trust.ci_release_key.active(NOW)], [other])
+                    (warning,) = trust.warnings
+                    self.assertIn(f"ciReleaseKey.{name}", warning)
+                    self.assertIn("skipped", warning)
+
+    def test_is_refused_where_it_is_the_last(self) -> None:
+        unknown = {"algorithm": "ml-dsa-65", "public": "AA=="}
+        for members in ({"current": "x"}, {"current": "x", "previous": unknown}, {"current": "x", "previous": 1}):
+            with self.subTest(members=members), self.assertRaises(TrustFileError) as caught:
+                self.read(**members)
+            self.assertIn("ciReleaseKey.current", str(caught.exception))
+
+    def test_a_successor_that_is_not_announced_is_no_key_that_is_left(self) -> None:
+        with self.assertRaises(TrustFileError):
+            self.read(current="x", successor=NEXT.public)
+        trust = self.read(current="x", successor=NEXT.public, retireAt="2026-05-16T01:28:00Z")
+        self.assertEqual([slot for slot, _ in trust.ci_release_key.active(NOW)], ["successor"])
+
+    def test_of_the_org_root_does_not_spoil_the_release_keys_rotation(self) -> None:
+        body = CURRENT.trust_bytes(orgRootKey={"current": NEXT.public, "previous": "x"})
+        self.assertIn("orgRootKey.previous", parse_trust(body).warnings[0])
 
 
 class Rotation(unittest.TestCase):
