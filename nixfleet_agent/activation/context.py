@@ -40,7 +40,8 @@ class Context:
     """One pipeline's surroundings.
 
     ``interrupted`` says why the work in hand should be left (``shutdown``, ``superseded``) or None; ``wait``
-    blocks for that many seconds, or until such a reason comes up.
+    blocks for that many seconds, or until such a reason comes up. ``on_phase`` is told each step's name and the
+    seconds that it took; ``base_environment`` is what children get, by default the agent's own.
     """
 
     config: ActivationConfig

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 
 from nixfleet_agent.activation import host, way_back
 from nixfleet_agent.activation.backends import choose
@@ -29,42 +26,20 @@ from nixfleet_agent.activation.records import Records
 from nixfleet_agent.activation.rollback import RollbackRun
 from nixfleet_agent.activation.steps import Parts
 from nixfleet_agent.activation.switches import Switches
-from nixfleet_agent.config.model import ActivationConfig
 from nixfleet_agent.errors import StorageError
 from nixfleet_agent.text import clip_tail
-from nixfleet_agent.threads.clock import Clock
 
 #: Longest `stderrTail`, its phase included.
 STDERR_TAIL_BYTES = 4096
 
 
 class Pipeline:
-    """Brings this host to a closure and back. Not thread-safe: one thread owns it.
+    """Brings this host to a closure and back. Not thread-safe: one thread owns it."""
 
-    Args:
-        interrupted: ``shutdown`` or ``superseded`` when the work in hand should be left, else None.
-        wait: blocks for that many seconds, or until ``interrupted`` changes.
-        on_phase: told each step's name and the seconds that it took.
-        environment: what children get; the process's own by default.
-    """
-
-    def __init__(
-        self,
-        config: ActivationConfig,
-        state_dir: Path,
-        clock: Clock,
-        interrupted: Callable[[], str | None],
-        wait: Callable[[float], None],
-        log: logging.Logger,
-        *,
-        on_phase: Callable[[str, float], None] | None = None,
-        environment: Mapping[str, str] | None = None,
-    ) -> None:
-        reporting = {} if on_phase is None else {"on_phase": on_phase}
-        base = os.environ if environment is None else environment
-        self._context = Context(config, state_dir, clock, interrupted, wait, log, base_environment=base, **reporting)
-        self._records = Records(state_dir, host.read_boot_id())
-        backend = choose(self._context)
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._records = Records(context.state_dir, host.read_boot_id())
+        backend = choose(context)
         self._switches = Switches(self._context, self._records, backend)
         self._guard = Guard(self._context, self._records, backend, self._switches)
         self._parts = Parts(self._context, self._records, backend, self._switches, self._guard)

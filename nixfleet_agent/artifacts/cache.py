@@ -23,7 +23,7 @@ from nixfleet_agent.threads.clock import Clock
 from nixfleet_agent.trust.errors import BadSignatureError, FleetPinMismatchError, VerificationError
 from nixfleet_agent.trust.marks import Marks
 from nixfleet_agent.trust.resolve import Resolved, require_entry, require_pin, resolve_dispatch
-from nixfleet_agent.trust.seen import SeenFleet, SeenManifest, see_fleet, see_manifest
+from nixfleet_agent.trust.seen import SeenFleet, SeenManifest, Signed, see_fleet, see_manifest
 from nixfleet_agent.trust.verify import VerifiedFleet, VerifiedManifest, check_fresh_fleet, check_fresh_manifest
 
 FLEET_PATH = "/v1/fleet.resolved"
@@ -96,8 +96,7 @@ class ManifestCache:
 
         def see(fetched: Fetched) -> SeenFleet:
             return see_fleet(
-                fetched.raw,
-                fetched.signature,
+                Signed(fetched.raw, fetched.signature),
                 last.seen if last else None,
                 self._store.trust(),
                 now=self._clock.now(),
@@ -123,8 +122,7 @@ class ManifestCache:
 
         def see(fetched: Fetched) -> SeenManifest:
             return see_manifest(
-                fetched.raw,
-                fetched.signature,
+                Signed(fetched.raw, fetched.signature),
                 last.seen if last else None,
                 rollout_id,
                 self._store.trust(),

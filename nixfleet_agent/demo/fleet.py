@@ -15,7 +15,7 @@ from nixfleet_agent.demo.agents import MARK_VARIABLE, Host, Surroundings, end_ma
 from nixfleet_agent.demo.cache import Cache
 from nixfleet_agent.demo.closures import Maker, Release
 from nixfleet_agent.demo.errors import DemoError
-from nixfleet_agent.demo.plane import ControlPlaneProcess
+from nixfleet_agent.demo.plane import ControlPlaneProcess, Pace
 from nixfleet_agent.demo.scenario import INSTALLER, Scenario
 from nixfleet_agent.demo.timeline import Timeline
 from nixfleet_agent.local_cp.ci import ChannelDescription, ContinuousIntegration, FleetDescription, WaveDescription
@@ -76,10 +76,12 @@ class DemoFleet:
             self.ci.org_root_public,
             {**inherited(), MARK_VARIABLE: str(folder)},
             timeline.watch,
+            Pace(
+                certificate_lifetime=CERTIFICATE_LIFETIME if seconds is None else timedelta(seconds=seconds),
+                extra_soak=timedelta(seconds=scenario.soak_secs),
+                redeliver_after=REDELIVER_AFTER,
+            ),
             port=port,
-            certificate_lifetime=CERTIFICATE_LIFETIME if seconds is None else timedelta(seconds=seconds),
-            extra_soak=timedelta(seconds=scenario.soak_secs),
-            redeliver_after=REDELIVER_AFTER,
         )
 
     def start_services(self) -> None:

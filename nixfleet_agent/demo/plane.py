@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +31,15 @@ ANSWER_SECS = 30.0
 STOP_SECS = 10.0
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast the control plane lives."""
+
+    certificate_lifetime: timedelta
+    extra_soak: timedelta
+    redeliver_after: timedelta
+
+
 class ControlPlaneProcess:
     """One control plane in ``folder``. After ``kill`` it can be started again: same port, same CA, same database.
 
@@ -47,11 +57,9 @@ class ControlPlaneProcess:
         org_root: bytes,
         environment: Mapping[str, str],
         watcher: Callable[[Notification], None],
+        pace: Pace,
         *,
         port: int = 0,
-        certificate_lifetime: timedelta,
-        extra_soak: timedelta,
-        redeliver_after: timedelta,
     ) -> None:
         durable.make_directory(folder)
         self.folder = folder
@@ -65,9 +73,9 @@ class ControlPlaneProcess:
         self._options = [
             f"--dir={folder}",
             f"--org-root={base64.b64encode(org_root).decode('ascii')}",
-            f"--certificate-secs={certificate_lifetime.total_seconds()}",
-            f"--extra-soak={extra_soak.total_seconds()}",
-            f"--redeliver-after={redeliver_after.total_seconds()}",
+            f"--certificate-secs={pace.certificate_lifetime.total_seconds()}",
+            f"--extra-soak={pace.extra_soak.total_seconds()}",
+            f"--redeliver-after={pace.redeliver_after.total_seconds()}",
             "--orders",
         ]
         self._process: subprocess.Popen[str] | None = None

@@ -10,6 +10,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -41,6 +42,17 @@ OCTETS = "application/octet-stream"
 Observer = Callable[[str, str, float], None]
 
 _ROLLOUT_PATH = re.compile(r"^(/v1/rollouts/)[^/]+")
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One request before it is prepared; ``path`` is below the base URL."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes | None = None
+    params: Mapping[str, str] | None = None
 
 
 class ControlPlane:
@@ -101,7 +113,7 @@ class ControlPlane:
         headers = {"Accept": accept}
         if etag is not None:
             headers["If-None-Match"] = etag
-        return self._call("GET", path, headers, None, deadline, limit, params=params)
+        return self._call(_Request("GET", path, headers, params=params), deadline, limit)
 
     def post(
         self,
@@ -139,7 +151,7 @@ class ControlPlane:
             TransportError: no usable answer within ``deadline`` seconds in all.
         """
         sent = {"Accept": JSON, "Content-Type": JSON, **(headers or {})}
-        return self._call("POST", path, sent, raw, deadline, limit, client_certificate=client_certificate)
+        return self._call(_Request("POST", path, sent, raw), deadline, limit, client_certificate=client_certificate)
 
     def try_identity(self, identity: Identity, path: str, *, deadline: float, limit: int = BODY_LIMIT) -> Answer:
         """GET ``path`` over a new connection that presents ``identity``, whatever the other calls present.
@@ -147,7 +159,7 @@ class ControlPlane:
         Raises:
             TransportError: no usable answer within ``deadline`` seconds in all.
         """
-        return self._call("GET", path, {"Accept": OCTETS}, None, deadline, limit, trial=identity)
+        return self._call(_Request("GET", path, {"Accept": OCTETS}), deadline, limit, trial=identity)
 
     def abort(self) -> None:
         """End every call in progress, of all threads, at once; later calls fail as ``aborted``."""
@@ -165,18 +177,14 @@ class ControlPlane:
 
     def _call(
         self,
-        method: str,
-        path: str,
-        headers: Mapping[str, str],
-        body: bytes | None,
+        wanted: _Request,
         deadline: float,
         limit: int,
         *,
-        params: Mapping[str, str] | None = None,
         client_certificate: bool = True,
         trial: Identity | None = None,
     ) -> Answer:
-        request = self._prepared(method, path, {**self._headers, **headers}, body, params)
+        request = self._prepared(wanted)
         began = self._clock.monotonic()
         outcome = "aborted"
         try:
@@ -185,20 +193,19 @@ class ControlPlane:
             return answer
         except TransportError as error:
             outcome = error.kind
-            raise type(error)(f"{method} {self._base_url}{path}: {error}", error.kind) from error
+            raise type(error)(f"{wanted.method} {self._base_url}{wanted.path}: {error}", error.kind) from error
         finally:
             if self._observer is not None:
-                self._observer(endpoint_label(path), outcome, self._clock.monotonic() - began)
+                self._observer(endpoint_label(wanted.path), outcome, self._clock.monotonic() - began)
 
-    def _prepared(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None, params: Mapping[str, str] | None
-    ) -> requests.PreparedRequest:
+    def _prepared(self, wanted: _Request) -> requests.PreparedRequest:
         """What ``Request.prepare`` makes, less what was done for the base URL once and for all."""
         request = requests.PreparedRequest()
-        request.method = method
-        request.url = f"{self._base_url}{path}?{urlencode(params)}" if params else self._base_url + path
-        request.headers = CaseInsensitiveDict(headers)
-        request.prepare_body(body, None)
+        request.method = wanted.method
+        url = self._base_url + wanted.path
+        request.url = f"{url}?{urlencode(wanted.params)}" if wanted.params else url
+        request.headers = CaseInsensitiveDict({**self._headers, **wanted.headers})
+        request.prepare_body(wanted.body, None)
         return request
 
     def _exchange(

@@ -19,6 +19,7 @@ from nixfleet_agent.runtime.state_dir import StateDir
 from nixfleet_agent.telemetry import logs as logging_setup
 from nixfleet_agent.telemetry.logs import Logs
 from nixfleet_agent.telemetry.notify import Notifier
+from nixfleet_agent.telemetry.status import SILENT_WORKERS
 from nixfleet_agent.threads.clock import Clock, SystemClock
 from nixfleet_agent.threads.main_events import MainEvents, signals
 from nixfleet_agent.threads.supervisor import WorkerDied
@@ -130,7 +131,7 @@ class _Main:
         if silent and silent != self._silent:
             log.error("no sign of life from: %s", ", ".join(silent))
         self._silent = silent
-        self._agent.board.publish("silent_workers", silent)
+        self._agent.board.publish(SILENT_WORKERS, tuple(silent))
         if not silent:
             self._notifier.watchdog()
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nixfleet_agent.runtime.rollout.applier import HostView
 from nixfleet_agent.telemetry.status import StatusBoard
 from nixfleet_agent.threads.clock import Clock
 from nixfleet_agent.threads.shutdown import ShutdownToken
@@ -100,10 +99,5 @@ def own_unit_workers(
     shutdown: ShutdownToken, clock: Clock, board: StatusBoard, tell: Callable[[UnitChanged], None]
 ) -> list[Worker]:
     """The worker, where this process is the main process of a service."""
-
-    def idle() -> bool:
-        view = board.get("host")
-        return isinstance(view, HostView) and not view.active_open and not board.get("switching")
-
     unit = own_unit(os.environ, os.getpid())
-    return [] if unit is None else [OwnUnitWorker(shutdown, clock, unit, idle, tell)]
+    return [] if unit is None else [OwnUnitWorker(shutdown, clock, unit, lambda: board.idle, tell)]

@@ -1,21 +1,19 @@
-"""The agent's stores, its identity and its way to the control plane: what the workers are built upon."""
+"""What the parts of the running agent share: configuration, time, stores, identity, the way to the control plane."""
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from cryptography import x509
 
-from nixfleet_agent import __version__
 from nixfleet_agent.activation.host import read_current
 from nixfleet_agent.artifacts.cache import ManifestCache
 from nixfleet_agent.artifacts.trust_store import TrustStore
 from nixfleet_agent.config.model import Config
-from nixfleet_agent.errors import IdentityError, ProtoError, StorageError
+from nixfleet_agent.errors import IdentityError, StorageError
 from nixfleet_agent.identity.anchors import load_anchors
 from nixfleet_agent.identity.credentials import Credentials
 from nixfleet_agent.journal.journal import Journal
@@ -24,82 +22,115 @@ from nixfleet_agent.net.client import ControlPlane, Observer
 from nixfleet_agent.operator import quarantine
 from nixfleet_agent.operator.hold import HoldStore
 from nixfleet_agent.operator.rollback_control import RollbackControl
+from nixfleet_agent.proto.ids import channel_of
 from nixfleet_agent.runtime.rollout.input_queue import InputQueue
 from nixfleet_agent.runtime.rollout.inputs import HealthChecksReload
-from nixfleet_agent.runtime.rollout.orders import ActivationOrder, ProbeOrder
-from nixfleet_agent.runtime.rollout.rollouts import Host
-from nixfleet_agent.telemetry.logs import Logs
+from nixfleet_agent.runtime.rollout.orders import ActivationOrder, ProbeOrder, outranks
 from nixfleet_agent.telemetry.status import StatusBoard
 from nixfleet_agent.threads.backoff import Backoff
 from nixfleet_agent.threads.clock import Clock
 from nixfleet_agent.threads.mailbox import Mailbox
 from nixfleet_agent.threads.shutdown import ShutdownToken
-from nixfleet_agent.trust.marks import Marks
 
-log = logging.getLogger("nixfleet_agent.parts")
+log = logging.getLogger("nixfleet_agent.services")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """What every part stands on."""
+    """One of each, built once; a part takes what it needs of it in its constructor.
+
+    ``inputs`` leads to the reducer; ``activation`` and ``probes`` lead from it to the workers of these names.
+    ``read_current`` reads the closure that runs now, None when it can't be read.
+    """
 
     config: Config
     clock: Clock
     shutdown: ShutdownToken
     board: StatusBoard
-    observe_request: Observer
     inputs: InputQueue
     activation: Mailbox[ActivationOrder]
     probes: Mailbox[ProbeOrder]
-
-    def current(self) -> str | None:
-        """The closure that runs now."""
-        return read_current(self.config.activation)
-
-    def backoff(self) -> Backoff:
-        return Backoff(self.config.tuning.backoff_initial, self.config.tuning.backoff_max)
-
-
-@dataclass(frozen=True, slots=True)
-class Stores:
-    """What is on disk."""
-
+    read_current: Callable[[], str | None]
     journal: Journal
     reserve: Reserve
     trust: TrustStore
     quarantine: quarantine.QuarantineStore
     hold: HoldStore
     rollback: RollbackControl
-
-
-@dataclass(frozen=True, slots=True)
-class Links:
-    """Who this host is, and its way to the control plane."""
-
     credentials: Credentials
     control_plane: ControlPlane
     cache: ManifestCache
 
+    def backoff(self) -> Backoff:
+        """A new one, as configured."""
+        return Backoff(self.config.tuning.backoff_initial, self.config.tuning.backoff_max)
 
-def open_stores(services: Services) -> Stores:
-    config = services.config
-    stores = Stores(
+    def anchors(self) -> tuple[x509.Certificate, ...]:
+        """The issuers that a certificate of this host may come from; raises TrustError, IdentityError."""
+        return load_anchors(self.trust.trust().issuance_ca_pems, self.config.ca_cert)
+
+    def quarantine_closure(self, rollout_id: str, closure: str, reason: str) -> None:
+        """``closure`` failed here: its channel may not bring it again for the configured hours."""
+        if self.config.quarantine_hours == 0:
+            return
+        entry = quarantine.Entry(channel_of(rollout_id), closure, rollout_id, self.clock.now(), reason)
+        try:
+            self.quarantine.add(entry)
+        except StorageError as error:
+            log.warning("a failed closure is not in quarantine: %s", error, extra={"closure": closure})
+
+    def reload(self) -> tuple[Callable[[], object], ...]:
+        """What SIGHUP reads again, each by itself: the probes' declarations, the trust file and the certificate.
+
+        Each may raise an AgentError: the old certificate stays in use; an invalid trust file fails closed.
+        """
+        return self._reload_health_checks, self.trust.trust, self.credentials.reload
+
+    def _reload_health_checks(self) -> None:
+        if not self.inputs.put_latest(HealthChecksReload()):
+            log.warning("the agent has no room for another input: health checks are not read again; ask once more")
+
+
+def open_services(config: Config, clock: Clock, board: StatusBoard, observer: Observer) -> Services:
+    """Build all of it, and open what is on disk.
+
+    Raises:
+        TrustFileError: there is nothing to verify against, and so no point in starting.
+        StorageError: the state directory can't be written.
+    """
+    shutdown = ShutdownToken(clock)
+    credentials = Credentials(config.client_cert, config.client_key)
+    control_plane = ControlPlane(
+        config.control_plane_url, ca_cert=config.ca_cert, credentials=credentials, clock=clock, observer=observer
+    )
+    trust = TrustStore(config)
+    services = Services(
+        config=config,
+        clock=clock,
+        shutdown=shutdown,
+        board=board,
+        inputs=InputQueue(shutdown),
+        activation=Mailbox(clock, shutdown, outranks),
+        probes=Mailbox(clock, shutdown),
+        read_current=partial(read_current, config.activation),
         journal=Journal(config.state_dir, config.machine_id),
         reserve=Reserve(config.state_dir),
-        trust=TrustStore(config),
+        trust=trust,
         quarantine=quarantine.QuarantineStore(config.state_dir),
-        hold=HoldStore(config.state_dir, services.clock),
+        hold=HoldStore(config.state_dir, clock),
         rollback=RollbackControl(config.state_dir),
+        credentials=credentials,
+        control_plane=control_plane,
+        cache=ManifestCache(config, control_plane, trust, clock, board),
     )
-    stores.trust.trust()  # without anything to verify against there is no point in starting
-    stores.journal.open()
-    stores.reserve.ensure()
-    return stores
+    trust.trust()
+    services.journal.open()
+    services.reserve.ensure()
+    _load_certificate(config, credentials)
+    return services
 
 
-def make_links(services: Services, stores: Stores) -> Links:
-    config = services.config
-    credentials = Credentials(config.client_cert, config.client_key)
+def _load_certificate(config: Config, credentials: Credentials) -> None:
     try:
         credentials.reload()
     except IdentityError as error:
@@ -108,81 +139,3 @@ def make_links(services: Services, stores: Stores) -> Links:
             log.info("no certificate yet: this host enrolls with its bootstrap token")
         else:
             log.warning("no usable certificate yet: %s", error)
-    control_plane = ControlPlane(
-        config.control_plane_url,
-        ca_cert=config.ca_cert,
-        credentials=credentials,
-        clock=services.clock,
-        observer=services.observe_request,
-    )
-    return Links(
-        credentials, control_plane, ManifestCache(config, control_plane, stores.trust, services.clock, services.board)
-    )
-
-
-def marks_of(host: Host) -> list[Marks]:
-    """The high-water marks that each accepted Dispatch was accepted under."""
-    marks = []
-    for rollout in host.rollouts.values():
-        try:
-            marks.append(Marks.parse(rollout.accepted.marks))
-        except ProtoError as error:
-            log.error("the marks of an accepted Dispatch: %s", error, extra={"rollout_id": rollout.rollout_id})
-    return marks
-
-
-def recover_quarantine(store: quarantine.QuarantineStore, host: Host) -> None:
-    """What the logs say failed here after its switch was fired, and the file has not heard of.
-
-    All of it where the file was lost; else what failed just before the process was killed. An operator who lifts
-    an entry writes the file, and so nothing comes back that was lifted.
-    """
-    lost = store.lost
-    entries = [
-        quarantine.Entry(
-            record.channel, record.target_closure, record.rollout_id, record.failed_at, "rebuilt from the log"
-        )
-        for record in (rollout.record for rollout in host.rollouts.values())
-        if record.failed_at is not None and record.switch_fired and (lost or not store.has_heard_of(record.failed_at))
-    ]
-    if not (lost or entries):
-        return
-    try:
-        store.rebuild(entries)
-    except StorageError as error:
-        log.warning("the quarantine is not on disk: %s", error)
-
-
-def anchors(config: Config, trust: TrustStore) -> tuple[x509.Certificate, ...]:
-    return load_anchors(trust.trust().issuance_ca_pems, config.ca_cert)
-
-
-def publish_sections(services: Services, stores: Stores, logs: Logs) -> None:
-    """Sections that are read anew each time somebody asks."""
-    board = services.board
-    board.publish("agent", {"version": __version__, "machine_id": services.config.machine_id, "pid": os.getpid()})
-    board.publish("started_at", services.clock.now())
-    board.provide("hold", stores.hold.current)
-    board.provide("quarantine", partial(_in_quarantine, services, stores))
-    board.provide("log_lines_lost", lambda: logs.lost)
-    board.provide("current_closure", services.current)
-    board.provide("trust_error", stores.trust.problem)
-
-
-def _in_quarantine(services: Services, stores: Stores) -> tuple[quarantine.Entry, ...]:
-    """Entries that have not run out."""
-    now, hours = services.clock.now(), services.config.quarantine_hours
-    return tuple(entry for entry in stores.quarantine.entries() if now < entry.until(hours))
-
-
-def reload_parts(services: Services, stores: Stores, links: Links) -> tuple[Callable[[], object], ...]:
-    """What SIGHUP reads again, each by itself: the probes' declarations, the trust file and the certificate.
-
-    Each may raise an AgentError: the old certificate stays in use; an invalid trust file fails closed.
-    """
-    return partial(_reload_health_checks, services), stores.trust.trust, links.credentials.reload
-
-
-def _reload_health_checks(services: Services) -> None:
-    if not services.inputs.put_latest(HealthChecksReload()):
-        log.warning("the agent has no room for another input: health checks are not read again; ask once more later")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
@@ -13,9 +12,9 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from nixfleet_agent import __version__
-from nixfleet_agent.state_machine import Mode, ProbeStatus, RolloutRecord, State
+from nixfleet_agent.state_machine import Mode, ProbeStatus, State
 from nixfleet_agent.telemetry.contacts import Contacts
-from nixfleet_agent.telemetry.status import StatusBoard
+from nixfleet_agent.telemetry.status import JOURNAL_ERROR, StatusBoard
 from nixfleet_agent.threads.clock import Clock
 
 PREFIX = "nixfleet_agent"
@@ -86,7 +85,7 @@ class _BoardCollector(Collector):
         yield from self._contacts()
         yield _flag("drift", "Whether another closure runs than the rollout left", self._board.get("drift"))
         yield _flag("hold", "Whether an operator holds back new activations", self._board.get("hold"))
-        yield _flag("journal_failing", "Whether events can't be made durable", self._board.get("journal_error"))
+        yield _flag("journal_failing", "Whether events can't be made durable", self._board.read(JOURNAL_ERROR))
         yield _flag("trust_failing", "Whether the trust file can't be used", self._board.get("trust_error"))
         quarantined = self._board.get("quarantine")
         if isinstance(quarantined, (list, tuple, dict)):
@@ -103,10 +102,7 @@ class _BoardCollector(Collector):
             yield _counter(name, text, labels, values[name] if labels else values[name] or [((), 0)])
 
     def _rollouts(self) -> Iterator[Metric]:
-        host = self._board.get("host")
-        records: Any = self._board.get("rollouts") or ()
-        active_id = getattr(host, "active_id", None)
-        newest: RolloutRecord | None = next((r for r in records if r.rollout_id == active_id), None)
+        newest = self._board.rollouts.active
         states = [({"state": str(state)}, int(newest is not None and newest.state is state)) for state in State]
         yield _gauge("rollout_state", "1 for the state of the newest rollout", states)
         if newest is None:

@@ -3,17 +3,67 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 from nixfleet_agent.proto.times import format_time
+from nixfleet_agent.state_machine import RolloutRecord, State
 
 #: Label sets of one counter that are counted apart; releases name their probes as they like, and memory is finite.
 MOST_LABEL_SETS = 1000
+
+T = TypeVar("T")
+#: Marks the field of a section that `status` shows elsewhere.
+_NOT_SHOWN = {"shown": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Section(Generic[T]):
+    """A section that other code reads back, with what it holds until its owner has published it."""
+
+    name: str
+    initial: T
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutsView:
+    """What other threads may know of the rollouts: published by the reducer after every change.
+
+    ``reported`` are the rollouts whose last seq a heartbeat names, with that seq; ``records`` is every rollout.
+    """
+
+    active_id: str | None = None
+    active_open: bool = False
+    target: str | None = None
+    expected: str | None = None
+    reported: Mapping[str, int] = field(default_factory=dict)
+    records: tuple[RolloutRecord, ...] = field(default=(), metadata=_NOT_SHOWN)
+
+    @property
+    def active(self) -> RolloutRecord | None:
+        """The rollout that counts now."""
+        return next((record for record in self.records if record.rollout_id == self.active_id), None)
+
+    def is_open(self, rollout_id: str) -> bool:
+        """Whether it is the active rollout and has not ended."""
+        return self.active_open and rollout_id == self.active_id
+
+    def undecided(self, current: str | None) -> Container[str]:
+        """The active rollout, and those it superseded that it could still hand back to: they soak what runs."""
+        soaking = (record for record in self.records if record.state is State.SOAKING)
+        found = {record.rollout_id for record in soaking if current in (None, record.target_closure)}
+        return found | ({self.active_id} if self.active_id and self.active_open else set())
+
+
+ROLLOUTS: Section[RolloutsView | None] = Section("host", None)
+#: Whether a switch of the agent's own runs now, so that what is current may be half of it.
+SWITCHING = Section("switching", False)
+SILENT_WORKERS: Section[tuple[str, ...]] = Section("silent_workers", ())
+JOURNAL_ERROR: Section[str | None] = Section("journal_error", None)
 
 
 class StatusBoard:
@@ -46,10 +96,37 @@ class StatusBoard:
         with self._lock:
             return dict(self._counters)
 
-    def publish(self, section: str, value: object) -> None:
+    def publish(self, section: Section[T] | str, value: T) -> None:
         """Replace ``section``; the value must not be changed afterwards (frozen dataclass, tuple, fresh dict)."""
         with self._lock:
-            self._sections[section] = value
+            self._sections[section if isinstance(section, str) else section.name] = value
+
+    def read(self, section: Section[T]) -> T:
+        """What was published last, of the section's type."""
+        with self._lock:
+            return cast(T, self._sections.get(section.name, section.initial))
+
+    def publish_rollouts(self, view: RolloutsView) -> None:
+        """Replace the view of the rollouts; `status` shows its records in a section of their own."""
+        with self._lock:
+            self._sections[ROLLOUTS.name] = view
+            self._sections["rollouts"] = view.records
+
+    @property
+    def rollouts(self) -> RolloutsView:
+        """The view of the rollouts; an empty one until the reducer has published its first."""
+        return self.read(ROLLOUTS) or RolloutsView()
+
+    def is_over(self, rollout_id: str) -> bool:
+        """Whether a rollout has ended or was superseded; False while no rollout is known yet."""
+        view = self.read(ROLLOUTS)
+        return view is not None and not view.is_open(rollout_id)
+
+    @property
+    def idle(self) -> bool:
+        """Whether the rollouts are known, none of them is under way, and no switch runs."""
+        view = self.read(ROLLOUTS)
+        return view is not None and not view.active_open and not self.read(SWITCHING)
 
     def merge(self, section: str, key: str, value: object) -> None:
         """Set one key of a section that several threads share, such as the last contact of each endpoint."""
@@ -75,7 +152,7 @@ class StatusBoard:
 def as_json(value: object) -> Any:
     """Dataclasses, times, enums and paths as JSON values; keys keep their names."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: as_json(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: as_json(getattr(value, f.name)) for f in fields(value) if f.metadata.get("shown", True)}
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, datetime):

@@ -22,6 +22,14 @@ from nixfleet_agent.trust.verify import (
 
 
 @dataclass(frozen=True, slots=True)
+class Signed:
+    """Bytes and their signature as they came; nothing of it is believed yet."""
+
+    raw: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class SeenFleet:
     """A fleet, and the exact bytes that verified as it."""
 
@@ -40,8 +48,7 @@ class SeenManifest:
 
 
 def see_fleet(
-    raw: bytes,
-    signature: bytes,
+    signed: Signed,
     last: SeenFleet | None,
     trust: TrustRoots,
     *,
@@ -54,6 +61,7 @@ def see_fleet(
     Raises:
         Refusal: as ``verify_fleet``.
     """
+    raw, signature = signed.raw, signed.signature
     if last is not None and raw == last.raw and signature == last.signature:
         check_fresh_fleet(last.verified, trust, now=now, override_window=override_window, marks=marks)
         return last
@@ -62,8 +70,7 @@ def see_fleet(
 
 
 def see_manifest(
-    raw: bytes,
-    signature: bytes,
+    signed: Signed,
     last: SeenManifest | None,
     rollout_id: str,
     trust: TrustRoots,
@@ -77,6 +84,7 @@ def see_manifest(
     Raises:
         Refusal: as ``verify_manifest``.
     """
+    raw, signature = signed.raw, signed.signature
     same = last is not None and raw == last.raw and signature == last.signature
     if last is not None and same and last.verified.manifest.rollout_id == rollout_id:
         check_fresh_manifest(last.verified, trust, now=now, window=window, marks=marks)

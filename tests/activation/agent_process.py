@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nixfleet_agent import durable
+from nixfleet_agent.activation.context import Context
 from nixfleet_agent.activation.model import Forward, Rollback
 from nixfleet_agent.activation.pipeline import Pipeline
 from nixfleet_agent.config.model import ActivationConfig
@@ -55,7 +56,7 @@ def main() -> None:
     settings: dict[str, Any] = {key: Path(value) if key in _PATHS else value for key, value in order["config"].items()}
     if order["kill_at"]:
         _kill_at(order["kill_at"])
-    pipeline = Pipeline(
+    context = Context(
         ActivationConfig(**settings),
         Path(order["state_dir"]),
         SystemClock(),
@@ -63,6 +64,7 @@ def main() -> None:
         _wait,
         logging.getLogger("agent-process"),
     )
+    pipeline = Pipeline(context)
     if order["kind"] == "Forward":
         print(pipeline.forward(Forward(**order["intent"]), lambda method: None))
     else:

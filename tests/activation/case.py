@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+from nixfleet_agent.activation.context import Context
 from nixfleet_agent.activation.host import read_boot_id
 from nixfleet_agent.activation.model import ROLLBACK_AND_HALT, Forward, ForwardOutcome, Rollback
 from nixfleet_agent.activation.pipeline import Pipeline
@@ -90,7 +91,7 @@ class PipelineCase(unittest.TestCase):
 
     def pipeline(self) -> Pipeline:
         """A new pipeline on the host, as after a start of the agent."""
-        return Pipeline(
+        context = Context(
             self.host.activation,
             self.host.state_dir,
             self.clock,
@@ -98,8 +99,9 @@ class PipelineCase(unittest.TestCase):
             lambda seconds: void(self.wake.wait(seconds)),
             self.log,
             on_phase=self.note_phase,
-            environment=self.host.environment,
+            base_environment=self.host.environment,
         )
+        return Pipeline(context)
 
     def interrupted(self) -> str | None:
         """What the pipeline asks at each turn of each wait."""

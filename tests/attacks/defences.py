@@ -561,6 +561,13 @@ _HINTS = (
         ("tests.attacks_slow.test_hints.Hints.test_replay_from",),
     ),
     Defence(
+        "events are signed by another key than the one they are checked with",
+        "runtime/assembly.py",
+        "EventSigner(config.ssh_host_key_file)",
+        "EventSigner(config.client_key)",
+        ("tests.identity.test_event_signer.TwoKeys",),
+    ),
+    Defence(
         "an event that can't be signed ends the thread",
         "runtime/workers/outbound.py",
         "except (ProtoError, TrustError) as error:",

@@ -6,6 +6,7 @@ A worker that is taken for dead has the whole agent restarted, which is more tha
 from __future__ import annotations
 
 import unittest
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -14,13 +15,14 @@ from nixfleet_agent.proto.dispatch import Dispatch
 from nixfleet_agent.runtime.dispatch.check import Gates
 from nixfleet_agent.runtime.dispatch.decision import Pending
 from nixfleet_agent.runtime.rollout.input_queue import InputQueue
+from nixfleet_agent.runtime.services import Services
 from nixfleet_agent.runtime.workers.heartbeat import HeartbeatWorker
 from nixfleet_agent.runtime.workers.longpoll import LongPollWorker
 from nixfleet_agent.runtime.workers.manifest_poll import ManifestPollWorker
-from nixfleet_agent.threads.backoff import Backoff
 from nixfleet_agent.threads.shutdown import ShutdownToken
 from nixfleet_agent.threads.worker import Worker
 from tests.artifacts.release_base import FLEET_PATH, ROLLOUT, ReleaseTestCase, target
+from tests.runtime.parts import services
 
 EVERY_DEADLINE = 1.0
 
@@ -52,6 +54,17 @@ class Liveness(ReleaseTestCase):
         first_look = self.asked_for.count(path) % 2 == 1
         return Answer(200, {}, bytes(64) if first_look else signed.signature)
 
+    def services(self, **tuning: float) -> Services:
+        return services(
+            config=replace(self.config, tuning=replace(self.config.tuning, **tuning)),
+            shutdown=self.shutdown,
+            clock=self.clock,
+            inputs=self.inputs,
+            control_plane=self.control_plane,
+            cache=self.cache,
+            board=self.board,
+        )
+
     def assert_in_time(self, worker: Worker, requests: int) -> None:
         self.assertGreaterEqual(len(self.asked_for), requests)
         self.assertGreater(self.longest, 100.0, "the deadlines were used up")
@@ -59,9 +72,7 @@ class Liveness(ReleaseTestCase):
 
     def test_the_long_poll(self) -> None:
         gates = Gates(lambda rollout_id: False, lambda: None, lambda channel, closure: None, lambda: None)
-        worker = self.worker = LongPollWorker(
-            self.config, self.shutdown, self.clock, self.inputs, self.control_plane, self.cache, self.board, gates
-        )
+        worker = self.worker = LongPollWorker(self.services(), gates)
         worker.alive()
         now = self.clock.now()
         dispatch = Dispatch(
@@ -71,27 +82,14 @@ class Liveness(ReleaseTestCase):
         self.assert_in_time(worker, 12)
 
     def test_the_manifest_poll(self) -> None:
-        worker = self.worker = ManifestPollWorker(
-            self.shutdown, self.clock, self.inputs, self.cache, 0.0, Backoff(1.0, 1.0)
-        )
+        worker = self.worker = ManifestPollWorker(self.services(manifest_poll_interval=0.0))
         worker.alive()
         worker.poll()
         self.assert_in_time(worker, 8)
 
     def test_the_heartbeat(self) -> None:
         """One hint that looks as if it could be adopted costs as much as an order."""
-        worker = self.worker = HeartbeatWorker(
-            self.shutdown,
-            self.clock,
-            self.inputs,
-            mock.Mock(),
-            self.control_plane,
-            self.board,
-            lambda: None,
-            lambda snapshot: None,
-            0.0,
-            Backoff(1.0, 1.0),
-        )
+        worker = self.worker = HeartbeatWorker(self.services(heartbeat_interval=0.0), lambda snapshot: None)
         worker.alive()
         with self.assertRaises(Exception):  # noqa: B017 - whatever it is refused for: what counts is the time
             self.cache.terms(ROLLOUT, "web-01", target(self.rollout), anew=True)

@@ -20,17 +20,16 @@ from unittest import mock
 import requests
 
 from nixfleet_agent.identity.credentials import Credentials
+from nixfleet_agent.identity.event_signer import EventSigner
 from nixfleet_agent.journal.entries import Entry, entry_of
 from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.net.client import ControlPlane
-from nixfleet_agent.runtime.workers.outbound import EVENTS, Outbound, Sender, signer
-from nixfleet_agent.telemetry.status import StatusBoard
+from nixfleet_agent.runtime.workers.outbound import EVENTS, Outbound, envelope
 from nixfleet_agent.threads.clock import SystemClock
-from nixfleet_agent.threads.shutdown import ShutdownToken
-from nixfleet_agent.trust.canonical import canonical
 from tests.bench import figures
 from tests.bench.figures import Figure
 from tests.runtime.harness import HOSTNAME
+from tests.runtime.parts import services
 from tests.state_machine.machine import T0, event
 from tests.support.https_server import HttpsServer, Reply
 from tests.support.tls import Authority, pkcs8_pem, write_host_key
@@ -69,6 +68,7 @@ class Bench:
         self.ca = authority.write_ca(folder / "ca.pem")
         authority.write_server(folder)
         self.key = write_host_key(folder / "key")
+        self.signer = EventSigner(folder / "key")
         authority.write_client(folder / "agent.pem", self.key, HOSTNAME)
         (folder / "key.pem").write_bytes(pkcs8_pem(self.key))
         context = multiprocessing.get_context("spawn")
@@ -85,7 +85,7 @@ class Bench:
 
     def bare(self, count: int) -> float:
         """Seconds for ``count`` POSTs of ready-made bytes over one keep-alive connection."""
-        body = Sender(signer(self.key.sign, canonical)).body(entry_of(event("ProbeResult", 1), HOSTNAME, ROLLOUT, T0))
+        body = envelope(entry_of(event("ProbeResult", 1), HOSTNAME, ROLLOUT, T0), self.signer.sign)
         with requests.Session() as session:
             session.trust_env = False
             session.verify = str(self.ca)
@@ -115,10 +115,7 @@ class Bench:
         credentials = Credentials(self.folder / "agent.pem", self.folder / "key")
         credentials.reload()
         control_plane = ControlPlane(self.url, ca_cert=self.ca, credentials=credentials)
-        sender = Sender(signer(self.key.sign, canonical))
-        worker = Outbound(
-            ShutdownToken(clock), clock, journal, control_plane, sender, StatusBoard(), lambda _: False, 15.0, 1.0, 60.0
-        )
+        worker = Outbound(services(clock=clock, journal=journal, control_plane=control_plane), self.signer.sign)
         control_plane.post_bytes(EVENTS, b"{}", deadline=10.0)
         begun = time.perf_counter()
         worker.drain()

@@ -57,9 +57,10 @@ def one_round(host: NixHost, number: int, target: str, prior: str) -> Round:
 
     Context.run = timed  # type: ignore[method-assign, assignment]
     try:
-        pipeline = Pipeline(
-            host.activation, host.state_dir, SystemClock(), lambda: None, _wait, _LOG, environment=host.environment
+        context = Context(
+            host.activation, host.state_dir, SystemClock(), lambda: None, _wait, _LOG, base_environment=host.environment
         )
+        pipeline = Pipeline(context)
         begin = time.monotonic()
         outcome = pipeline.forward(
             Forward(f"bench@{number:x}", target, prior, "rollback-and-halt"), lambda method: None

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from nixfleet_agent.demo.agents import inherited
 from nixfleet_agent.demo.errors import DemoError
-from nixfleet_agent.demo.plane import ControlPlaneProcess
+from nixfleet_agent.demo.plane import ControlPlaneProcess, Pace
 from nixfleet_agent.local_cp.ci import ChannelDescription, ContinuousIntegration, FleetDescription, WaveDescription
 from nixfleet_agent.local_cp.happenings import Notification
 from nixfleet_agent.state_machine import State
@@ -47,10 +47,12 @@ class PlaneCase(unittest.TestCase):
             self.ci.org_root_public,
             inherited(),
             self.watch,
+            Pace(
+                certificate_lifetime=timedelta(hours=1),
+                extra_soak=timedelta(0),
+                redeliver_after=timedelta(seconds=1),
+            ),
             port=port,
-            certificate_lifetime=timedelta(hours=1),
-            extra_soak=timedelta(0),
-            redeliver_after=timedelta(seconds=1),
         )
 
     def watch(self, happening: Notification) -> None:

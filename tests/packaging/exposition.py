@@ -8,11 +8,10 @@ from types import MappingProxyType
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from nixfleet_agent.runtime.rollout.applier import HostView
 from nixfleet_agent.state_machine import Mode, ProbeStatus, RolloutRecord, State
 from nixfleet_agent.state_machine.record import ProbeRecord
 from nixfleet_agent.telemetry.metrics import COUNTERS, Metrics
-from nixfleet_agent.telemetry.status import StatusBoard
+from nixfleet_agent.telemetry.status import RolloutsView, StatusBoard
 from tests.support.clock import EPOCH, FakeClock
 
 
@@ -34,8 +33,7 @@ def full_exposition() -> str:
         state=State.SOAKING,
         probes=MappingProxyType({"web": probe}),
     )
-    board.publish("host", HostView("stable@aa", True, "x", "x", {}))
-    board.publish("rollouts", (record,))
+    board.publish_rollouts(RolloutsView("stable@aa", True, "x", "x", records=(record,)))
     board.publish("queue", {"queued": 1, "rejected": 0, "oldest": EPOCH})
     board.publish("certificate", _Certificate(EPOCH))
     board.publish("contacts", {"/v1/agent/heartbeat": {"answered_at": EPOCH}})

@@ -26,8 +26,7 @@ from nixfleet_agent import durable
 from nixfleet_agent.journal.entries import parse_name
 from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.journal.reserve import Reserve
-from nixfleet_agent.runtime.rollout.applier import Applier, HostView
-from nixfleet_agent.runtime.rollout.event_writer import RetryingEventWriter
+from nixfleet_agent.runtime.rollout.applier import Applier
 from nixfleet_agent.runtime.rollout.input_queue import CAPACITY, InputQueue
 from nixfleet_agent.runtime.rollout.inputs import (
     Acceptance,
@@ -41,11 +40,12 @@ from nixfleet_agent.runtime.rollout.inputs import (
 from nixfleet_agent.runtime.rollout.orders import ActivationOrder, ProbeOrder, outranks
 from nixfleet_agent.runtime.rollout.recovery import recover
 from nixfleet_agent.runtime.rollout.reducer import Reducer, Rules
+from nixfleet_agent.runtime.services import Services
 from nixfleet_agent.state_machine import KINDS, Policy, RecordTransition, RolloutRecord
-from nixfleet_agent.telemetry.status import StatusBoard
-from nixfleet_agent.threads.backoff import Backoff
+from nixfleet_agent.telemetry.status import RolloutsView, StatusBoard
 from nixfleet_agent.threads.mailbox import Mailbox
 from nixfleet_agent.threads.shutdown import ShutdownToken
+from tests.runtime.parts import config, services
 from tests.state_machine.machine import SAMPLES, declared
 from tests.support.clock import PATIENCE, FakeClock
 
@@ -108,14 +108,10 @@ class TestHost:
             self.activation, self.probes, self.board, self._kicked, self.transitions.append, self._quarantined
         )
         self.reducer = Reducer(
-            self.shutdown,
-            self.clock,
-            self.journal,
-            self._writer,
+            self.services(),
             applier,
             Rules(threshold=120.0, repeat_interval=60.0, boot_id=self.boot_id),
             recover(self.journal, current, self.clock.monotonic()),
-            lambda: self.current,
         )
         self._thread = threading.Thread(target=self._run, name="reducer")
         self._thread.start()
@@ -145,16 +141,18 @@ class TestHost:
             self.died.append(error)
             raise
 
-    def _writer(self, alive: Callable[[], None]) -> RetryingEventWriter:
-        return RetryingEventWriter(
-            self.journal,
-            self.reserve,
-            self.inputs,
-            self.board,
-            self.shutdown,
-            self.clock,
-            lambda: Backoff(self.retry_secs, self.retry_secs),
-            alive,
+    def services(self) -> Services:
+        return services(
+            config=config(backoff_initial=self.retry_secs, backoff_max=self.retry_secs),
+            clock=self.clock,
+            shutdown=self.shutdown,
+            board=self.board,
+            inputs=self.inputs,
+            activation=self.activation,
+            probes=self.probes,
+            read_current=lambda: self.current,
+            journal=self.journal,
+            reserve=self.reserve,
         )
 
     def _kicked(self) -> None:
@@ -240,15 +238,11 @@ class TestHost:
     # -- what came of it ----------------------------------------------------------------------
 
     def record(self, rollout_id: str = "stable@aa") -> RolloutRecord:
-        rollouts: Any = self.board.get("rollouts")
-        found: RolloutRecord = next(record for record in rollouts if record.rollout_id == rollout_id)
-        return found
+        return next(record for record in self.board.rollouts.records if record.rollout_id == rollout_id)
 
     @property
-    def view(self) -> HostView:
-        view = self.board.get("host")
-        assert isinstance(view, HostView)
-        return view
+    def view(self) -> RolloutsView:
+        return self.board.rollouts
 
     def names(self, folder: str) -> list[str]:
         path = self.state_dir / folder

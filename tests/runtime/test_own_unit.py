@@ -10,8 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 from nixfleet_agent.runtime.own_unit import INTERVAL_SECS, OwnUnitWorker, UnitChanged, own_unit, own_unit_workers
-from nixfleet_agent.runtime.rollout.applier import HostView
-from nixfleet_agent.telemetry.status import StatusBoard
+from nixfleet_agent.telemetry.status import SWITCHING, RolloutsView, StatusBoard
 from nixfleet_agent.threads.shutdown import ShutdownToken
 from tests.support.clock import FakeClock
 
@@ -102,8 +101,8 @@ class OwnUnit(unittest.TestCase):
         assert isinstance(worker, OwnUnitWorker)
         self.assertFalse(worker._idle(), "nothing is known yet")
         for active_open, switching, idle in ((False, False, True), (True, False, False), (False, True, False)):
-            board.publish("host", HostView("a@b", active_open, None, None, {}))
-            board.publish("switching", switching)
+            board.publish_rollouts(RolloutsView("a@b", active_open))
+            board.publish(SWITCHING, switching)
             self.assertEqual(worker._idle(), idle)
 
 

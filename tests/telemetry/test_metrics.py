@@ -18,13 +18,12 @@ from types import MappingProxyType
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from nixfleet_agent.runtime.rollout.applier import HostView
 from nixfleet_agent.state_machine import Mode, ProbeStatus, RolloutRecord, State
 from nixfleet_agent.state_machine.record import ProbeRecord
 from nixfleet_agent.telemetry.listener import OPEN_AGAIN
 from nixfleet_agent.telemetry.metrics import COUNTERS, Metrics
 from nixfleet_agent.telemetry.metrics_server import MetricsServerWorker, MetricsTextfileWorker
-from nixfleet_agent.telemetry.status import StatusBoard
+from nixfleet_agent.telemetry.status import RolloutsView, StatusBoard
 from nixfleet_agent.threads.clock import SystemClock
 from nixfleet_agent.threads.shutdown import ShutdownToken
 from tests.support.clock import EPOCH as START
@@ -76,8 +75,7 @@ class Exposition(Case):
             rollout_id="stable@bb", hostname="h", channel="stable", target_closure="y", dispatched_at=START,
             state=State.SOAKING, probes=MappingProxyType(probes),
         )  # fmt: skip
-        self.board.publish("rollouts", (old, new))
-        self.board.publish("host", HostView("stable@bb", True, "y", "y", {}))
+        self.board.publish_rollouts(RolloutsView("stable@bb", True, "y", "y", records=(old, new)))
         samples = self.samples()
         self.assertEqual(samples['nixfleet_agent_rollout_state{state="Soaking"}'], 1)
         self.assertEqual(sum(v for k, v in samples.items() if k.startswith("nixfleet_agent_rollout_state{")), 1)

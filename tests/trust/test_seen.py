@@ -27,12 +27,15 @@ def fleet(
     marks: Marks | None = None,
 ) -> SeenFleet:
     raw = bytes(bytearray(artifact.raw))
-    return see_fleet(raw, artifact.signature, last, trust, now=now, override_window=None, marks=marks or Marks())
+    return see_fleet(
+        Signed(raw, artifact.signature), last, trust, now=now, override_window=None, marks=marks or Marks()
+    )
 
 
 def manifest(rollout_id: str, artifact: Signed, last: SeenManifest | None, *, now: datetime = NOW) -> SeenManifest:
     raw = bytes(bytearray(artifact.raw))
-    return see_manifest(raw, artifact.signature, last, rollout_id, TRUST, now=now, window=MINUTE, marks=Marks())
+    signed = Signed(raw, artifact.signature)
+    return see_manifest(signed, last, rollout_id, TRUST, now=now, window=MINUTE, marks=Marks())
 
 
 class SameBytes(unittest.TestCase):

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nixfleet_agent.artifacts.cache import ManifestCache, Terms
+from nixfleet_agent.artifacts.cache import Terms
 from nixfleet_agent.errors import AgentError
 from nixfleet_agent.proto import ids
 from nixfleet_agent.proto.dispatch import Dispatch
+from nixfleet_agent.proto.times import format_time
 from nixfleet_agent.runtime.dispatch import decision
 from nixfleet_agent.runtime.dispatch.decision import Outcome, Pending, Retry
-from nixfleet_agent.runtime.rollout.input_queue import InputQueue
 from nixfleet_agent.runtime.rollout.inputs import Ack, Activate
-from nixfleet_agent.threads.clock import Clock
-from nixfleet_agent.threads.shutdown import ShutdownToken
+from nixfleet_agent.runtime.services import Services
 
 #: Seconds between two signs of life while the reducer has not answered yet.
 _NAP = 30.0
@@ -36,6 +35,21 @@ class Gates:
     quarantined: Callable[[str, str], str | None]
     read_current: Callable[[], str | None]
 
+    @classmethod
+    def of(cls, services: Services) -> Gates:
+        """Those of the running agent."""
+
+        def hold() -> str | None:
+            current = services.hold.current()
+            return current.reason if current else None
+
+        def quarantined(channel: str, closure: str) -> str | None:
+            hours, now, running = services.config.quarantine_hours, services.clock.now(), services.read_current()
+            entry = services.quarantine.refusal(channel, closure, now=now, hours=hours, running=running)
+            return f"{entry.reason} in {entry.rollout_id}, until {format_time(entry.until(hours))}" if entry else None
+
+        return cls(services.journal.knows, hold, quarantined, services.read_current)
+
 
 class DispatchCheck:
     """Used by the long poll worker, in its thread; ``alive`` is its sign of life.
@@ -43,23 +57,13 @@ class DispatchCheck:
     ``settle`` returns once the Dispatch is on disk: the reducer hears of none that a crash would lose.
     """
 
-    def __init__(
-        self,
-        machine_id: str,
-        cache: ManifestCache,
-        gates: Gates,
-        inputs: InputQueue,
-        shutdown: ShutdownToken,
-        clock: Clock,
-        alive: Callable[[], None],
-        settle: Callable[[], None],
-    ) -> None:
-        self._machine_id = machine_id
-        self._cache = cache
+    def __init__(self, services: Services, gates: Gates, alive: Callable[[], None], settle: Callable[[], None]) -> None:
+        self._machine_id = services.config.machine_id
+        self._cache = services.cache
         self._gates = gates
-        self._inputs = inputs
-        self._shutdown = shutdown
-        self._clock = clock
+        self._inputs = services.inputs
+        self._shutdown = services.shutdown
+        self._clock = services.clock
         self._alive = alive
         self._settle = settle
 

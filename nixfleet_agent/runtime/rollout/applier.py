@@ -25,26 +25,12 @@ from nixfleet_agent.state_machine import (
     RolloutRecord,
     State,
 )
-from nixfleet_agent.telemetry.status import StatusBoard
+from nixfleet_agent.telemetry.status import RolloutsView, StatusBoard
 from nixfleet_agent.threads.mailbox import Mailbox
 
 log = logging.getLogger("nixfleet_agent.reducer")
 #: States that somebody should look at: who reads warnings only must not miss a release that failed.
 _LOOK_AT = (State.FAILED, State.REVERTED, State.DEFERRED)
-
-
-@dataclass(frozen=True, slots=True)
-class HostView:
-    """What other workers may know of the rollouts: published by the reducer after every change.
-
-    ``reported`` are the rollouts whose last seq a heartbeat names, with that seq.
-    """
-
-    active_id: str | None
-    active_open: bool
-    target: str | None
-    expected: str | None
-    reported: dict[str, int]
 
 
 @dataclass(slots=True)
@@ -103,15 +89,15 @@ class Applier:
     def publish(self, host: Host, expected: str | None) -> None:
         """Put the rollouts on the board."""
         active = host.active
-        view = HostView(
+        view = RolloutsView(
             active_id=host.active_id,
             active_open=active is not None and not active.record.terminal,
             target=active.record.target_closure if active else None,
             expected=expected,
             reported={name: host.rollouts[name].record.last_event_seq for name in host.reported()},
+            records=tuple(rollout.record for rollout in host.rollouts.values()),
         )
-        self.board.publish("host", view)
-        self.board.publish("rollouts", tuple(rollout.record for rollout in host.rollouts.values()))
+        self.board.publish_rollouts(view)
 
 
 def forward_order(rollout: Rollout, *, resume: bool = False) -> ActivateForward:

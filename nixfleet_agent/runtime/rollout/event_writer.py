@@ -9,10 +9,8 @@ from collections.abc import Callable
 
 from nixfleet_agent.errors import StorageError
 from nixfleet_agent.journal.entries import Entry
-from nixfleet_agent.journal.journal import Journal
-from nixfleet_agent.journal.reserve import Reserve
-from nixfleet_agent.runtime.rollout.input_queue import InputQueue
 from nixfleet_agent.runtime.rollout.inputs import AdvanceTick, HostEvent, ManifestSetUpdated, ReducerInput
+from nixfleet_agent.runtime.services import Services
 from nixfleet_agent.state_machine import Event, ProbeStatus
 from nixfleet_agent.state_machine.events import (
     ActivationCompleted,
@@ -22,10 +20,7 @@ from nixfleet_agent.state_machine.events import (
     ProbeResult,
     RollbackComplete,
 )
-from nixfleet_agent.telemetry.status import StatusBoard
-from nixfleet_agent.threads.backoff import Backoff
-from nixfleet_agent.threads.clock import Clock
-from nixfleet_agent.threads.shutdown import ShutdownToken
+from nixfleet_agent.telemetry.status import JOURNAL_ERROR
 
 log = logging.getLogger("nixfleet_agent.reducer")
 
@@ -38,24 +33,14 @@ STASH = 256
 class RetryingEventWriter:
     """The reducer's way to the journal and its source of inputs: what was stashed meanwhile comes first."""
 
-    def __init__(
-        self,
-        journal: Journal,
-        reserve: Reserve,
-        inputs: InputQueue,
-        board: StatusBoard,
-        shutdown: ShutdownToken,
-        clock: Clock,
-        backoff: Callable[[], Backoff],
-        alive: Callable[[], None],
-    ) -> None:
-        self._journal = journal
-        self._reserve = reserve
-        self._inputs = inputs
-        self._board = board
-        self._shutdown = shutdown
-        self._clock = clock
-        self._backoff = backoff
+    def __init__(self, services: Services, alive: Callable[[], None]) -> None:
+        self._journal = services.journal
+        self._reserve = services.reserve
+        self._inputs = services.inputs
+        self._board = services.board
+        self._shutdown = services.shutdown
+        self._clock = services.clock
+        self._backoff = services.backoff
         self._alive = alive
         self._stash: deque[ReducerInput] = deque()
 
@@ -78,7 +63,7 @@ class RetryingEventWriter:
                 if not refused:
                     log.error("an event is not durable, nothing acts on it: %s", error, extra={"seq": entry.seq})
                 refused = True
-                self._board.publish("journal_error", str(error))
+                self._board.publish(JOURNAL_ERROR, str(error))
                 out_of_room = error.errno in (errno.ENOSPC, errno.EDQUOT)
             else:
                 self._written(entry, refused)
@@ -93,7 +78,7 @@ class RetryingEventWriter:
         self._board.count("events_queued", kind=entry.kind)
         if refused:
             log.info("the journal can be written again", extra={"seq": entry.seq})
-            self._board.publish("journal_error", None)
+            self._board.publish(JOURNAL_ERROR, None)
         self._reserve.ensure()
 
     def _collect_inputs(self, seconds: float) -> bool:

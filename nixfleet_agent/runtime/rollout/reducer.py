@@ -11,7 +11,6 @@ from nixfleet_agent.errors import StorageError
 from nixfleet_agent.journal import header
 from nixfleet_agent.journal.entries import Entry, entry_of
 from nixfleet_agent.journal.header import DISPATCH_KIND, Accepted
-from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.runtime.rollout.applier import Applier, forward_order, rollback_order
 from nixfleet_agent.runtime.rollout.dedup import Journaled, retain_declared, should_record
 from nixfleet_agent.runtime.rollout.evaluate import (
@@ -44,10 +43,9 @@ from nixfleet_agent.runtime.rollout.rollouts import (
     rollback_target,
     why_not_now,
 )
+from nixfleet_agent.runtime.services import Services
 from nixfleet_agent.state_machine import EmitEvent, Event, State, TransitionError, step, timing
 from nixfleet_agent.state_machine.events import LocalActivate, ProbeResult
-from nixfleet_agent.threads.clock import Clock
-from nixfleet_agent.threads.shutdown import ShutdownToken
 from nixfleet_agent.threads.worker import Worker
 
 #: Longest sleep on an empty queue, in seconds; a tick comes every second, this is for when it does not.
@@ -66,31 +64,21 @@ class Rules:
 
 
 class Reducer(Worker):
-    """See the module. ``host`` is the state as recovered; ``read_current`` reads the closure that runs."""
+    """See the module. ``host`` is the state as recovered."""
 
     name = "reducer"
     limit = 120.0
 
-    def __init__(
-        self,
-        shutdown: ShutdownToken,
-        clock: Clock,
-        journal: Journal,
-        writer: Callable[[Callable[[], None]], RetryingEventWriter],
-        applier: Applier,
-        rules: Rules,
-        host: Host,
-        read_current: Callable[[], str | None],
-    ) -> None:
-        super().__init__(shutdown, clock)
-        self._journal = journal
-        self._writer = writer(self.alive)
+    def __init__(self, services: Services, applier: Applier, rules: Rules, host: Host) -> None:
+        super().__init__(services.shutdown, services.clock)
+        self._journal = services.journal
+        self._writer = RetryingEventWriter(services, self.alive)
         self._applier = applier
         self._rules = rules
         self._host = host
-        self._read_current = read_current
+        self._read_current = services.read_current
         self._attempted: str | None = None
-        self._replays = Replays(journal, clock)
+        self._replays = Replays(services.journal, services.clock)
         self._drift: str | None = None
         self._handlers: dict[type, Callable[..., None]] = {
             HostEvent: self._on_event,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
-from nixfleet_agent.activation.context import SHUTDOWN, SUPERSEDED
+from nixfleet_agent.activation.context import SHUTDOWN, SUPERSEDED, Context
 from nixfleet_agent.activation.errors import PhaseInterrupted
 from nixfleet_agent.activation.model import (
     Completed,
@@ -20,20 +19,14 @@ from nixfleet_agent.activation.model import (
     RolledBack,
 )
 from nixfleet_agent.activation.pipeline import Pipeline
-from nixfleet_agent.config.model import ActivationConfig
 from nixfleet_agent.errors import StorageError
-from nixfleet_agent.operator.rollback_control import RollbackControl
-from nixfleet_agent.runtime.rollout.input_queue import InputQueue
 from nixfleet_agent.runtime.rollout.inputs import Ack, Answer, HostEvent, ReducerInput, RollbackAttemptFailed
 from nixfleet_agent.runtime.rollout.orders import ActivateForward, ActivationOrder, Release, RollBack
 from nixfleet_agent.runtime.rollout.outcomes import event_of
+from nixfleet_agent.runtime.services import Services
 from nixfleet_agent.state_machine import SwitchMethod
 from nixfleet_agent.state_machine.events import LocalActivationStarted, Phase
-from nixfleet_agent.telemetry.status import StatusBoard
-from nixfleet_agent.threads.backoff import Backoff
-from nixfleet_agent.threads.clock import Clock
-from nixfleet_agent.threads.mailbox import Mailbox
-from nixfleet_agent.threads.shutdown import ShutdownToken
+from nixfleet_agent.telemetry.status import SWITCHING
 from nixfleet_agent.threads.worker import Worker
 
 #: Longest sleep on an empty mailbox, in seconds.
@@ -47,45 +40,36 @@ LONGEST_STEP = 120.0
 
 
 class ActivationWorker(Worker):
-    """``on_quarantine(rollout_id, closure, reason)`` is told of each closure that failed after its switch was fired.
-
-    ``open_rollouts`` are those that may still need their garbage collector's roots. ``make_room`` gives up what the
-    state directory's disk keeps back for going back, and says whether there was any.
-    """
+    """``on_quarantine(rollout_id, closure, reason)`` is told of each closure that failed after its switch was fired."""
 
     name = "activation"
 
-    def __init__(
-        self,
-        shutdown: ShutdownToken,
-        clock: Clock,
-        mailbox: Mailbox[ActivationOrder],
-        inputs: InputQueue,
-        board: StatusBoard,
-        config: ActivationConfig,
-        state_dir: Path,
-        backoff: Backoff,
-        control: RollbackControl,
-        on_quarantine: Callable[[str, str, str], None],
-        open_rollouts: Callable[[], Container[str]],
-        make_room: Callable[[], bool],
-    ) -> None:
-        super().__init__(shutdown, clock)
+    def __init__(self, services: Services, on_quarantine: Callable[[str, str, str], None]) -> None:
+        super().__init__(services.shutdown, services.clock)
+        config = services.config.activation
         self.limit = max(self.limit, LONGEST_STEP + config.poll_interval_secs)
-        self._mailbox = mailbox
-        self._inputs = inputs
-        self._board = board
-        self._backoff = backoff
-        self._control = control
+        self._mailbox = services.activation
+        self._inputs = services.inputs
+        self._board = services.board
+        self._backoff = services.backoff()
+        self._control = services.rollback
         self._on_quarantine = on_quarantine
-        self._open_rollouts = open_rollouts
-        self._make_room = make_room
+        self._read_current = services.read_current
+        self._make_room = services.reserve.release
         self._order: ActivationOrder | None = None
         self._drift: str | None = None
         self._room_made = False
         self._phases: list[Phase] = []
         self._pipeline = Pipeline(
-            config, state_dir, clock, self._interrupted, self._wait, self.log, on_phase=self._note_phase
+            Context(
+                config,
+                services.config.state_dir,
+                services.clock,
+                self._interrupted,
+                self._wait,
+                self.log,
+                on_phase=self._note_phase,
+            )
         )
 
     def run(self) -> None:
@@ -249,7 +233,7 @@ class ActivationWorker(Worker):
 
     def _release(self, rollout_id: str) -> None:
         """Let go of what a finished rollout held, and of what any other left behind that is over or superseded."""
-        still_open = self._open_rollouts()
+        still_open = self._board.rollouts.undecided(self._read_current())
         for held in {rollout_id, *self._pipeline.holding()}:
             if held == rollout_id or held not in still_open:
                 try:
@@ -283,4 +267,4 @@ class ActivationWorker(Worker):
         self._inputs.put(item, self.alive)
 
     def _switching(self, now: bool) -> None:
-        self._board.publish("switching", now)
+        self._board.publish(SWITCHING, now)

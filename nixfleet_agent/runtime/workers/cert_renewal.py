@@ -1,6 +1,6 @@
 """The cert_renewal worker: keeps this host's certificate fresh, and gets the first one.
 
-It owns when to enroll, renew and try again; how is in ``runtime.enrollment`` and ``runtime.renewal``. Nothing that
+It owns when to enroll, renew and try again; how is in ``certificates``. Nothing that
 it meets on disk or on the wire ends it: a host without a valid certificate still runs, probes and rolls back.
 """
 
@@ -13,7 +13,6 @@ from datetime import datetime
 
 from nixfleet_agent.certificates.enrollment import AnswerRefusedError, Enrollment, NotReadyError
 from nixfleet_agent.certificates.renewal import Renewal
-from nixfleet_agent.config.model import Config
 from nixfleet_agent.errors import (
     AgentError,
     EnrollmentRefusedError,
@@ -21,14 +20,11 @@ from nixfleet_agent.errors import (
     TransportError,
 )
 from nixfleet_agent.identity.certificate import AgentCertificate, load_certificate
-from nixfleet_agent.identity.credentials import Credentials
 from nixfleet_agent.identity.host_key import permission_warnings
 from nixfleet_agent.identity.token import TokenMissingError, TokenNotYetValidError
 from nixfleet_agent.proto.times import format_time
-from nixfleet_agent.telemetry.status import StatusBoard
+from nixfleet_agent.runtime.services import Services
 from nixfleet_agent.threads.backoff import Backoff
-from nixfleet_agent.threads.clock import Clock
-from nixfleet_agent.threads.shutdown import ShutdownToken
 from nixfleet_agent.threads.timers import Timer
 from nixfleet_agent.threads.worker import Worker
 
@@ -62,30 +58,26 @@ class CertRenewalWorker(Worker):
 
     def __init__(
         self,
-        config: Config,
-        credentials: Credentials,
+        services: Services,
         enrollment: Enrollment,
         renewal: Renewal,
-        shutdown: ShutdownToken,
-        clock: Clock,
-        status: StatusBoard,
         *,
         enrollment_refused: Callable[[EnrollmentRefusedError], None],
         rng: random.Random | None = None,
     ) -> None:
         """``enrollment_refused`` is told of a final refusal while there is no certificate at all; it may end the
         process, and when it returns the worker goes on and tries again later."""
-        super().__init__(shutdown, clock)
-        tuning = config.tuning
-        self._config = config
-        self._credentials = credentials
+        super().__init__(services.shutdown, services.clock)
+        tuning = services.config.tuning
+        self._config = services.config
+        self._credentials = services.credentials
         self._enrollment = enrollment
         self._renewal = renewal
-        self._status = status
+        self._status = services.board
         self._enrollment_refused = enrollment_refused
         self._interval = tuning.cert_check_interval
         self.limit = max(self.limit, 2 * self._interval + _LONGEST_TURN)
-        self._timer = Timer(self._interval, clock, shutdown)
+        self._timer = Timer(self._interval, services.clock, services.shutdown)
         first, longest = tuning.backoff_initial, tuning.backoff_max
         self._soon = Backoff(first, longest, rng)
         self._later = Backoff(_RENEWAL_PATIENCE * first, _RENEWAL_PATIENCE * longest, rng)

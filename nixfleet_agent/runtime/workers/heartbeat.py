@@ -7,19 +7,13 @@ from collections.abc import Callable, Mapping
 from nixfleet_agent import __version__
 from nixfleet_agent.errors import AgentError, ProtoError, TransportError
 from nixfleet_agent.journal.header import Acceptance
-from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.net.answers import Answer, replay_from
-from nixfleet_agent.net.client import ControlPlane
 from nixfleet_agent.proto.heartbeat import Heartbeat, Snapshot, snapshots
 from nixfleet_agent.proto.strict_json import loads_strict
-from nixfleet_agent.runtime.rollout.applier import HostView
-from nixfleet_agent.runtime.rollout.input_queue import InputQueue
 from nixfleet_agent.runtime.rollout.inputs import BootstrapHost, ReplayRequested
-from nixfleet_agent.telemetry.status import StatusBoard
+from nixfleet_agent.runtime.services import Services
+from nixfleet_agent.telemetry.status import SWITCHING
 from nixfleet_agent.text import printable
-from nixfleet_agent.threads.backoff import Backoff
-from nixfleet_agent.threads.clock import Clock
-from nixfleet_agent.threads.shutdown import ShutdownToken
 from nixfleet_agent.threads.timers import Timer
 from nixfleet_agent.threads.worker import Worker
 
@@ -37,36 +31,24 @@ LONGEST_TURN = 500.0
 class HeartbeatWorker(Worker):
     """The first beat names no rollout, so that the control plane sends what it knows of this host.
 
-    ``vouch(snapshot)`` fetches and verifies fleet and manifest of a rollout that this host has no log of; it returns
+    ``verify_snapshot`` fetches and verifies fleet and manifest of a rollout that this host has no log of; it returns
     None, or raises, when they do not name this host with exactly that target.
     """
 
     name = "heartbeat"
 
-    def __init__(
-        self,
-        shutdown: ShutdownToken,
-        clock: Clock,
-        inputs: InputQueue,
-        journal: Journal,
-        control_plane: ControlPlane,
-        board: StatusBoard,
-        read_current: Callable[[], str | None],
-        vouch: Callable[[Snapshot], Acceptance | None],
-        interval: float,
-        backoff: Backoff,
-    ) -> None:
-        super().__init__(shutdown, clock)
-        self.limit = LONGEST_TURN + 3 * interval
-        self._inputs = inputs
-        self._journal = journal
-        self._control_plane = control_plane
-        self._board = board
-        self._read_current = read_current
-        self._verify_snapshot = vouch
-        self._interval = interval
-        self._backoff = backoff
-        self._started = clock.monotonic()
+    def __init__(self, services: Services, verify_snapshot: Callable[[Snapshot], Acceptance | None]) -> None:
+        super().__init__(services.shutdown, services.clock)
+        self._interval = services.config.tuning.heartbeat_interval
+        self.limit = LONGEST_TURN + 3 * self._interval
+        self._inputs = services.inputs
+        self._journal = services.journal
+        self._control_plane = services.control_plane
+        self._board = services.board
+        self._read_current = services.read_current
+        self._verify_snapshot = verify_snapshot
+        self._backoff = services.backoff()
+        self._started = services.clock.monotonic()
         self._first = True
         self._trouble = ""
 
@@ -101,12 +83,11 @@ class HeartbeatWorker(Worker):
 
     def compose(self) -> Heartbeat:
         """What is true now. While our own switch runs, what the link shows is half a switch and is left out."""
-        view = self._board.get("host")
-        known = view if isinstance(view, HostView) else HostView(None, False, None, None, {})
+        known = self._board.rollouts
         seqs = dict(known.reported)
         for rollout_id in self._journal.waiting():
             seqs[rollout_id] = max(self._journal.last_seq(rollout_id), seqs.get(rollout_id, 0))
-        switching = self._board.get("switching")
+        switching = self._board.read(SWITCHING)
         return Heartbeat(
             hostname=self._journal.hostname,
             at=self.clock.now(),

@@ -12,12 +12,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 
-from nixfleet_agent.artifacts.cache import ManifestCache
-from nixfleet_agent.config.model import Config
 from nixfleet_agent.errors import ProtoError, StorageError, TransportError
 from nixfleet_agent.net.answers import Answer as HttpAnswer
 from nixfleet_agent.net.answers import retry_after
-from nixfleet_agent.net.client import ControlPlane
 from nixfleet_agent.proto.dispatch import Dispatch
 from nixfleet_agent.proto.strict_json import BODY_LIMIT, loads_strict
 from nixfleet_agent.runtime.dispatch import decision
@@ -25,11 +22,8 @@ from nixfleet_agent.runtime.dispatch.check import DispatchCheck, Gates
 from nixfleet_agent.runtime.dispatch.decision import Done, Expire, Pending, Refuse, Retry
 from nixfleet_agent.runtime.dispatch.pending import PendingDispatch
 from nixfleet_agent.runtime.dispatch.refusals import Refusals
-from nixfleet_agent.runtime.rollout.input_queue import InputQueue
-from nixfleet_agent.telemetry.status import StatusBoard
+from nixfleet_agent.runtime.services import Services
 from nixfleet_agent.threads.backoff import Backoff
-from nixfleet_agent.threads.clock import Clock
-from nixfleet_agent.threads.shutdown import ShutdownToken
 from nixfleet_agent.threads.worker import Worker, start_thread
 
 PATH = "/v1/agent/dispatch"
@@ -65,29 +59,18 @@ class LongPollWorker(Worker):
 
     name = "longpoll"
 
-    def __init__(
-        self,
-        config: Config,
-        shutdown: ShutdownToken,
-        clock: Clock,
-        inputs: InputQueue,
-        control_plane: ControlPlane,
-        cache: ManifestCache,
-        board: StatusBoard,
-        gates: Gates,
-        rng: random.Random | None = None,
-    ) -> None:
-        super().__init__(shutdown, clock)
-        tuning = config.tuning
+    def __init__(self, services: Services, gates: Gates, rng: random.Random | None = None) -> None:
+        super().__init__(services.shutdown, services.clock)
+        config, clock, tuning = services.config, services.clock, services.config.tuning
         self.limit = LONGEST_TRY + tuning.dispatch_wait + 2 * tuning.backoff_max
         self._machine_id = config.machine_id
         self._dispatch_wait = min(LONGEST_POLL, tuning.dispatch_wait)
-        self._control_plane = control_plane
-        self._cache = cache
-        self._board = board
-        self._check = DispatchCheck(config.machine_id, cache, gates, inputs, shutdown, clock, self.alive, self._settle)
+        self._control_plane = services.control_plane
+        self._cache = services.cache
+        self._board = services.board
+        self._check = DispatchCheck(services, gates, self.alive, self._settle)
         self._disk = PendingDispatch(config.state_dir)
-        self._refusals = Refusals(board, clock, self.log)
+        self._refusals = Refusals(services.board, clock, self.log)
         self._poll_backoff = Backoff(tuning.backoff_initial, tuning.backoff_max, rng)
         self._try_backoff = Backoff(tuning.backoff_initial, tuning.backoff_max, rng)
         self._saving: threading.Thread | None = None

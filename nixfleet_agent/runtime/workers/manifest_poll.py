@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from nixfleet_agent.artifacts.cache import ManifestCache
 from nixfleet_agent.errors import AgentError, TransportError
 from nixfleet_agent.proto import ids
-from nixfleet_agent.runtime.rollout.input_queue import InputQueue
 from nixfleet_agent.runtime.rollout.inputs import ManifestSetUpdated
+from nixfleet_agent.runtime.services import Services
 from nixfleet_agent.text import printable
-from nixfleet_agent.threads.backoff import Backoff
-from nixfleet_agent.threads.clock import Clock
-from nixfleet_agent.threads.shutdown import ShutdownToken
 from nixfleet_agent.threads.timers import Timer
 from nixfleet_agent.threads.worker import Worker
 from nixfleet_agent.trust.errors import VerificationError
@@ -26,21 +22,14 @@ class ManifestPollWorker(Worker):
 
     name = "manifest_poll"
 
-    def __init__(
-        self,
-        shutdown: ShutdownToken,
-        clock: Clock,
-        inputs: InputQueue,
-        cache: ManifestCache,
-        interval: float,
-        backoff: Backoff,
-    ) -> None:
-        super().__init__(shutdown, clock)
+    def __init__(self, services: Services) -> None:
+        super().__init__(services.shutdown, services.clock)
+        interval = services.config.tuning.manifest_poll_interval
         self.limit = LONGEST_FETCH + 3 * interval
-        self._inputs = inputs
-        self._cache = cache
-        self._timer = Timer(interval, clock, shutdown)
-        self._backoff = backoff
+        self._inputs = services.inputs
+        self._cache = services.cache
+        self._timer = Timer(interval, services.clock, services.shutdown)
+        self._backoff = services.backoff()
         self._set: dict[str, str] = {}
         self._troubles: dict[str, str] = {}
 

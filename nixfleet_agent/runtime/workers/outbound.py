@@ -8,16 +8,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from nixfleet_agent.errors import AgentError, ProtoError, StorageError, TransportError, TrustError
+from nixfleet_agent.errors import ProtoError, StorageError, TransportError, TrustError
 from nixfleet_agent.journal.delivery import Disposition, disposition
 from nixfleet_agent.journal.entries import DAMAGED, Entry, decode, read_raw
-from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.net.answers import Answer, retry_after
-from nixfleet_agent.net.client import ControlPlane
-from nixfleet_agent.telemetry.status import StatusBoard
+from nixfleet_agent.runtime.services import Services
 from nixfleet_agent.threads.backoff import Backoff
-from nixfleet_agent.threads.clock import Clock
-from nixfleet_agent.threads.shutdown import ShutdownToken
 from nixfleet_agent.threads.timers import Timer
 from nixfleet_agent.threads.worker import Worker
 
@@ -49,23 +45,17 @@ class RolloutQueue:
     conflict: tuple[str, float] | None = None
 
 
-@dataclass(slots=True)
-class Sender:
-    """What turns a journal file into the bytes of a POST; the same file always gives the same bytes."""
+def envelope(entry: Entry, sign: Callable[[dict[str, object]], str | None]) -> bytes:
+    """The body of an event's POST, with the host's signature over the event where its key can be read.
 
-    sign: Callable[[dict[str, object]], str | None]
-
-    def body(self, entry: Entry) -> bytes:
-        """The envelope, with the host's signature over the event where its key can be read."""
-        envelope: dict[str, object] = {
-            "hostname": entry.hostname,
-            "rolloutId": entry.rollout_id,
-            "event": entry.event,
-        }
-        signature = self.sign(dict(entry.event))
-        if signature is not None:
-            envelope["signature"] = signature
-        return json.dumps(envelope, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    Raises:
+        TrustError: the event has no canonical form.
+    """
+    body: dict[str, object] = {"hostname": entry.hostname, "rolloutId": entry.rollout_id, "event": entry.event}
+    signature = sign(dict(entry.event))
+    if signature is not None:
+        body["signature"] = signature
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
 
 
 @dataclass(slots=True)
@@ -80,28 +70,16 @@ class Outbound(Worker):
 
     name = "outbound"
 
-    def __init__(
-        self,
-        shutdown: ShutdownToken,
-        clock: Clock,
-        journal: Journal,
-        control_plane: ControlPlane,
-        sender: Sender,
-        board: StatusBoard,
-        is_over: Callable[[str], bool],
-        interval: float,
-        backoff_initial: float,
-        backoff_max: float,
-    ) -> None:
-        super().__init__(shutdown, clock)
-        self.limit = max(self.limit, LONGEST_POST + 3 * interval)
-        self._journal = journal
-        self._control_plane = control_plane
-        self._sender = sender
-        self._board = board
-        self._is_over = is_over
-        self._backoff = (backoff_initial, backoff_max)
-        self._timer = Timer(interval, clock, shutdown)
+    def __init__(self, services: Services, sign: Callable[[dict[str, object]], str | None]) -> None:
+        super().__init__(services.shutdown, services.clock)
+        tuning = services.config.tuning
+        self.limit = max(self.limit, LONGEST_POST + 3 * tuning.drain_interval)
+        self._journal = services.journal
+        self._control_plane = services.control_plane
+        self._sign = sign
+        self._board = services.board
+        self._backoff = (tuning.backoff_initial, tuning.backoff_max)
+        self._timer = Timer(tuning.drain_interval, services.clock, services.shutdown)
         self._lanes: dict[str, RolloutQueue] = {}
         self._gate = Gate()
 
@@ -150,7 +128,7 @@ class Outbound(Worker):
     def _send(self, rollout_id: str, lane: RolloutQueue, path: Path) -> None:
         try:
             entry = decode(read_raw(path))
-            body = self._sender.body(entry)
+            body = envelope(entry, self._sign)
         except FileNotFoundError:
             self._journal.vanished(rollout_id, path)
             return
@@ -182,7 +160,7 @@ class Outbound(Worker):
         conflict_for = 0.0 if lane.conflict is None else monotonic - lane.conflict[1]
         label = f"status {answer.status}"
         said = f"{label}: {answer.excerpt(200)}"
-        match disposition(answer.status, conflict_for, self._is_over(rollout_id)):
+        match disposition(answer.status, conflict_for, self._board.is_over(rollout_id)):
             case Disposition.DELIVERED:
                 self._journal.delivered(rollout_id, path)
                 self._board.count("events_sent", kind=kind)
@@ -231,17 +209,3 @@ class Outbound(Worker):
             "queue",
             {"queued": queued, "rejected": rejected, "oldest": self._journal.oldest_queued(), "trouble": trouble},
         )
-
-
-def signer(
-    sign: Callable[[bytes], bytes], canonical: Callable[[object], bytes]
-) -> Callable[[dict[str, object]], str | None]:
-    """Hex Ed25519 over the JCS bytes of an event; None where the event can't be canonical (nothing we write is)."""
-
-    def sign_event(event: dict[str, object]) -> str | None:
-        try:
-            return sign(canonical(event)).hex()
-        except AgentError:
-            return None
-
-    return sign_event

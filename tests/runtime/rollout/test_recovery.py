@@ -17,10 +17,10 @@ from nixfleet_agent.journal.header import DISPATCH_KIND, Accepted
 from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.operator import quarantine
 from nixfleet_agent.operator.quarantine import QuarantineStore
+from nixfleet_agent.runtime.restore import recover_quarantine
 from nixfleet_agent.runtime.rollout.inputs import Ack, Activate, AdvanceTick, HostEvent, ReducerInput
 from nixfleet_agent.runtime.rollout.orders import ActivateForward, Release, ResetProbes, RollBack
 from nixfleet_agent.runtime.rollout.recovery import fold, recover
-from nixfleet_agent.runtime.services import recover_quarantine
 from nixfleet_agent.state_machine import ProbeStatus, State
 from tests.runtime.harness import HALT, HOSTNAME, NEWER, PRIOR, TARGET, THIRD, BadDisk, TestHost, bad_disk, until
 from tests.state_machine.machine import T0, at, declared, event

@@ -7,11 +7,10 @@ import threading
 import unittest
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from nixfleet_agent.activation.context import SHUTDOWN, SUPERSEDED
+from nixfleet_agent.activation.context import SHUTDOWN, SUPERSEDED, Context
 from nixfleet_agent.activation.errors import PhaseInterrupted
 from nixfleet_agent.activation.model import (
     Completed,
@@ -26,7 +25,6 @@ from nixfleet_agent.activation.model import (
     RollbackOutcome,
     RolledBack,
 )
-from nixfleet_agent.config.model import ActivationConfig
 from nixfleet_agent.errors import StorageError
 from nixfleet_agent.operator.rollback_control import RollbackControl
 from nixfleet_agent.runtime.rollout.input_queue import InputQueue
@@ -34,6 +32,7 @@ from nixfleet_agent.runtime.rollout.inputs import Answer, HostEvent, ReducerInpu
 from nixfleet_agent.runtime.rollout.orders import ActivateForward, ActivationOrder, Release, RollBack, outranks
 from nixfleet_agent.runtime.workers import activation
 from nixfleet_agent.runtime.workers.activation import GIVEN_UP_RECHECK, ActivationWorker
+from nixfleet_agent.state_machine import RolloutRecord, State
 from nixfleet_agent.state_machine.events import (
     LocalActivationCompleted,
     LocalActivationDeferred,
@@ -42,11 +41,12 @@ from nixfleet_agent.state_machine.events import (
     LocalRollbackCompleted,
     Phase,
 )
-from nixfleet_agent.telemetry.status import StatusBoard
+from nixfleet_agent.telemetry.status import RolloutsView, StatusBoard
 from nixfleet_agent.threads.backoff import Backoff
 from nixfleet_agent.threads.mailbox import Mailbox
 from nixfleet_agent.threads.shutdown import ShutdownToken
 from tests.runtime.harness import NEWER, PRIOR, TARGET, THIRD, temporary, until
+from tests.runtime.parts import config, services
 from tests.support.clock import PATIENCE, FakeClock
 
 R, S = "stable@aa", "stable@bb"
@@ -66,16 +66,9 @@ class ScriptedPipeline:
 
     def __init__(
         self,
-        config: ActivationConfig,
-        state_dir: Path,
-        clock: FakeClock,
-        interrupted: Callable[[], str | None],
-        wait: Callable[[float], None],
-        log: object,
-        *,
-        on_phase: Callable[[str, float], None],
+        context: Context,
     ) -> None:
-        self.interrupted, self.wait, self.on_phase, self.clock = interrupted, wait, on_phase, clock
+        self.interrupted, self.wait, self.on_phase = context.interrupted, context.wait, context.on_phase
         self.script: list[Script | object] = []
         self.calls: list[tuple[Any, ...]] = []
         self.released: list[str] = []
@@ -144,6 +137,17 @@ def realises(pipeline: ScriptedPipeline, on_started: Callable[[str], None]) -> o
     raise PhaseInterrupted(reason)
 
 
+class Reserves:
+    """Stands for a disk's reserve: each entry is one that can be given up."""
+
+    def __init__(self, left: list[str]) -> None:
+        self.left = left
+
+    def release(self) -> bool:
+        """Give one up; whether there was any."""
+        return bool(self.left and self.left.pop())
+
+
 class Case(unittest.TestCase):
     """``said`` is what the worker logged at warning or above."""
 
@@ -163,22 +167,21 @@ class Case(unittest.TestCase):
         self.mailbox: Mailbox[ActivationOrder] = Mailbox(self.clock, self.shutdown, outranks)
         self.control = RollbackControl(temporary(self))
         self.quarantined: list[tuple[str, str, str]] = []
-        self.open: set[str] = set()
         self.reserves: list[str] = []
         with mock.patch.object(activation, "Pipeline", ScriptedPipeline):
             self.worker = ActivationWorker(
-                self.shutdown,
-                self.clock,
-                self.mailbox,
-                self.inputs,
-                self.board,
-                ActivationConfig(),
-                Path("unused"),
-                Backoff(16.0, 16.0),
-                self.control,
+                services(
+                    config=config(backoff_initial=16.0, backoff_max=16.0),
+                    shutdown=self.shutdown,
+                    clock=self.clock,
+                    activation=self.mailbox,
+                    inputs=self.inputs,
+                    board=self.board,
+                    rollback=self.control,
+                    read_current=lambda: None,
+                    reserve=Reserves(self.reserves),
+                ),
                 lambda *words: self.quarantined.append(words),
-                lambda: self.open,
-                lambda: bool(self.reserves and self.reserves.pop()),
             )
         self.pipeline = ScriptedPipeline.made
         self.thread: threading.Thread | None = None
@@ -408,7 +411,7 @@ class Backwards(Case):
 
     def test_a_disk_without_room_for_a_record_is_given_the_reserve_once(self) -> None:
         full = RollbackFailed(-1, "state-dir: No space left on device", "state-dir")
-        self.reserves = ["one", "made again by an event meanwhile"]
+        self.reserves += ["one", "made again by an event meanwhile"]
         self.start(BACK, full, full, RolledBack(PRIOR, 0))
         self.assertEqual(self.told(), RollbackAttemptFailed(R, "state-dir"))
         self.assertEqual((list(self.calls()), len(self.reserves)), (["rollback"] * 2, 1))
@@ -544,7 +547,15 @@ class ADeadWorker(Case):
 class Releases(Case):
     def test_what_is_over_or_superseded_is_let_go_of_and_what_is_open_is_not(self) -> None:
         self.pipeline.held = {R, S, "stable@cc"}
-        self.open = {S, R}
+        soaks = RolloutRecord(
+            rollout_id=S,
+            hostname="web-01",
+            channel="stable",
+            target_closure=TARGET,
+            dispatched_at=self.clock.now(),
+            state=State.SOAKING,
+        )
+        self.board.publish_rollouts(RolloutsView(R, True, records=(soaks,)))
         self.start(Release(R))
         until(lambda: self.pipeline.held == {S}, "the release")
         self.idle()

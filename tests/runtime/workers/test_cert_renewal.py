@@ -14,10 +14,12 @@ from nixfleet_agent.config.model import Config, TuningConfig
 from nixfleet_agent.errors import EnrollmentRefusedError
 from nixfleet_agent.identity import install
 from nixfleet_agent.identity.certificate import load_certificate
+from nixfleet_agent.runtime.services import Services
 from nixfleet_agent.runtime.workers.cert_renewal import CertificateStatus, CertRenewalWorker
-from nixfleet_agent.telemetry.status import StatusBoard
+from nixfleet_agent.telemetry.status import Section, StatusBoard, T
 from nixfleet_agent.threads.shutdown import ShutdownToken
 from tests.certificates.identity_base import ENROLL, NONCE, PROOF, RENEW, IdentityTestCase
+from tests.runtime.parts import services
 from tests.support.clock import FakeClock
 from tests.support.https_server import Reply, Request, Reset
 from tests.support.tls import DAY, HOUR, now
@@ -29,6 +31,11 @@ class EndingClock(FakeClock):
     """A clock that ends the run when its time is over, so that the worker's own loop runs in the test's thread."""
 
     shutdown: ShutdownToken
+
+    def services(self, shutdown: ShutdownToken) -> Services:
+        return services(
+            config=self.config_, clock=self.clock, shutdown=shutdown, board=self.status, credentials=self.mine
+        )
 
     def run_for(self, seconds: float) -> None:
         self.end = self.monotonic() + seconds
@@ -58,19 +65,20 @@ class WorkerTestCase(IdentityTestCase):
         self.config_ = config
         self.enrollment, self.renewal, self.mine = self.parts(config)
 
+    def services(self, shutdown: ShutdownToken) -> Services:
+        return services(
+            config=self.config_, clock=self.clock, shutdown=shutdown, board=self.status, credentials=self.mine
+        )
+
     def run_for(self, seconds: float) -> list[logging.LogRecord]:
         """Let a new worker over the same parts run for so many simulated seconds; what it logged."""
         shutdown = ShutdownToken(self.clock)
         self.clock.shutdown = shutdown
         self.clock.run_for(seconds)
         worker = CertRenewalWorker(
-            self.config_,
-            self.mine,
+            self.services(shutdown),
             self.enrollment,
             self.renewal,
-            shutdown,
-            self.clock,
-            self.status,
             enrollment_refused=self.refusals.append,
             rng=random.Random(7),
         )
@@ -239,13 +247,9 @@ class Renewing(WorkerTestCase):
         self.start(self.config(tuning=TuningConfig(cert_check_interval=3600)))
         shutdown = ShutdownToken(self.clock)
         worker = CertRenewalWorker(
-            self.config_,
-            self.mine,
+            self.services(shutdown),
             self.enrollment,
             self.renewal,
-            shutdown,
-            self.clock,
-            self.status,
             enrollment_refused=self.refusals.append,
         )
         self.assertGreater(worker.limit, 3600)
@@ -367,18 +371,14 @@ class Kicked(WorkerTestCase):
         publish = board.publish
 
         class Board(StatusBoard):
-            def publish(self, section: str, value: object) -> None:
+            def publish(self, section: Section[T] | str, value: T) -> None:
                 publish(section, value)
                 looks.release()
 
         worker = CertRenewalWorker(
-            self.config_,
-            self.mine,
+            services(config=self.config_, clock=clock, shutdown=shutdown, board=Board(), credentials=self.mine),
             self.enrollment,
             self.renewal,
-            shutdown,
-            clock,
-            Board(),
             enrollment_refused=self.refusals.append,
         )
         thread = threading.Thread(target=worker.run)

@@ -12,17 +12,16 @@ from nixfleet_agent.errors import AgentError, ProtoError, StorageError, Transpor
 from nixfleet_agent.journal.entries import Entry, entry_of
 from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.proto.heartbeat import Snapshot
-from nixfleet_agent.runtime.rollout.applier import HostView
 from nixfleet_agent.runtime.rollout.input_queue import InputQueue
 from nixfleet_agent.runtime.rollout.inputs import AdvanceTick, BootstrapHost, ReplayRequested
 from nixfleet_agent.runtime.workers.advance_ticker import AdvanceTicker
 from nixfleet_agent.runtime.workers.heartbeat import PATH, HeartbeatWorker
 from nixfleet_agent.state_machine import State
-from nixfleet_agent.telemetry.status import StatusBoard
-from nixfleet_agent.threads.backoff import Backoff
+from nixfleet_agent.telemetry.status import RolloutsView, StatusBoard
 from nixfleet_agent.threads.shutdown import ShutdownToken
 from tests.net.base import NetTestCase
 from tests.runtime.harness import HOSTNAME, TARGET, until
+from tests.runtime.parts import services
 from tests.state_machine.machine import T0, event
 from tests.support.clock import PATIENCE, FakeClock
 from tests.support.https_server import HalfBody, Hang, HttpsServer, Raw, Reply
@@ -67,16 +66,16 @@ class Case(NetTestCase):
             return self.vouch(snapshot)
 
         return HeartbeatWorker(
-            self.shutdown,
-            self.clock,
-            self.inputs,
-            self.journal,
-            self.control_plane,
-            self.board,
-            lambda: self.current,
+            services(
+                shutdown=self.shutdown,
+                clock=self.clock,
+                inputs=self.inputs,
+                journal=self.journal,
+                control_plane=self.control_plane,
+                board=self.board,
+                read_current=lambda: self.current,
+            ),
             vouch,
-            60.0,
-            Backoff(1.0, 60.0),
         )
 
     def answer(self, *behaviours: Any) -> None:
@@ -84,7 +83,7 @@ class Case(NetTestCase):
 
     def view(self, active: str | None = R, *, active_open: bool = True, **reported: int) -> None:
         seqs = {R: 14} | {name.replace("_", "@"): seq for name, seq in reported.items()}
-        self.board.publish("host", HostView(active, active_open, TARGET, TARGET, seqs))
+        self.board.publish_rollouts(RolloutsView(active, active_open, TARGET, TARGET, seqs))
 
     def bodies(self) -> list[Any]:
         return [request.json() for request in self.server.requests]

@@ -24,6 +24,7 @@ from nixfleet_agent.state_machine.states import Policy
 from nixfleet_agent.threads.shutdown import ShutdownToken
 from tests.artifacts.release_base import FLEET_PATH, ROLLOUT, ReleaseTestCase, rollout_path, target
 from tests.runtime.harness import until
+from tests.runtime.parts import services
 from tests.support.clock import PATIENCE
 from tests.support.https_server import Hang, Reply, Request
 from tests.support.signing import CiSigner, Release, closure_name, manifest_value
@@ -77,17 +78,16 @@ class LongPollTestCase(ReleaseTestCase):
             quarantined=lambda channel, closure: self.quarantine,
             read_current=lambda: self.read_current(),
         )
-        return LongPollWorker(
-            self.config,
-            self.shutdown,
-            self.clock,
-            self.inputs,
-            self.control_plane,
-            self.cache,
-            self.board,
-            gates,
-            Longest(),
+        parts = services(
+            config=self.config,
+            shutdown=self.shutdown,
+            clock=self.clock,
+            inputs=self.inputs,
+            control_plane=self.control_plane,
+            cache=self.cache,
+            board=self.board,
         )
+        return LongPollWorker(parts, gates, Longest())
 
     def _start(self, body: Callable[[], None]) -> threading.Thread:
         thread = threading.Thread(target=body)

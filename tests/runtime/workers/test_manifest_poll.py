@@ -8,9 +8,9 @@ import unittest
 from nixfleet_agent.runtime.rollout.input_queue import InputQueue
 from nixfleet_agent.runtime.rollout.inputs import ManifestSetUpdated
 from nixfleet_agent.runtime.workers.manifest_poll import ManifestPollWorker
-from nixfleet_agent.threads.backoff import Backoff
 from nixfleet_agent.threads.shutdown import ShutdownToken
 from tests.artifacts.release_base import FLEET_PATH, ReleaseTestCase, rollout_path, target
+from tests.runtime.parts import services
 from tests.support.https_server import Reply
 from tests.support.signing import CiSigner, Signed
 
@@ -22,7 +22,9 @@ class ManifestPoll(ReleaseTestCase):
         super().setUp()
         self.shutdown = ShutdownToken(self.clock)
         self.inputs = InputQueue(self.shutdown)
-        self.worker = ManifestPollWorker(self.shutdown, self.clock, self.inputs, self.cache, 30.0, Backoff(1.0, 60.0))
+        self.worker = ManifestPollWorker(
+            services(shutdown=self.shutdown, clock=self.clock, inputs=self.inputs, cache=self.cache)
+        )
         self.addCleanup(self.control_plane.abort)
         self.addCleanup(self.shutdown.set)
 

@@ -10,15 +10,16 @@ from datetime import timedelta
 from email.utils import format_datetime
 from typing import Any
 
-from nixfleet_agent.errors import IdentityError
+from nixfleet_agent.identity.event_signer import EventSigner
 from nixfleet_agent.journal.entries import Entry, decode, entry_of
 from nixfleet_agent.journal.journal import Journal
-from nixfleet_agent.runtime.workers.outbound import EVENTS, MISMATCH_PAUSE, Outbound, Sender, signer
-from nixfleet_agent.telemetry.status import StatusBoard
+from nixfleet_agent.runtime.workers.outbound import EVENTS, MISMATCH_PAUSE, Outbound, envelope
+from nixfleet_agent.telemetry.status import RolloutsView, StatusBoard
 from nixfleet_agent.threads.shutdown import ShutdownToken
 from nixfleet_agent.trust.canonical import canonical
 from tests.net.base import NetTestCase
 from tests.runtime.harness import HOSTNAME, bad_disk, until
+from tests.runtime.parts import services
 from tests.state_machine.machine import T0, event
 from tests.support.clock import PATIENCE, FakeClock
 from tests.support.https_server import CloseSilently, Drip, HalfBody, Hang, Raw, Reply, Request, Reset
@@ -41,7 +42,7 @@ class Case(NetTestCase):
         self.clock = FakeClock()
         self.shutdown = ShutdownToken(self.clock)
         self.board = StatusBoard()
-        self.over = False
+        self.board.publish_rollouts(RolloutsView(active_id=R, active_open=True))
         self.server.requests.clear()
         self.control_plane = self.connect(self.server)
         self.journal = Journal(self.state, HOSTNAME)
@@ -49,18 +50,14 @@ class Case(NetTestCase):
         self.worker = self.make()
 
     def make(self, sign: Callable[[dict[str, object]], str | None] = lambda event: None) -> Outbound:
-        return Outbound(
-            self.shutdown,
-            self.clock,
-            self.journal,
-            self.control_plane,
-            Sender(sign),
-            self.board,
-            lambda rollout_id: self.over,
-            15.0,
-            1.0,
-            60.0,
+        parts = services(
+            shutdown=self.shutdown,
+            clock=self.clock,
+            journal=self.journal,
+            control_plane=self.control_plane,
+            board=self.board,
         )
+        return Outbound(parts, sign)
 
     def fill(self, *seqs: int, rollout_id: str = R) -> None:
         self.journal.accept(
@@ -123,18 +120,15 @@ class Delivery(Case):
         self.assertEqual(self.seqs(f"outbound-sent/{R}"), [0, 1, 2, 3])
 
     def test_signs_the_event_by_the_hosts_key(self) -> None:
-        self.worker = self.make(signer(self.key.sign, canonical))
+        self.worker = self.make(EventSigner(self.folder / "key").sign)
         self.fill(1)
         self.answer(Reply(204))
         self.worker.drain()
         body = self.server.requests[0].json()
         self.key.private.public_key().verify(bytes.fromhex(body["signature"]), canonical(body["event"]))
 
-    def test_sends_without_a_signature_while_the_key_cant_sign(self) -> None:
-        def broken(data: bytes) -> bytes:
-            raise IdentityError("no key")
-
-        self.worker = self.make(signer(broken, canonical))
+    def test_sends_without_a_signature_while_there_is_no_key(self) -> None:
+        self.worker = self.make(EventSigner(self.folder / "no-key").sign)
         self.fill(1)
         self.answer(Reply(204))
         self.worker.drain()
@@ -305,7 +299,7 @@ class Refusals(Case):
 
     def test_a_conflict_is_given_up_after_a_day_when_the_rollout_is_over(self) -> None:
         self.fill(1, 2)
-        self.over = True
+        self.board.publish_rollouts(RolloutsView(active_id=R))
         self.conflict_for(86_399)
         self.assertEqual(self.seqs(), [1, 2])
         self.clock.advance(60)
@@ -322,7 +316,7 @@ class Refusals(Case):
 
     def test_a_conflict_that_was_over_meanwhile_begins_anew(self) -> None:
         self.fill(1)
-        self.over = True
+        self.board.publish_rollouts(RolloutsView(active_id=R))
         self.conflict_for(80_000)
         self.answer(Reply(503))
         self.clock.advance(60)
@@ -332,7 +326,7 @@ class Refusals(Case):
 
     def test_nor_does_the_conflict_of_an_event_that_is_gone_count_for_the_next(self) -> None:
         self.fill(1, 2)
-        self.over = True
+        self.board.publish_rollouts(RolloutsView(active_id=R))
         self.conflict_for(80_000)
         (self.state / QUEUE / self.names(QUEUE)[0]).unlink()
         self.clock.advance(60)
@@ -434,7 +428,7 @@ class TheLoop(Case):
     def test_the_body_is_what_the_file_says_and_nothing_of_the_host(self) -> None:
         local = entry_of(event("ActivationFailed", 1), HOSTNAME, R, T0)
         self.assertTrue(local.local)
-        body = json.loads(Sender(lambda event: None).body(local))
+        body = json.loads(envelope(local, lambda event: None))
         self.assertEqual(set(body), {"hostname", "rolloutId", "event"})
         self.assertEqual(set(body["event"]), {"kind", "seq", "exitCode", "stderrTail", "failedAt"})
 
