@@ -22,6 +22,7 @@ from nixfleet_agent.text import printable
 COMMANDS = {
     "run": "the agent itself (for the init system)",
     "status": "what the running agent knows and does",
+    "watch": "this host live, as status shows it",
     "why": "in a paragraph: what this host waits for, since when, and what would unblock it",
     "check": "look at configuration, keys, certificate, probes, Nix and reachability",
     "probe": "run the declared health probes once",

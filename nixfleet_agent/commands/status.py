@@ -46,7 +46,12 @@ def run(call: Invocation) -> int:
     if call.json:
         call.print_json(snapshot)
         return EXIT_OK
-    now = SystemClock().now()
+    show(call, snapshot, SystemClock().now())
+    return EXIT_OK
+
+
+def show(call: Invocation, snapshot: Snapshot, now: datetime) -> None:
+    """Print a snapshot for people: what is worth knowing, the newest rollouts, the probes."""
     for label, text, colour in _lines(snapshot, now):
         call.print(f"{label + ':':<14} {text}", colour)
     rollouts = sorted(snapshot.get("rollouts") or (), key=lambda r: r["dispatched_at"], reverse=True)[:_SHOWN]
@@ -61,7 +66,6 @@ def run(call: Invocation) -> int:
             call.print(f"The last results while {record['rollout_id']} soaked:")
         probes = [_probe_row(name, probe, now) for name, probe in sorted(record["probes"].items())]
         call.table(("PROBE", "MODE", "RESULT", "LAST RUN", "REASON"), probes)
-    return EXIT_OK
 
 
 def _check(call: Invocation, snapshot: Snapshot) -> int:

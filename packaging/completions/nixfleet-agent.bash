@@ -26,11 +26,12 @@ _nixfleet_agent() {
     esac
     local common="--config --json --debug --help" words=
     case $command in
-        "") words="run status why check probe history hold release rollback quarantine queue enroll renew verify support demo --version $common" ;;
+        "") words="run status watch why check probe history hold release rollback quarantine queue enroll renew verify support demo --version $common" ;;
         run) words="--control-plane-url --machine-id --trust-file --ca-cert --client-cert --client-key --bootstrap-token-file
             --state-dir --ssh-host-key-file --health-checks-file --manifest-freshness-window-secs
             --renewal-threshold-fraction $common" ;;
         status) words="--check $common" ;;
+        watch) words="--turns $common" ;;
         check) words="--print-config --offline $common" ;;
         history) words="--list --verify $common" ;;
         hold) words="--reason --until $common" ;;

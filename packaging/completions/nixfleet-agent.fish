@@ -10,7 +10,7 @@ function __nixfleet_agent_scenarios
     nixfleet-agent demo --list-scenarios 2>/dev/null | string replace -r '^(\S+) +' '$1\t' | tail -n +2
 end
 
-set -l commands run status why check probe history hold release rollback quarantine queue enroll renew verify support demo
+set -l commands run status watch why check probe history hold release rollback quarantine queue enroll renew verify support demo
 set -l alone "not __fish_seen_subcommand_from $commands"
 
 complete -c nixfleet-agent -f
@@ -22,6 +22,7 @@ complete -c nixfleet-agent -l help -d 'help'
 complete -c nixfleet-agent -n $alone -l version -d 'the version'
 complete -c nixfleet-agent -n $alone -a run -d 'the agent itself (for the init system)'
 complete -c nixfleet-agent -n $alone -a status -d 'what the running agent knows and does'
+complete -c nixfleet-agent -n $alone -a watch -d 'this host live, as status shows it'
 complete -c nixfleet-agent -n $alone -a why -d 'what this host waits for, and what would unblock it'
 complete -c nixfleet-agent -n $alone -a check -d 'look at configuration, keys, certificate, probes, Nix and reachability'
 complete -c nixfleet-agent -n $alone -a probe -d 'run the declared health probes once'
@@ -51,6 +52,7 @@ complete -c nixfleet-agent -n '__nixfleet_agent_told run' -l manifest-freshness-
 complete -c nixfleet-agent -n '__nixfleet_agent_told run' -l renewal-threshold-fraction -x -d 'renew below this part of the life of the certificate'
 
 complete -c nixfleet-agent -n '__nixfleet_agent_told status' -l check -d 'one line for monitoring'
+complete -c nixfleet-agent -n '__nixfleet_agent_told watch' -l turns -x -d 'end after so many looks'
 complete -c nixfleet-agent -n '__nixfleet_agent_told check' -l print-config -d 'each key, its value, and where it comes from'
 complete -c nixfleet-agent -n '__nixfleet_agent_told check' -l offline -d 'do not call the control plane'
 complete -c nixfleet-agent -n '__nixfleet_agent_told history' -l list -d 'one line for each rollout'
