@@ -14,10 +14,9 @@ from tests.support.nix import (
     FAIL,
     LOCK_REFUSED,
     LOCK_REFUSED_ONCE,
-    PREAMBLE,
-    SUCCEED,
     third_closure,
 )
+from tests.support.nixos_switch import Switch
 
 
 class ForwardTest(PipelineCase):
@@ -219,10 +218,8 @@ class LockTest(PipelineCase):
 
     def test_a_boot_entry_that_the_lock_turned_away_is_written_again(self) -> None:
         refused = self.host.root / "boot-refused"
-        once = f'[ -e {refused} ] || {{ : >{refused}; echo "Could not acquire lock" >&2; exit 1; }}\n'
-        target = self.nixery.path(
-            "nixos-system-late", {"bin/switch-to-configuration": PREAMBLE.replace("if [", once + "if [", 1) + SUCCEED}
-        )
+        once = f'[ -e {refused} ] || {{ : >{refused}; say "Could not acquire lock"; exit 11; }}'
+        target = self.nixery.system("late", switch=Switch(bootloader=once))
         self.host.boot(target, profile=False)
         self.assertEqual(self.forward(target), Completed(target, 0, ()))
         self.assertEqual(self.host.switches(), [f"boot {target}"] * 2)

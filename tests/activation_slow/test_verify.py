@@ -145,7 +145,7 @@ class VerifyTest(PipelineCase):
         self.addCleanup(self.end_switches)
         self.host.configure(poll_budget_secs=600.0)
         result = self.in_thread(lambda: self.forward(self.nixery.system("hang", HANG)))
-        until(lambda: self.host.switches(), "the switch")
+        until(lambda: any("hanging" in r.output(4096) for r in self.records("forward")), "the script's words")
         started = self.records("forward")[0].started
         assert started is not None
         os.killpg(started.group, signal.SIGKILL)

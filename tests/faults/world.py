@@ -17,12 +17,11 @@ from tests.support.nix import Nixery, NixHost, remove_tree
 PLACES = (Path("/dev/shm"), Path(tempfile.gettempdir()))
 ROOM = 1 << 30
 
-#: Replaces the fixture's own beginning: a real switch writes the boot entry first, and this one bears witness.
+#: What a release's activation does; before it, the switch bears witness.
 #: ``undurable`` is what must never be said: a switch ran before the event that allows it was on disk.
 _SCRIPT = """
 need={need}
-case "$1" in switch)
-    echo "$self" >"$TEST_BOOTLOADER"
+case "$action" in switch)
     if ! ls "$TEST_STATE/outbound-queue" "$TEST_STATE"/outbound-sent/*/ | grep -q -E -- "-($need).json"; then
         echo "undurable $self" >>"$TEST_SWITCH_LOG"
     fi ;;

@@ -8,10 +8,10 @@
         host.environment                          # what the agent's process must see (NIX_REMOTE, NIX_CONFIG, ...)
         host.activation                           # ActivationConfig with tiny budgets
 
+The scripts are the stand-in of ``nixos_switch``; what is given here is the activation of a closure.
 Closures are *registered*, not added: they have no content address, so a host fetches them only with a
 signature of a trusted key, and they can reference one another. The scripts take everything about the host
-from the environment (``TEST_CURRENT_SYSTEM``, ``TEST_SWITCH_LOG``, ``TEST_BOOTLOADER``), so that many hosts
-can share one cache.
+from the environment (``TEST_CURRENT_SYSTEM`` and others), so that many hosts can share one cache.
 """
 
 from __future__ import annotations
@@ -32,22 +32,12 @@ from types import TracebackType
 from typing import Any
 
 from nixfleet_agent.config.model import ActivationConfig
+from tests.support.nixos_switch import Switch
 
 _BASE32 = "0123456789abcdfghijklmnpqrsvwxyz"
 _NIX_COMMAND = ("--extra-experimental-features", "nix-command")
 
-#: Every script begins with this: logs its call, knows its own closure, and answers ``boot``.
-PREAMBLE = """#!/bin/sh
-self=${0%/bin/*}; self=${self##*/}
-echo "$1 $self" >>"$TEST_SWITCH_LOG"
-flip() {
-    ln -s "/nix/store/$1" "$TEST_CURRENT_SYSTEM.$$" && mv -T "$TEST_CURRENT_SYSTEM.$$" "$TEST_CURRENT_SYSTEM"
-}
-if [ "$1" = boot ]; then
-    echo "$self" >"$TEST_BOOTLOADER"
-    exit "${TEST_BOOT_EXIT:-0}"
-fi
-"""
+_PLAIN = Switch()
 SUCCEED = 'echo "switching to $self"; flip "$self"\n'
 FAIL = 'echo "starting units" ; echo "could not start it: ünit" >&2; exit 11\n'
 #: Units failed to start after the flip, as NixOS says it.
@@ -89,8 +79,15 @@ class NixHost:
         self.state_dir = root / "state"
         self.switch_log = root / "switch.log"
         self.bootloader = root / "bootloader"
+        self.active_units = root / "run" / "units"
         self.agent_pid = root / "agent.pid"
-        for folder in (self.profile.parent, self.switch_lock.parent, self.state_dir, self.store_root):
+        for folder in (
+            self.profile.parent,
+            self.switch_lock.parent,
+            self.active_units,
+            self.state_dir,
+            self.store_root,
+        ):
             folder.mkdir(parents=True, exist_ok=True)
         self.switch_lock.touch()
         self.environment: dict[str, str] = {
@@ -100,6 +97,8 @@ class NixHost:
             "XDG_CACHE_HOME": str(root / "cache-home"),
             "TEST_CURRENT_SYSTEM": str(self.current_system),
             "TEST_SWITCH_LOG": str(self.switch_log),
+            "TEST_SWITCH_LOCK": str(self.switch_lock),
+            "TEST_UNITS": str(self.active_units),
             "TEST_BOOTLOADER": str(self.bootloader),
             "TEST_AGENT_PID": str(self.agent_pid),
         }
@@ -134,6 +133,14 @@ class NixHost:
         temporary = self.current_system.with_name("current-system.new")
         temporary.symlink_to(f"/nix/store/{closure}")
         os.replace(temporary, self.current_system)
+
+    def boots(self) -> str | None:
+        """The closure that the boot entry names; None before the first was written."""
+        return self.bootloader.read_text().strip() if self.bootloader.exists() else None
+
+    def units(self) -> dict[str, str]:
+        """The definition of each active unit, by its name."""
+        return {place.name: place.read_text().strip() for place in self.active_units.iterdir()}
 
     def running(self) -> str:
         """The basename that the current-system link names."""
@@ -208,20 +215,22 @@ class Nixery:
     def system(
         self,
         name: str,
-        script: str = SUCCEED,
+        activate: str = SUCCEED,
         *,
         files: Mapping[str, str] | None = None,
         links: Mapping[str, str] | None = None,
         references: Sequence[str] = (),
         switchable: bool = True,
+        switch: Switch = _PLAIN,
     ) -> str:
         """A signed closure in the cache; its basename. ``files`` and ``links`` are paths inside it.
 
-        ``switchable=False`` leaves ``bin/switch-to-configuration`` out.
+        ``activate`` is its activation and ``switch`` all else of its switch script, which ``switchable=False`` leaves
+        out.
         """
         contents = {"nixos-version": f"{name}\n", **(files or {})}
         if switchable:
-            contents["bin/switch-to-configuration"] = PREAMBLE + script
+            contents["bin/switch-to-configuration"] = switch.script(activate)
         return self.path(f"nixos-system-{name}", contents, links or {}, references)
 
     def path(

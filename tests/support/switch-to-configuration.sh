@@ -1,0 +1,190 @@
+#!/bin/sh
+# Stands in for NixOS's switch-to-configuration: the same steps in the same order, words and exit codes, for a host that
+# is a folder. What it changes is named by the environment, so that many hosts share one closure:
+#
+#   TEST_SWITCH_LOG      every call, as "<action> <closure>"        TEST_CURRENT_SYSTEM  the link to what runs
+#   TEST_SWITCH_LOCK     the lock file                              TEST_BOOTLOADER      the closure that boots next
+#   TEST_UNITS           one file per active unit: its definition   TEST_BOOT_EXIT       the bootloader step fails so
+#
+# A closure is configured by the settings below, by its units in etc/systemd/system (a line `Fails=start`, `dependency`,
+# `user` or `systemctl` has one fail that way, `X-RestartIfChanged=false` keeps it running), its `switch-inhibitors` and
+# its `init-interface-version`.
+flavour=ng
+# What a closure is set up with is put in below, and replaces these.
+# shellcheck disable=SC2317
+pre_switch_checks() { :; }
+bootloader() { :; }
+daemon_reload() { :; }
+#@settings@
+
+self=${0%/bin/*}
+system=$self
+store_root=${0%/nix/store/*}
+self=${self##*/}
+action=${1:-}
+exit_code=0
+echo "$action $self" >>"$TEST_SWITCH_LOG"
+
+say() {
+    echo "$*" >&2
+}
+
+# The Perl script's words, or those of the Rust program.
+in_words() {
+    if [ "$flavour" = perl ]; then say "$1"; else say "$2"; fi
+}
+
+# Points the link at closure $1; activations call it.
+# shellcheck disable=SC2317
+flip() {
+    ln -s "/nix/store/$1" "$TEST_CURRENT_SYSTEM.$$" && mv -T "$TEST_CURRENT_SYSTEM.$$" "$TEST_CURRENT_SYSTEM"
+}
+
+# The running system's file $1, where it has one.
+running() {
+    running_system=$(readlink "$TEST_CURRENT_SYSTEM" 2>/dev/null) || return 1
+    [ -e "$store_root/nix/store/${running_system##*/}/$1" ] && echo "$store_root/nix/store/${running_system##*/}/$1"
+}
+
+# One "key value" per line of a flat JSON object of strings.
+pairs() {
+    sed -e 's/[{}]//g' -e 's/,/\n/g' "$1" | sed -n 's/^[[:space:]]*"\([^"]*\)"[[:space:]]*:[[:space:]]*"\([^"]*\)".*/\1 \2/p'
+}
+
+# Keys that both systems have, with different values. A new default boot entry replaces nothing that runs.
+switch_inhibitors() {
+    [ "$action" != boot ] && [ -e "$system/switch-inhibitors" ] && old=$(running switch-inhibitors) || return 0
+    changed=$(pairs "$old" | while read -r key was; do
+        pairs "$system/switch-inhibitors" | while read -r coming is; do
+            [ "$key" != "$coming" ] || [ "$was" = "$is" ] || echo "$key : $was -> $is"
+        done
+    done)
+    [ -n "$changed" ] || return 0
+    say "There are changes to critical components of the system:"
+    say ""
+    say "$changed"
+    say ""
+    say "Switching into this system is not recommended."
+    refuse switchInhibitors
+}
+
+# One pre-switch check says no.
+refuse() {
+    say "Pre-switch check '$1' failed"
+    [ "$flavour" = perl ] || say "Pre-switch checks failed"
+    exit 1
+}
+
+install_bootloader() {
+    if [ "${TEST_BOOT_EXIT:-0}" != 0 ]; then
+        say "No space left on device"
+        [ "$flavour" = perl ] || say "Failed to install bootloader"
+        exit "$TEST_BOOT_EXIT"
+    fi
+    bootloader
+    echo "$self" >"$TEST_BOOTLOADER"
+}
+
+# The units of $1, as the script lists them.
+listed() {
+    echo "$1" | sed -e 's/^ //' -e 's/ /, /g'
+}
+
+# What the new system takes away or changes, and what it must not.
+plan_units() {
+    stops='' skips='' starts=''
+    for unit in "$TEST_UNITS"/*; do
+        name=${unit##*/}
+        if [ ! -e "$unit" ] || cmp -s "$unit" "$system/etc/systemd/system/$name"; then continue; fi
+        if [ -e "$system/etc/systemd/system/$name" ] && grep -q '^X-RestartIfChanged=false' "$unit"; then
+            skips="$skips $name"
+        else
+            stops="$stops $name"
+        fi
+    done
+    for unit in "$system"/etc/systemd/system/*.service; do
+        [ ! -e "$unit" ] || case " $skips " in *" ${unit##*/} "*) ;; *)
+            cmp -s "$unit" "$TEST_UNITS/${unit##*/}" || starts="$starts ${unit##*/}" ;;
+        esac
+    done
+}
+
+start_unit() {
+    case $(sed -n 's/^Fails=//p' "$system/etc/systemd/system/$1") in
+    start)
+        failed="$failed $1"
+        in_words "Job for $1 failed because the control process exited with error code." "Failed to start $1" ;;
+    dependency)
+        in_words "A dependency job for $1 failed. See 'journalctl -xe' for details." "Failed to start $1" ;;
+    user)
+        say "warning: the following user units failed: $1"
+        say "warning: user activation for alice failed" ;;
+    systemctl)
+        say "Too few arguments." ;;
+    *)
+        cp "$system/etc/systemd/system/$1" "$TEST_UNITS/$1"
+        return ;;
+    esac
+    exit_code=4
+}
+
+# The activation: what a closure does in its own way; the link is flipped at its end.
+activate() {
+    :
+#@activate@
+}
+
+main() {
+    case $action in
+    switch | boot | test | dry-activate | check) ;;
+    *)
+        say "Usage: switch-to-configuration [check|switch|boot|test|dry-activate]"
+        exit 1 ;;
+    esac
+    if [ "${NIXOS_NO_CHECK:-}" != 1 ]; then
+        switch_inhibitors
+        pre_switch_checks
+    fi
+    case $action in
+    check) exit 0 ;;
+    switch | boot) install_bootloader ;;
+    esac
+    [ "$action" != boot ] || exit 0
+
+    was=$(running init-interface-version) || was=/dev/null
+    if [ -e "$system/init-interface-version" ] && ! cmp -s "$was" "$system/init-interface-version"; then
+        say "Warning: the new NixOS configuration has an 'init' that is incompatible with the current configuration."
+        say "The new configuration won't take effect until you reboot the system."
+        exit 100
+    fi
+    plan_units
+    if [ "$action" = dry-activate ]; then
+        [ -z "$stops" ] || say "would stop the following units: $(listed "$stops")"
+        [ -z "$skips" ] || say "would NOT stop the following changed units: $(listed "$skips")"
+        say "would activate the configuration..."
+        [ -z "$starts" ] || say "would start the following units: $(listed "$starts")"
+        exit 0
+    fi
+    [ -z "$stops" ] || say "stopping the following units: $(listed "$stops")"
+    for name in $stops; do rm -f "$TEST_UNITS/$name"; done
+    [ -z "$skips" ] || say "NOT restarting the following changed units: $(listed "$skips")"
+    [ -z "$stops$starts" ] || say "activating the configuration..."
+    if ! activate; then
+        say "Failed to run activate script"
+        exit_code=2
+    fi
+    daemon_reload || exit_code=3
+    [ -z "$starts" ] || say "starting the following units: $(listed "$starts")"
+    failed=''
+    for name in $starts; do start_unit "$name"; done
+    [ -z "$failed" ] || say "warning: the following units failed: $(listed "$failed")"
+    exit "$exit_code"
+}
+
+exec 9>>"$TEST_SWITCH_LOCK"
+if ! flock --nonblock 9; then
+    in_words "Could not acquire lock - Resource temporarily unavailable at $0 line 74." "Could not acquire lock"
+    exit 11
+fi
+# The lock is this shell's alone: what an activation leaves running must not hold it.
+main 9>&-
