@@ -82,7 +82,10 @@ class EvidenceDecl(ProbeDecl):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadDecl(ProbeDecl):
-    """A declaration that can't be honoured: it fails with ``reason`` each time it is run, whatever mode it names."""
+    """A declaration that can't be honoured: it fails with ``reason`` each time it is run, and enforces.
+
+    Only one that says `disabled` is disabled: it would not have run in any case.
+    """
 
     kind: str = CONFIG_KIND
     reason: str

@@ -57,8 +57,14 @@ def parse_one(name: str, fields: Mapping[str, Any], min_interval: float) -> Prob
         kind = fields.get("kind")
         known = kind if isinstance(kind, str) and kind in KIND_KEYS else CONFIG_KIND
         shown = clip(name, NAME_LIMIT) or "(no name)"
-        interval = max(DEFAULT_INTERVAL, min_interval)
-        return BadDecl(name=shown, kind=known, reason=f"bad declaration: {error}", interval=interval)
+        return BadDecl(
+            name=shown,
+            kind=known,
+            # Whoever switched a probe off has said all that matters of it.
+            mode=Mode.DISABLED if fields.get("mode") == Mode.DISABLED.value else Mode.ENFORCE,
+            reason=f"bad declaration: {error}",
+            interval=max(DEFAULT_INTERVAL, min_interval),
+        )
 
 
 def mode_of(value: object) -> Mode:
@@ -67,13 +73,14 @@ def mode_of(value: object) -> Mode:
 
 
 class _Fields:
-    """Typed access to a declaration; null counts as absent, as Nix modules write an option that is not set."""
+    """Typed access to a declaration; null, {} and [] count as absent: so Nix modules write what is not set."""
 
     def __init__(self, raw: Mapping[str, Any]) -> None:
         self._raw = raw
 
     def get(self, key: str) -> Any:
-        return self._raw.get(key)
+        value = self._raw.get(key)
+        return None if value in ({}, []) else value
 
     def text(self, key: str, default: str | None) -> str:
         value = self.get(key)

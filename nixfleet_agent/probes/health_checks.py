@@ -95,8 +95,11 @@ def lint(raw: bytes, min_interval: float) -> list[Finding]:
         shown, decl = printable(name, 80) or "(no name)", parse_one(name, fields, min_interval)
         if isinstance(decl, BadDecl):
             hint = _hint(fields.get("kind"), KIND_KEYS)
-            text = f"{shown}: {decl.reason}{hint}; it fails each time, as an enforce probe"
-            findings.append(Finding(text, fails=True))
+            runs = decl.mode is not Mode.DISABLED
+            effect = (
+                "it fails each time, as an enforce probe" if runs else "it is disabled, and would fail if it were not"
+            )
+            findings.append(Finding(f"{shown}: {decl.reason}{hint}; {effect}", fails=runs))
         findings += [Finding(f"{shown}: {text}", fails=False) for text in _oddities(fields, decl, min_interval)]
     return findings
 

@@ -461,15 +461,29 @@ _IDENTITY = (
     _gone(
         "evidence: another host's",
         "probes/runners/evidence_file.py",
-        'value.get("hostname") != machine_id',
+        'not names_host(value.get("hostname"), names)',
         _EVIDENCE,
     ),
     Defence(
         "evidence: another key's",
         "probes/runners/evidence_file.py",
-        "            self._public_key().verify(signature, signed)\n",
-        "            self._public_key()\n",
+        "        key.verify(signature, signed)\n",
+        "",
         (_EVIDENCE,),
+    ),
+    Defence(
+        "evidence: a signed part that does not hold all that is read",
+        "probes/runners/evidence_file.py",
+        'for name in ("schemaVersion", "hostname", "collectedAt") if name in value',
+        'for name in ("schemaVersion", "hostname") if name in value',
+        ("tests.probes.test_evidence",),
+    ),
+    Defence(
+        "evidence: of a host whose name begins like this one's",
+        "probes/runners/evidence_file.py",
+        'found.startswith(f"{known}.")',
+        "found.startswith(known)",
+        ("tests.probes.test_evidence",),
     ),
     Defence(
         "evidence: what was seen once is good for ever",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import unittest
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,9 @@ class Evidence(AttackCase):
         self.assert_fails("another host's, under a stolen key", "is evidence of 'web-02'")
         self.collect(other, hostname="web-02")
         self.assert_fails("another host's with its signature", "is not signed by this host's key")
-        self.path.write_text(json.dumps(self.collect(own) | {"collectedAt": format_time(now()), "x": 1}))
+        self.path.write_text(
+            json.dumps(self.collect(own) | {"collectedAt": format_time(now() + timedelta(minutes=1)), "x": 1})
+        )
         self.assert_fails("changed after signing", "is not signed by this host's key")
         Path(f"{self.path}.sig").write_bytes(base64.b64encode(bytes(64)))
         self.assert_fails("a signature of zeros", "is not signed by this host's key")

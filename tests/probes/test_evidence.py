@@ -107,6 +107,70 @@ class Signature(EvidenceCase):
         self.collect(document)
         self.assert_fails("evidence of None")
 
+    def test_a_signature_over_the_typed_part_covers_all_that_is_read(self) -> None:
+        bare = {"controlId": "c1", "passed": True}
+        typed = self.document(control("c1", nis2=["21"]), {**bare, "frameworkArticles": {}})
+        full = {
+            **typed,
+            "overall": "2/2",
+            "_note": {"x": 1},
+            "controls": [
+                {**typed["controls"][0], "checks": {}, "schema": None, "details": None},
+                bare,
+            ],
+        }
+        self.collect(full)
+        signature = base64.b64encode(self.key.sign(rfc8785.dumps(typed))).decode()
+        Path(f"{self.path}.sig").write_text(signature, encoding="ascii")
+        self.assertTrue(self.probe().passed)
+        # Of what is read nothing can be changed: each of these would give another result if it were believed.
+        for change in (
+            lambda d: d.update(hostname="WEB-01"),
+            lambda d: d.update(collectedAt="2026-01-01T00:00:00Z"),
+            lambda d: d["controls"][0].update(passed=False),
+            lambda d: d["controls"][0].update(controlId="c9"),
+            lambda d: d["controls"][0]["frameworkArticles"].update(nis2=["22"]),
+            lambda d: d["controls"][1].update(frameworkArticles={"nis2": []}),
+            lambda d: d["controls"].pop(),
+        ):
+            edited = json.loads(json.dumps(full))
+            change(edited)
+            self.path.write_text(json.dumps(edited), encoding="utf-8")
+            self.assert_fails("not signed by this host's key, or was changed since")
+
+    def test_a_signature_over_the_controls_alone_is_none(self) -> None:
+        signature = base64.b64encode(self.key.sign(rfc8785.dumps(self.good["controls"]))).decode()
+        Path(f"{self.path}.sig").write_text(signature, encoding="ascii")
+        self.assert_fails("not signed by this host's key")
+
+    def test_the_host_is_named_as_collectors_name_it(self) -> None:
+        for said, names, same in (
+            ("web-01", ("web-01",), True),
+            ("WEB-01", ("web-01",), True),
+            ("web-01.example.org", ("web-01",), True),
+            ("web-01", ("web-01.example.org",), True),
+            ("web-01.example.org.", ("web-01.example.org",), True),
+            ("box", ("web-01", "box"), True),
+            ("web-01.example.com", ("web-01.example.org",), False),
+            ("web-011", ("web-01",), False),
+            ("web", ("web-01",), False),
+            ("web-01.", ("web-02",), False),
+            ("", ("web-01",), False),
+            (None, ("web-01",), False),
+            (["web-01"], ("web-01",), False),
+        ):
+            with self.subTest(said=said, names=names):
+                self.assertIs(evidence_file.names_host(said, names), same)
+        for said in ("Web-01.example.org", os.uname().nodename):
+            self.collect({**self.good, "hostname": said})
+            self.assertTrue(self.probe().passed, said)
+
+    def test_controls_of_older_collectors_cover_no_framework(self) -> None:
+        self.collect(self.document({"controlId": "c1", "passed": True}, {"controlId": "c2", "passed": False}))
+        outcome = self.probe(controls={"c1": Override()})
+        self.assertEqual((outcome.passed, outcome.sub_results), (True, (sub("c1", PASS, "custom", None),)))
+        self.assert_fails("no control is left to judge")
+
     def test_a_missing_or_malformed_signature_is_refused(self) -> None:
         signature = Path(f"{self.path}.sig")
         good = signature.read_bytes()
@@ -178,7 +242,7 @@ class TheFile(EvidenceCase):
             ({**good, "controls": ["c1"]}, "a control without"),
             ({**good, "controls": [{**control("c1", nis2=[]), "passed": 1}]}, "a control without"),
             ({**good, "controls": [{"passed": True, "frameworkArticles": {}}]}, "a control without"),
-            ({**good, "controls": [{"controlId": "c1", "passed": True}]}, "a control without"),
+            ({**good, "controls": [{"controlId": "c1", "passed": True, "frameworkArticles": []}]}, "a control without"),
             ({**good, "controls": [control("c1", nis2="21")]}, "articles of control 'c1'"),  # type: ignore[arg-type]
             ({**good, "controls": [control("c1", nis2=[21])]}, "articles of control 'c1'"),  # type: ignore[list-item]
         ]

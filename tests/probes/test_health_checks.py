@@ -53,6 +53,69 @@ GOOD: dict[str, dict[str, Any]] = {
     "nulls": {"kind": "evidence", "framework": "nis2", "controls": None, "maxAgeSecs": None, "mode": None},
 }
 
+#: Options as a NixOS module renders them, with everything that was not set.
+RENDERED: dict[str, tuple[dict[str, Any], ProbeDecl]] = {
+    "whole framework": (
+        {
+            "kind": "evidence",
+            "mode": "observe",
+            "intervalSeconds": 300,
+            "runOnce": False,
+            "framework": "nis2",
+            "controls": {},
+            "controlOverrides": {},
+        },
+        EvidenceDecl(name="p", mode=Mode.OBSERVE, interval=300.0, framework="nis2"),
+    ),
+    "chosen controls": (
+        {
+            "kind": "evidence",
+            "mode": "enforce",
+            "intervalSeconds": 300,
+            "runOnce": False,
+            "framework": None,
+            "controls": {"ssh": {"mode": "enforce", "reason": ""}},
+            "controlOverrides": {},
+        },
+        EvidenceDecl(name="p", interval=300.0, controls={"ssh": Override(mode=Mode.ENFORCE)}),
+    ),
+    "with overrides": (
+        {
+            "kind": "evidence",
+            "framework": "cis",
+            "controls": [],
+            "maxAgeSecs": {},
+            "controlOverrides": {"tls": {"mode": "observe", "reason": "waived"}},
+        },
+        EvidenceDecl(name="p", framework="cis", overrides={"tls": Override(mode=Mode.OBSERVE, reason="waived")}),
+    ),
+    "http": (
+        {
+            "kind": "http",
+            "mode": "enforce",
+            "intervalSeconds": 30,
+            "runOnce": False,
+            "url": "http://h/",
+            "expectStatus": 200,
+            "bodyContains": None,
+            "timeoutSecs": 10,
+        },
+        HttpDecl(name="p", url="http://h/"),
+    ),
+    "empty for everything": (
+        {
+            "kind": "tcp",
+            "port": 22,
+            "host": {},
+            "mode": [],
+            "intervalSeconds": {},
+            "runOnce": [],
+            "connectTimeoutSecs": None,
+        },
+        TcpDecl(name="p", port=22),
+    ),
+}
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no kind": ({"url": "http://x/"}, "`kind` is missing"),
     "unknown kind": ({"kind": "icmp"}, "'icmp' is not known"),
@@ -79,7 +142,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "number in command": ({"kind": "exec", "command": ["/bin/true", 1]}, "`command`"),
     "exit code 256": ({"kind": "exec", "command": ["/bin/true"], "expectExitCode": 256}, "`expectExitCode`"),
     "neither framework nor controls": ({"kind": "evidence"}, "exactly one of"),
-    "both framework and controls": ({"kind": "evidence", "framework": "f", "controls": {}}, "exactly one of"),
+    "both framework and controls": ({"kind": "evidence", "framework": "f", "controls": {"c": {}}}, "exactly one of"),
+    "nothing but empty": ({"kind": "evidence", "framework": None, "controls": {}}, "exactly one of"),
+    "empty url": ({"kind": "http", "url": {}}, "`url`"),
     "controls as a list": ({"kind": "evidence", "controls": ["c1"]}, "`controls`"),
     "overrides as text": ({"kind": "evidence", "framework": "f", "controlOverrides": ""}, "`controlOverrides`"),
     "override reason as number": ({"kind": "evidence", "controls": {"c": {"reason": 1}}}, "reason"),
@@ -151,6 +216,11 @@ class GoodDeclarations(unittest.TestCase):
     def test_null_counts_as_absent(self) -> None:
         self.assertEqual(only(GOOD["nulls"]), EvidenceDecl(name="p", framework="nis2"))
 
+    def test_what_a_module_writes_for_an_option_that_is_not_set_counts_as_absent(self) -> None:
+        for case, (declaration, decl) in RENDERED.items():
+            with self.subTest(case):
+                self.assertEqual(only(declaration), decl)
+
     def test_an_interval_below_the_floor_counts_as_the_floor(self) -> None:
         for asked in (4.9, 1, 0, -3):
             self.assertEqual(only({"kind": "tcp", "port": 1, "intervalSeconds": asked}).interval, FLOOR)
@@ -168,13 +238,21 @@ class BadDeclarations(unittest.TestCase):
     def test_each_fails_alone_as_an_enforce_probe_of_its_own_name(self) -> None:
         for case, (declaration, words) in BAD.items():
             with self.subTest(case):
-                declared = parse({"good": GOOD["tcp"], case: {**declaration, "mode": "disabled"}})
+                declared = parse({"good": GOOD["tcp"], case: {**declaration, "mode": "observe"}})
                 good, bad = declared.probes
                 self.assertEqual(good, TcpDecl(name="good", port=22))
                 assert isinstance(bad, BadDecl)
                 self.assertEqual((bad.name, bad.mode, declared.broken), (case, Mode.ENFORCE, False))
                 self.assertIn(words, bad.reason)
                 self.assertIn(bad.kind, ("http", "tcp", "exec", "evidence", "config"))
+
+    def test_one_that_is_disabled_gates_nothing(self) -> None:
+        for case, (declaration, _) in BAD.items():
+            with self.subTest(case):
+                bad = only({**declaration, "mode": "disabled"})
+                self.assertIs(bad.mode, Mode.DISABLED)
+                raw = json.dumps({"p": {**declaration, "mode": "disabled"}}).encode()
+                self.assertFalse(any(finding.fails for finding in health_checks.lint(raw, FLOOR)))
 
     def test_a_name_too_long_or_empty_fails_under_a_name_that_can_be_shown(self) -> None:
         for name, shown in (("", "(no name)"), ("é" * 101, "é" * 100)):
@@ -237,7 +315,8 @@ class Schema(unittest.TestCase):
         self.validator = Draft202012Validator(schema)
 
     def test_schema_and_parser_agree(self) -> None:
-        self.assertEqual(list(self.validator.iter_errors(GOOD)), [])
+        rendered = {case: declaration for case, (declaration, _) in RENDERED.items()}
+        self.assertEqual(list(self.validator.iter_errors(GOOD | rendered)), [])
         hard_to_say = {"url with a bad port"}
         for case, (declaration, _) in BAD.items():
             if case not in hard_to_say:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -91,8 +92,7 @@ class EvidenceReader:
     def _verified(self, path: Path, signature_path: Path) -> Evidence:
         try:
             value = loads_strict(_content(path, EVIDENCE_LIMIT), limit=EVIDENCE_LIMIT, what=str(path))
-            signed = canonical(value)
-        except (ProtoError, TrustError, ValueError) as error:
+        except (ProtoError, ValueError) as error:
             raise EvidenceError(str(error)) from error
         try:
             # base64(1) breaks its lines at 76 characters, and a signature has 88.
@@ -102,11 +102,10 @@ class EvidenceReader:
             raise EvidenceError(f"{signature_path} is not base64") from error
         if len(signature) != 64:
             raise EvidenceError(f"{signature_path} holds {len(signature)} bytes, an Ed25519 signature has 64")
-        try:
-            self._public_key().verify(signature, signed)
-        except InvalidSignature as error:
-            raise EvidenceError(f"{path} is not signed by this host's key, or was changed since") from error
-        return _evidence(value, path, self._machine_id)
+        key = self._public_key()
+        if not any(_verifies(key, signature, form) for form in _signed_forms(value)):
+            raise EvidenceError(f"{path} is not signed by this host's key, or was changed since")
+        return _evidence(value, path, (self._machine_id, os.uname().nodename))
 
     def _public_key(self) -> Ed25519PublicKey:
         try:
@@ -128,6 +127,62 @@ class EvidenceReader:
         return key
 
 
+def _signed_forms(value: Any) -> Iterator[bytes]:
+    """The canonical bytes that a collector may have signed: the whole document, or its typed part.
+
+    Collectors that sign what they have parsed leave out the fields that their types do not have. The typed part holds
+    every field that is read here, and so its signature covers everything that a probe's result rests on.
+    """
+    try:
+        yield canonical(value)
+        typed = _typed_part(value)
+        if typed is not None:
+            yield canonical(typed)
+    except TrustError as error:
+        raise EvidenceError(str(error)) from error
+
+
+def _typed_part(value: Any) -> dict[str, Any] | None:
+    """The document as the collector's types write it: `frameworkArticles` always there, what is null left out."""
+    controls = value.get("controls") if isinstance(value, dict) else None
+    if not isinstance(controls, list) or not all(isinstance(control, dict) for control in controls):
+        return None
+    typed = {name: value[name] for name in ("schemaVersion", "hostname", "collectedAt") if name in value}
+    typed["controls"] = [
+        {"frameworkArticles": control.get("frameworkArticles") or {}}
+        | {name: control[name] for name in ("controlId", "passed") if name in control}
+        | {name: control[name] for name in ("details", "schema") if control.get(name) is not None}
+        for control in controls
+    ]
+    return typed
+
+
+def _verifies(key: Ed25519PublicKey, signature: bytes, signed: bytes) -> bool:
+    try:
+        key.verify(signature, signed)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def names_host(said: object, names: Iterable[str]) -> bool:
+    """Whether ``said`` is one of ``names``, in any case of letters; a name without a dot is short for any longer one.
+
+    Collectors write what `hostname` prints: the kernel's name, short or fully qualified as the host was configured.
+    Two fully qualified names must be equal: web-01 of one domain is not web-01 of another.
+    """
+    if not isinstance(said, str) or not said:
+        return False
+    found = said.lower().rstrip(".")
+    for name in names:
+        known = name.lower().rstrip(".")
+        if found == known or ("." not in known and found.startswith(f"{known}.")):
+            return True
+        if "." not in found and known.startswith(f"{found}."):
+            return True
+    return False
+
+
 def _identity(path: Path) -> Identity | None:
     try:
         status = path.stat()
@@ -146,14 +201,14 @@ def _content(path: Path, limit: int) -> bytes:
     return raw
 
 
-def _evidence(value: Any, path: Path, machine_id: str) -> Evidence:
+def _evidence(value: Any, path: Path, names: tuple[str, str]) -> Evidence:
     if not isinstance(value, dict):
         raise EvidenceError(f"{path} is not a JSON object")
     version = value.get("schemaVersion")
     if isinstance(version, bool) or version != 1:
         raise EvidenceError(f"{path} has schemaVersion {version!r}, and only 1 is understood")
-    if value.get("hostname") != machine_id:
-        raise EvidenceError(f"{path} is evidence of {value.get('hostname')!r}, and this host is {machine_id!r}")
+    if not names_host(value.get("hostname"), names):
+        raise EvidenceError(f"{path} is evidence of {value.get('hostname')!r}, and this host is {names[0]!r}")
     controls = value.get("controls")
     if not isinstance(controls, list):
         raise EvidenceError(f"{path} has no list of controls")
@@ -167,8 +222,10 @@ def _evidence(value: Any, path: Path, machine_id: str) -> Evidence:
 def _control(entry: Any, path: Path) -> Control:
     fields: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
     name, judged, frameworks = (fields.get(key) for key in ("controlId", "passed", "frameworkArticles"))
+    # Older collectors write no frameworks: such a control covers none.
+    frameworks = {} if frameworks is None else frameworks
     if not isinstance(name, str) or not name or not isinstance(judged, bool) or not isinstance(frameworks, dict):
-        raise EvidenceError(f"{path} has a control without controlId, passed or frameworkArticles: {name!r}")
+        raise EvidenceError(f"{path} has a control without controlId, passed or a good frameworkArticles: {name!r}")
     for articles in frameworks.values():
         if not isinstance(articles, list) or not all(isinstance(article, str) for article in articles):
             raise EvidenceError(f"{path}: the articles of control {name!r} are not lists of strings")
