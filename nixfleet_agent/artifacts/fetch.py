@@ -71,7 +71,7 @@ def _get(
     clock: Clock,
 ) -> tuple[bytes, str | None]:
     content, tag = old
-    answer = control_plane.get(path, deadline=deadline, limit=limit, accept=accept, etag=tag)
+    answer = control_plane.get(path, deadline=deadline, limit=limit, accept=accept, etag=tag, signed=True)
     if answer.status == 304 and tag is not None:
         return content, tag
     if answer.status != 200:
@@ -81,6 +81,5 @@ def _get(
 
 
 def _unavailable(path: str, answer: Answer, clock: Clock) -> UnavailableError:
-    said = answer.excerpt(120)
-    message = f"GET {path} answered {answer.status}" + (f": {said}" if said else "")
+    message = f"GET {path} answered {answer.told(120)}"
     return UnavailableError(message, f"status_{answer.status}", retry_after(answer, clock.now()))

@@ -236,7 +236,7 @@ def reachability(config: Config, control_plane: ControlPlane, *, enrolled: bool)
     """One small request; a host that is not enrolled yet can only see whether anybody is there."""
     url, path = config.control_plane_url, "/v1/fleet.resolved/sig"
     try:
-        status = control_plane.get(path, deadline=_REACH_DEADLINE_SECS, limit=SIGNATURE_LIMIT).status
+        status = control_plane.get(path, deadline=_REACH_DEADLINE_SECS, limit=SIGNATURE_LIMIT, signed=True).status
     except ClientCertificateRefusedError as error:
         yield _welcome(url, enrolled, str(error))
         return

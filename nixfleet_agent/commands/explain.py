@@ -220,6 +220,12 @@ def _hold(snapshot: Snapshot, now: datetime) -> Iterator[str]:
 
 
 def _contact(snapshot: Snapshot, now: datetime) -> Iterator[str]:
+    if foreign := snapshot.get("foreign"):
+        told = "; ".join(sorted(set(foreign.values())))
+        yield (
+            f"Something answers in place of the control plane ({told}), and nothing that it says counts: look at what "
+            "stands between this host and control_plane_url."
+        )
     contacts = snapshot.get("contacts") or {}
     answered = [parse_time(c["answered_at"]) for c in contacts.values() if c.get("answered_at")]
     queue = snapshot.get("queue") or {}

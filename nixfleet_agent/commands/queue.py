@@ -16,8 +16,9 @@ from nixfleet_agent.proto.times import format_time
 from nixfleet_agent.telemetry.status_socket import AgentNotRunningError, ask
 from nixfleet_agent.threads.clock import SystemClock
 
-#: Only what is out of the way already may be touched: the rest is on its way, or delivered.
-_TOUCHABLE = ("rejected", "corrupt")
+#: What `--all` means: events that are out of the way already. One that still waits is named by hand.
+_ASIDE = ("rejected", "corrupt")
+_TOUCHABLE = (*_ASIDE, "queued")
 
 
 class QueueEntryError(AgentError):
@@ -27,7 +28,10 @@ class QueueEntryError(AgentError):
 
 
 def configure(parser: Parser) -> None:
-    parser.details("`retry` and `drop` act on rejected and corrupt ones only: the others are on their way.")
+    parser.details(
+        "`retry` and `drop` with --all act on rejected and corrupt events; one that still waits is retried or dropped"
+        " by its ID."
+    )
     parser.example(
         "nixfleet-agent queue list", "nixfleet-agent queue show stable@def4567abc/3", "nixfleet-agent queue retry --all"
     )
@@ -37,8 +41,8 @@ def configure(parser: Parser) -> None:
     show = add_action(actions, "show", "one event with all that is known of it")
     show.add_argument("id", metavar="ID", help="as `queue list` shows it: ROLLOUT/SEQ or a file's name")
     for action, what in (
-        ("retry", "send refused events again"),
-        ("drop", "give refused events up; they are kept in outbound-dropped/"),
+        ("retry", "send refused events again, or a waiting one now"),
+        ("drop", "give events up; they are kept in outbound-dropped/"),
     ):
         command = add_action(actions, action, what)
         named = command.add_mutually_exclusive_group(required=True)
@@ -52,7 +56,7 @@ def run(call: Invocation) -> int:
 
 
 def _list(call: Invocation) -> None:
-    places = journal_view.PLACES if call.options.all else ("queued", *_TOUCHABLE)
+    places = journal_view.PLACES if call.options.all else _TOUCHABLE
     found = _scan(call, tuple(places))
     if call.json:
         call.print_json([_row(item) for item in found])
@@ -90,6 +94,9 @@ def _retry(call: Invocation) -> None:
     stuck: list[str] = []
     try:
         for item in chosen:
+            if item.place == "queued":
+                moved.append(item.id)
+                continue
             try:
                 entry = replace(item.read(), refusal=None)
             except ProtoError as error:
@@ -138,15 +145,14 @@ def _report(call: Invocation, moved: list[str], what: str, note: str) -> None:
 
 
 def _chosen(call: Invocation) -> list[Found]:
-    found = _scan(call, _TOUCHABLE)
     if call.options.all:
-        return found
+        return _scan(call, _ASIDE)
     try:
-        return [_find(found, call.options.id)]
+        return [_find(_scan(call, _TOUCHABLE), call.options.id)]
     except QueueEntryError:
         elsewhere = _find(_scan(call, tuple(journal_view.PLACES)), call.options.id)
         raise QueueEntryError(
-            f"{elsewhere.id} is {elsewhere.where}: only rejected and corrupt events can be retried or dropped"
+            f"{elsewhere.id} is {elsewhere.where}: only waiting, rejected and corrupt events can be retried or dropped"
         ) from None
 
 

@@ -113,6 +113,8 @@ def _warnings(snapshot: Snapshot, now: datetime) -> Iterator[tuple[str, str, str
         yield "journal", f"events are not durable: {error}", RED
     if error := snapshot.get("trust_error"):
         yield "trust", f"nothing can be verified: {error}", RED
+    for endpoint, told in sorted((snapshot.get("foreign") or {}).items()):
+        yield "foreign", f"something answers {endpoint} in place of the control plane: {told}", RED
     if silent := snapshot.get("silent_workers"):
         yield "workers", f"no sign of life from {', '.join(silent)}", RED
     if rollback := snapshot.get("rollback"):

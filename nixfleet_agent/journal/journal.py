@@ -18,6 +18,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -138,19 +139,35 @@ class Journal:
         self._index.seen(entry.rollout_id, 0)
 
     def replay(self, rollout_id: str, from_seq: int) -> int:
-        """Queue every event of ``rollout_id`` with ``seq >= from_seq`` again; how many were moved.
+        """Queue every event of ``rollout_id`` with ``seq >= from_seq`` again, refused ones too; how many were moved.
 
         Raises:
             StorageError: a file could not be moved; those before it were.
         """
-        folder = self._root / SENT / rollout_id
+        found: list[tuple[Name, Path]] = []
+        for folder in (self._root / SENT / rollout_id, self._root / REJECTED):
+            found += [(name, folder / file) for name, file in self._names(folder) if name.rollout_id == rollout_id]
         moved = 0
-        for name, file in sorted(self._names(folder), key=lambda found: found[0].seq):
-            if name.seq >= max(1, from_seq):
-                durable.move(folder / file, self._root / QUEUE / file, sync=False)
+        for name, path in sorted(found):
+            if name.seq >= max(1, from_seq) and self._queue_again(path):
                 self._index.add(name)
                 moved += 1
         return moved
+
+    def _queue_again(self, path: Path) -> bool:
+        """Move a file back into the queue, without the answer that refused it; False where it can't be read."""
+        if path.parent.name != REJECTED:
+            durable.move(path, self._root / QUEUE / path.name, sync=False)
+            return True
+        try:
+            entry = replace(decode(read_raw(path)), refusal=None)
+        except (OSError, ProtoError) as error:
+            log.warning("a refused event can't be replayed: %s: %s", printable(path.name), error)
+            return False
+        durable.write(self._root / QUEUE / path.name, entry.encode())
+        durable.remove(path)
+        self._index.rejected(-1)
+        return True
 
     # -- draining (outbound worker) -----------------------------------------------------------
 
@@ -162,6 +179,14 @@ class Journal:
         """The undelivered event with the lowest seq; None when all are delivered."""
         name = self._index.first(rollout_id)
         return None if name is None else self._root / QUEUE / file_name(name.seq, self.hostname, rollout_id, name.kind)
+
+    def behind(self, rollout_id: str, path: Path) -> list[Path]:
+        """The undelivered events of the rollout with a higher seq than that of ``path``, by seq."""
+        name = parse_name(path.name, self.hostname)
+        least = 0 if name is None else name.seq
+        queued = sorted(self._index.queued(rollout_id).items())
+        files = (file_name(seq, self.hostname, rollout_id, kind) for seq, kind in queued if seq > least)
+        return [self._root / QUEUE / file for file in files]
 
     def is_queued(self, rollout_id: str, seq: int) -> bool:
         """Whether that event still waits for delivery."""
@@ -177,6 +202,9 @@ class Journal:
         try:
             durable.move(path, folder / path.name, sync=False)
         except StorageError:
+            if not path.exists():  # an operator dropped it while it was on its way
+                self._take(rollout_id, path)
+                return
             # The folder is made with seq 0; only a hand that tidied up can have removed it.
             durable.make_directory(folder)
             durable.move(path, folder / path.name, sync=False)
@@ -237,10 +265,14 @@ class Journal:
             self._index.take(rollout_id, name.seq)
 
     def rescan_queue(self) -> int:
-        """Pick up entries that an operator's `queue retry` put back; how many are new.
+        """Pick up entries that an operator's `queue retry` put back, and let go of dropped ones; how many are new.
 
         Meanwhile events are appended and delivered: one that is gone again was delivered.
         """
+        for rollout_id in self.waiting():
+            for path in self.behind(rollout_id, Path()):
+                if not path.exists():
+                    self._take(rollout_id, path)
         found = 0
         for name, file in self._names(self._root / QUEUE):
             path = self._root / QUEUE / file

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 
+from nixfleet_agent.net.verdict import Verdict, classify, describe
 from nixfleet_agent.text import FOREIGN_LIMIT, printable
 
 #: Longest wait that a `Retry-After` can ask for, in seconds: a control plane must not silence a host for a week.
@@ -26,6 +27,18 @@ class Answer:
     @property
     def ok(self) -> bool:
         return 200 <= self.status < 300
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whose answer it is, where no signed artifact was asked for."""
+        return classify(self.status, self.headers, self.body)
+
+    def told(self, limit: int = 200) -> str:
+        """The status and what was said with it, safe to show: the title of a page, not its markup."""
+        if self.body[:limit].lstrip().startswith(b"<"):
+            return describe(self.status, self.headers, self.body)
+        words = self.excerpt(limit)
+        return f"status {self.status}: {words}" if words else f"status {self.status}"
 
     def excerpt(self, limit: int = FOREIGN_LIMIT) -> str:
         """The beginning of the body, safe to show."""

@@ -1,7 +1,8 @@
 """The one door to the control plane: every request of the agent goes through ``ControlPlane``.
 
 It owns the headers, the URL, one session per thread, the shared TLS context and the end of all calls at shutdown.
-It decides nothing about what an answer means.
+What something else answers in the control plane's place never gets past it (``ForeignAnswerError``); it decides nothing
+about what the control plane's own answers mean.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ from nixfleet_agent.errors import ConfigError, TransportError
 from nixfleet_agent.identity.credentials import Credentials, Identity
 from nixfleet_agent.net.answers import Answer
 from nixfleet_agent.net.budget import CallBudget, CancelToken
+from nixfleet_agent.net.failures import ForeignAnswerError
+from nixfleet_agent.net.foreign import ForeignAnswers
 from nixfleet_agent.net.session import Endpoint, Session
 from nixfleet_agent.net.sockets import CONNECT_TIMEOUT
 from nixfleet_agent.net.tls import TlsContext
+from nixfleet_agent.net.verdict import Verdict, classify, describe
 from nixfleet_agent.threads.clock import Clock, SystemClock
 
 PROTOCOL_MAJOR = "1"
@@ -45,14 +49,17 @@ _ROLLOUT_PATH = re.compile(r"^(/v1/rollouts/)[^/]+")
 
 
 @dataclass(frozen=True, slots=True)
-class _Request:
-    """One request before it is prepared; ``path`` is below the base URL."""
+class _Ask:
+    """One request: what is sent, and within how many seconds and bytes the answer must come."""
 
     method: str
     path: str
     headers: Mapping[str, str]
+    deadline: float
+    limit: int
     body: bytes | None = None
     params: Mapping[str, str] | None = None
+    signed: bool = False
 
 
 class ControlPlane:
@@ -91,6 +98,7 @@ class ControlPlane:
             "User-Agent": f"nixfleet-agent/{agent_version}",
             "Accept-Encoding": "gzip",
         }
+        self.foreign = ForeignAnswers()
         self._switch = CancelToken()
         self._lock = threading.Lock()
         self._sessions: dict[threading.Thread, Session] = {}
@@ -104,16 +112,19 @@ class ControlPlane:
         limit: int = BODY_LIMIT,
         accept: str = JSON,
         etag: str | None = None,
+        signed: bool = False,
     ) -> Answer:
         """Fetch ``path`` (beginning with ``/``); with ``etag``, 304 says that it is unchanged.
 
+        ``signed``: what is asked for is verified by its signature, and need not be JSON.
+
         Raises:
-            TransportError: no usable answer within ``deadline`` seconds in all.
+            TransportError: no usable answer within ``deadline`` seconds in all (ForeignAnswerError: another's).
         """
         headers = {"Accept": accept}
         if etag is not None:
             headers["If-None-Match"] = etag
-        return self._call(_Request("GET", path, headers, params=params), deadline, limit)
+        return self._call(_Ask("GET", path, headers, deadline, limit, params=params, signed=signed))
 
     def post(
         self,
@@ -151,7 +162,7 @@ class ControlPlane:
             TransportError: no usable answer within ``deadline`` seconds in all.
         """
         sent = {"Accept": JSON, "Content-Type": JSON, **(headers or {})}
-        return self._call(_Request("POST", path, sent, raw), deadline, limit, client_certificate=client_certificate)
+        return self._call(_Ask("POST", path, sent, deadline, limit, body=raw), client_certificate=client_certificate)
 
     def try_identity(self, identity: Identity, path: str, *, deadline: float, limit: int = BODY_LIMIT) -> Answer:
         """GET ``path`` over a new connection that presents ``identity``, whatever the other calls present.
@@ -159,7 +170,7 @@ class ControlPlane:
         Raises:
             TransportError: no usable answer within ``deadline`` seconds in all.
         """
-        return self._call(_Request("GET", path, {"Accept": OCTETS}), deadline, limit, trial=identity)
+        return self._call(_Ask("GET", path, {"Accept": OCTETS}, deadline, limit, signed=True), trial=identity)
 
     def abort(self) -> None:
         """End every call in progress, of all threads, at once; later calls fail as ``aborted``."""
@@ -175,52 +186,49 @@ class ControlPlane:
             session.close()
         self._switch.close()
 
-    def _call(
-        self,
-        wanted: _Request,
-        deadline: float,
-        limit: int,
-        *,
-        client_certificate: bool = True,
-        trial: Identity | None = None,
-    ) -> Answer:
-        request = self._prepared(wanted)
+    def _call(self, ask: _Ask, *, client_certificate: bool = True, trial: Identity | None = None) -> Answer:
+        endpoint, where = endpoint_label(ask.path), f"{ask.method} {self._base_url}{ask.path}"
+        request = self._prepared(ask)
         began = self._clock.monotonic()
         outcome = "aborted"
         try:
-            answer = self._exchange(request, deadline, limit, client_certificate, trial)
+            answer = self._exchange(request, ask, client_certificate, trial)
             outcome = str(answer.status)
-            return answer
+            if classify(answer.status, answer.headers, answer.body, signed=ask.signed) is not Verdict.FOREIGN:
+                if answer.verdict is not Verdict.LATER:
+                    self.foreign.heard(endpoint)
+                return answer
         except TransportError as error:
             outcome = error.kind
-            raise type(error)(f"{wanted.method} {self._base_url}{wanted.path}: {error}", error.kind) from error
+            raise type(error)(f"{where}: {error}", error.kind) from error
+        else:
+            outcome = "foreign"
+            told = describe(answer.status, answer.headers, answer.body)
+            self.foreign.met(endpoint, told)
+            message = f"{where}: something answers in place of the control plane ({told})"
+            raise ForeignAnswerError(message, answer.status, told)
         finally:
             if self._observer is not None:
-                self._observer(endpoint_label(wanted.path), outcome, self._clock.monotonic() - began)
+                self._observer(endpoint, outcome, self._clock.monotonic() - began)
 
-    def _prepared(self, wanted: _Request) -> requests.PreparedRequest:
+    def _prepared(self, ask: _Ask) -> requests.PreparedRequest:
         """What ``Request.prepare`` makes, less what was done for the base URL once and for all."""
         request = requests.PreparedRequest()
-        request.method = wanted.method
-        url = self._base_url + wanted.path
-        request.url = f"{url}?{urlencode(wanted.params)}" if wanted.params else url
-        request.headers = CaseInsensitiveDict({**self._headers, **wanted.headers})
-        request.prepare_body(wanted.body, None)
+        request.method = ask.method
+        query = f"?{urlencode(ask.params)}" if ask.params else ""
+        request.url = self._base_url + ask.path + query
+        request.headers = CaseInsensitiveDict({**self._headers, **ask.headers})
+        request.prepare_body(ask.body, None)
         return request
 
     def _exchange(
-        self,
-        request: requests.PreparedRequest,
-        deadline: float,
-        limit: int,
-        client_certificate: bool,
-        trial: Identity | None,
+        self, request: requests.PreparedRequest, ask: _Ask, client_certificate: bool, trial: Identity | None
     ) -> Answer:
         if trial is None and client_certificate and self._credentials is not None:
-            return self._own_session(self._credentials).exchange(request, deadline, limit)
+            return self._own_session(self._credentials).exchange(request, ask.deadline, ask.limit)
         session = self._new_session(trial)
         try:
-            return session.exchange(request, deadline, limit)
+            return session.exchange(request, ask.deadline, ask.limit)
         finally:
             session.close()
 

@@ -15,6 +15,18 @@ class ClientCertificateRefusedError(TransportError):
     """The server ended the TLS connection because of this host's certificate; ``kind`` is ``tls``."""
 
 
+class ForeignAnswerError(TransportError):
+    """Something in place of the control plane answered, with ``status``; ``kind`` is ``foreign``.
+
+    ``told`` says what it was. It is no verdict on what was sent.
+    """
+
+    def __init__(self, message: str, status: int, told: str) -> None:
+        super().__init__(message, "foreign")
+        self.status = status
+        self.told = told
+
+
 class AnswerTooLargeError(TransportError):
     """The body is over the limit of its endpoint; ``kind`` is ``too_large``."""
 

@@ -11,8 +11,24 @@ from urllib3.connectionpool import HTTPConnectionPool
 HTTPS_PORT = 443
 
 
+_CONTINUE, _SWITCHING = 100, 101
+
+
 class BoundedResponse(http.client.HTTPResponse):
-    """Chunk sizes are not negative: -1 would mean "all there is" to whoever reads, past every limit."""
+    """Interim answers are passed over, and chunk sizes are not negative.
+
+    ``http.client`` takes a 102 or 103 for the answer itself, and the answer for that of the next request (RFC 9110,
+    section 15.2). A size of -1 would mean "all there is" to whoever reads, past every limit.
+    """
+
+    def _read_status(self) -> tuple[str, int, str]:
+        while True:
+            version, status, reason = super()._read_status()  # type: ignore[misc]
+            if status == _SWITCHING:
+                raise http.client.BadStatusLine("101: nobody asked for another protocol")
+            if not _CONTINUE < status < 200:
+                return version, status, reason
+            http.client.parse_headers(self.fp)  # of the interim answer
 
     def _read_next_chunk_size(self) -> int:
         size: int = super()._read_next_chunk_size()  # type: ignore[misc]

@@ -118,9 +118,15 @@ class _Pool(TlsPool):
         self._received_before = 0
 
     def begin(self) -> bool:
-        """Note what the coming request starts from; True when it goes over a connection that has served before."""
+        """Note what the coming request starts from; True when it goes over a connection that has served before.
+
+        A second answer to the request before would be taken for the answer to this one: such a connection is given up.
+        """
         connection = self._get_conn()
         stream = connection.stream if isinstance(connection, _Connection) else None
+        if stream is not None and stream.spoke_unasked():
+            connection.close()
+            stream = None
         self._stream = stream
         self._received_before = stream.received if stream is not None else 0
         self._put_conn(connection)

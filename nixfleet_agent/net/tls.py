@@ -177,6 +177,16 @@ class TlsStream:
             except SSL.Error as error:
                 raise self._failure(error, "while sending") from error
 
+    def spoke_unasked(self) -> bool:
+        """Whether something lies there before a request was sent: its end, or words that would pass for an answer."""
+        try:
+            self._connection.recv(1, socket.MSG_PEEK)
+        except (SSL.WantReadError, SSL.WantWriteError):
+            return False
+        except SSL.Error:
+            return True
+        return True
+
     def _notice_refusal(self) -> None:
         """Look for an alert before the first words: in TLS 1.3 a client certificate is refused after the handshake.
 

@@ -70,7 +70,7 @@ def assemble(config: Config, clock: Clock, events: queue.SimpleQueue[object], lo
     workers = [
         outbound,
         *_workers(services, events),
-        status_socket(services, logs, outbound.kick),
+        status_socket(services, logs, outbound.retry_now),
         *scraped.workers(services),
         *own_unit_workers(services.shutdown, clock, board, events.put),
     ]

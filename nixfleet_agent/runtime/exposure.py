@@ -50,12 +50,12 @@ def health_problems(board: StatusBoard) -> list[str]:
     return [*problems, *([f"events are not durable: {journal}"] if journal else [])]
 
 
-def status_socket(services: Services, logs: Logs, kick_outbound: Callable[[], None]) -> Worker:
+def status_socket(services: Services, logs: Logs, retry_now: Callable[[], None]) -> Worker:
     """Where commands come in."""
 
     def rescan(request: object) -> int:
         found = services.journal.rescan_queue()
-        kick_outbound()
+        retry_now()
         return found
 
     handlers = {
@@ -81,3 +81,4 @@ def publish_sections(services: Services, logs: Logs) -> None:
     board.provide("log_lines_lost", lambda: logs.lost)
     board.provide("current_closure", services.read_current)
     board.provide("trust_error", services.trust.problem)
+    board.provide("foreign", services.control_plane.foreign.current)

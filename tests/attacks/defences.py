@@ -563,8 +563,8 @@ _HINTS = (
     Defence(
         "replay: the record of acceptance goes out too",
         "journal/journal.py",
-        "if name.seq >= max(1, from_seq):",
-        "if name.seq >= from_seq:",
+        "if name.seq >= max(1, from_seq) and",
+        "if name.seq >= from_seq and",
         ("tests.attacks_slow.test_hints.Hints.test_replay_from",),
     ),
     Defence(
@@ -633,4 +633,71 @@ _LIVENESS = (
         ("tests.attacks.test_fuzz.Fuzz.test_files_that_end_a_recursive_parser",),
     ),
 )
-DEFENCES = (*_VERIFIER, *_ENTRIES, *_READERS, *_IDENTITY, *_HINTS, *_LIVENESS)
+_FRONT = "tests.attacks.test_fronts.Fronts.test_"
+_OUTBOUND = "tests.runtime.workers.test_outbound.InPlaceOfTheControlPlane.test_"
+_CONNECTION = "tests.net.test_client."
+_FRONTS = (
+    Defence(
+        "fronts: any 2xx acknowledges",
+        "net/verdict.py",
+        "return Verdict.ANSWER if fits else Verdict.FOREIGN",
+        "return Verdict.ANSWER",
+        (_OUTBOUND + "no_page_or_redirect_acknowledges_or_refuses_an_event",),
+    ),
+    _gone(
+        "fronts: JSON of another type acknowledges",
+        "net/verdict.py",
+        "kind in _HTML or (body.strip() and kind and not _is_json_type(kind))",
+        "tests.net.test_verdict",
+    ),
+    Defence(
+        "fronts: any 4xx is the control plane's verdict",
+        "net/verdict.py",
+        "return Verdict.ERROR if _is_json_error(headers, body) else Verdict.UNCLEAR",
+        "return Verdict.ERROR",
+        (_OUTBOUND + "no_page_or_redirect_acknowledges_or_refuses_an_event",),
+    ),
+    Defence(
+        "fronts: a page reaches whoever asked",
+        "net/client.py",
+        "is not Verdict.FOREIGN:",
+        "is not None:",
+        (_FRONT + "no_front_is_taken_for_a_dispatch_or_raises_the_alarm_of_a_forged_one",),
+    ),
+    _gone(
+        "fronts: who refuses is not asked",
+        "journal/delivery.py",
+        "not own_error",
+        _OUTBOUND + "no_page_or_redirect_acknowledges_or_refuses_an_event",
+    ),
+    Defence(
+        "fronts: an event is given up whether others pass or not",
+        "runtime/workers/outbound.py",
+        "blocked_for >= BLOCKED_LIMIT and self._look_behind(rollout_id, lane, block)",
+        "blocked_for >= BLOCKED_LIMIT and (self._look_behind(rollout_id, lane, block)"
+        " or self._set_aside(rollout_id, block, self.clock.now()) is None)",
+        (_OUTBOUND + "a_door_that_is_shut_to_all_costs_no_event",),
+    ),
+    Defence(
+        "fronts: one event holds up its rollout for ever",
+        "runtime/workers/outbound.py",
+        "blocked_for >= BLOCKED_LIMIT and self._look_behind(rollout_id, lane, block)",
+        "False",
+        (_OUTBOUND + "one_event_that_is_refused_alone_goes_out_of_the_way_after_ten_minutes",),
+    ),
+    _gone(
+        "connections: an interim answer is the answer",
+        "net/pool.py",
+        "not _CONTINUE < status < 200",
+        _CONNECTION + "KeepAlive.test_interim_answers_of_any_number_are_passed_over",
+        to="True",
+    ),
+    Defence(
+        "connections: a second answer is the next one's",
+        "net/session.py",
+        "if stream is not None and stream.spoke_unasked():",
+        "if False:",
+        (_CONNECTION + "KeepAlive.test_a_second_answer_is_not_taken_for_that_to_the_next_request",),
+    ),
+)
+DEFENCES = (*_FRONTS, *_VERIFIER, *_ENTRIES, *_READERS, *_IDENTITY, *_HINTS, *_LIVENESS)

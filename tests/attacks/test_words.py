@@ -11,7 +11,7 @@ from nixfleet_agent.config.model import LoggingConfig
 from tests.attacks.case import AttackCase
 from tests.attacks.host import MACHINE
 from tests.attacks.liar import DISPATCH, EVENTS, FLEET, HEARTBEAT, RENEW
-from tests.support.https_server import Raw, Reply
+from tests.support.https_server import Raw, Reply, refusal
 from tests.support.signing import closure_name, manifest_value
 from tests.support.tls import DAY, now
 
@@ -128,7 +128,8 @@ class Words(AttackCase):
         for status in (500, 404, 422):
             with self.attempt(status):
                 self.publish()
-                self.liar.lies["POST", EVENTS] = Reply(status, EVIL.encode() * 200)
+                evil = refusal(status, EVIL * 20) if status == 422 else Reply(status, EVIL.encode() * 200)
+                self.liar.lies["POST", EVENTS] = evil
                 before = self.life.counted("requests", endpoint=EVENTS, outcome=str(status))
                 self.liar.dispatch(self.rollout_id, self.closure)
                 self.until(

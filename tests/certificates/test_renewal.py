@@ -92,7 +92,7 @@ class RenewOnce(RenewalTestCase):
             (answering(mine, "web-01", Authority("fleet CA"), not_after=late), IdentityError),
             (answering(mine, "web-01", ca=True, not_after=late), IdentityError),
             (Reply(200, b'{"certPem": "nonsense"}'), IdentityError),
-            (Reply(200, b"not JSON"), ProtoError),
+            (Reply(200, b"{not JSON"), ProtoError),
             (Reply(200, b'{"certPem": "' + b"x" * 2_000_000), Exception),
             (Reply(401), AnswerRefusedError),
             (Reply(503), AnswerRefusedError),

@@ -268,7 +268,7 @@ class Frame(HostCase):
 
     def test_the_help_of_an_action_says_what_it_does(self) -> None:
         for words, says in (
-            (("queue", "drop"), "Give refused events up"),
+            (("queue", "drop"), "Give events up"),
             (("quarantine", "clear"), "Let a closure be tried again"),
             (("rollback", "give-up"), "Leave the host as it is"),
         ):

@@ -110,14 +110,27 @@ class Queue(Case):
         self.assertEqual((self.names(REJECTED), self.names(DROPPED)), ([], [path.name]))
         self.assertEqual(self.journal().last_seq(ROLLOUT), 2)
 
-    def test_what_is_on_its_way_or_delivered_is_not_touched(self) -> None:
+    def test_what_is_delivered_is_not_touched(self) -> None:
         self.rejected()
         for action in ("retry", "drop"):
-            for seq, place in ((2, "queued"), (0, "kept")):
-                with self.subTest(action=action, place=place):
-                    ran = self.call("queue", action, f"{ROLLOUT}/{seq}")
-                    self.fails(2, f"is {place}", "only rejected and corrupt", ran=ran)
+            with self.subTest(action=action):
+                ran = self.call("queue", action, f"{ROLLOUT}/0")
+                self.fails(2, "is kept", "only waiting, rejected and corrupt", ran=ran)
         self.assertEqual(len(self.names(QUEUE)), 1)
+
+    def test_one_that_waits_is_retried_and_dropped_by_its_id_and_never_with_all(self) -> None:
+        self.rejected()
+        [waiting] = self.names(QUEUE)
+        self.call("queue", "drop", "--all")
+        self.assertEqual(self.names(QUEUE), [waiting])
+        told = threading.Event()
+        with self.agent({"rescan-queue": lambda _: told.set()}):
+            self.assertEqual(self.call("queue", "retry", f"{ROLLOUT}/2").code, 0)
+        self.assertTrue(told.is_set(), "the agent is told to try it now")
+        self.assertEqual(self.names(QUEUE), [waiting])
+        self.assertEqual(self.call("queue", "drop", f"{ROLLOUT}/2").code, 0)
+        self.assertEqual(self.names(QUEUE), [])
+        self.assertIn(waiting, self.names(DROPPED))
 
     def test_a_corrupt_file_can_be_dropped_but_not_sent(self) -> None:
         path = self.rejected()

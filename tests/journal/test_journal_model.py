@@ -130,9 +130,11 @@ class JournalModel(RuleBasedStateMachine):
     @rule(which=st.integers(0, 1), from_seq=st.integers(0, 6))
     def the_control_plane_lost_some(self, which: int, from_seq: int) -> None:
         rollout_id = list(self.records)[which % len(self.records)]
-        again = {seq for seq in self.sent[rollout_id] if seq >= max(1, from_seq)}
+        known = self.sent[rollout_id] | self.rejected[rollout_id]
+        again = {seq for seq in known if seq >= max(1, from_seq)}
         assert self.journal.replay(rollout_id, from_seq) == len(again)
         self.sent[rollout_id] -= again
+        self.rejected[rollout_id] -= again
         self.queued[rollout_id] |= again
 
     @rule()

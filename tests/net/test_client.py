@@ -11,7 +11,16 @@ from unittest import mock
 from nixfleet_agent.errors import ConfigError, TransportError
 from nixfleet_agent.net.client import ControlPlane, endpoint_label
 from tests.net.base import NetTestCase
-from tests.support.https_server import CloseSilently, Hang, Reply, Request, SayGoodbye
+from tests.support.https_server import (
+    CloseSilently,
+    Ended,
+    Hang,
+    KeptRaw,
+    Reply,
+    Request,
+    SayGoodbye,
+    page,
+)
 
 
 class Requests(NetTestCase):
@@ -98,15 +107,17 @@ class Requests(NetTestCase):
 
 
 class NeverFollowed(NetTestCase):
-    def test_a_redirect_is_an_answer_and_its_target_is_never_asked(self) -> None:
+    def test_a_redirect_is_somebody_elses_answer_and_its_target_is_never_asked(self) -> None:
         elsewhere = self.serve()
         elsewhere.route("GET", "/v1/x", json={})
         server = self.serve()
         for status in (301, 302, 303, 307, 308):
             server.route("GET", "/v1/x", Reply(status, b"gone", {"Location": elsewhere.url + "/v1/x"}))
-            self.assertEqual(status, self.connect(server).get("/v1/x", deadline=5).status)
+            error = self.refused(self.connect(server), "/v1/x")
+            self.assertEqual(("foreign", f"status {status}"), (error.kind, getattr(error, "told", "").split(",")[0]))
+            self.assertIn(f"Location: {elsewhere.url}", str(error))
         server.route("GET", "/v1/x", Reply(302, b"", {"Location": "https://[broken"}))
-        self.assertEqual(302, self.connect(server).get("/v1/x", deadline=5).status)
+        self.assertEqual("foreign", self.refused(self.connect(server), "/v1/x").kind)
         self.assertEqual([], elsewhere.requests)
 
     def test_environment_proxies_are_not_used(self) -> None:
@@ -190,6 +201,72 @@ class KeepAlive(NetTestCase):
         client.get("/v1/x", deadline=5)
         self.assertEqual("reset", self.refused(client, "/v1/x").kind)
         self.assertEqual(2, len(server.requests))
+
+    def test_interim_answers_of_any_number_are_passed_over(self) -> None:
+        """`http.client` passes over 100 alone: a 103 would be the answer, and the answer that of the next request."""
+        server = self.serve()
+        interim = b"".join(b"HTTP/1.1 %d Wait\r\nLink: </x>\r\n\r\n" % n for n in (100, 102, 103, 103, 199, 100))
+        final = b'HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n"first"'
+        server.route("GET", "/v1/x", KeptRaw(interim + final), Reply(200, b'"next"'))
+        client = self.connect(server)
+        self.assertEqual(b'"first"', client.get("/v1/x", deadline=5).body)
+        self.assertEqual(b'"next"', client.get("/v1/x", deadline=5).body)
+        self.assertEqual(1, server.connections)
+
+    def test_another_protocol_is_not_switched_to(self) -> None:
+        server = self.serve()
+        server.route("GET", "/v1/x", KeptRaw(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n"))
+        self.assertEqual("protocol", self.refused(self.connect(server), "/v1/x").kind)
+
+    def test_a_second_answer_is_not_taken_for_that_to_the_next_request(self) -> None:
+        server = self.serve()
+        one, two = (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n" + word for word in (b'"one"', b'"two"'))
+        # One that comes later, and one that was read already and lies decrypted behind the first.
+        for count, unasked in enumerate((KeptRaw(one, two), KeptRaw(one.ljust(8192, b"x") + two)), 1):
+            server.route("POST", "/v1/y", unasked, Reply(200, b'"three"'))
+            client = self.connect(server)
+            self.assertEqual(b'"one"', client.post("/v1/y", {}, deadline=5).body)
+            time.sleep(0.2)  # until the second has come
+            self.assertEqual(b'"three"', client.post("/v1/y", {}, deadline=5).body)
+            self.assertEqual(2 * count, server.connections)
+
+    def test_a_front_that_speaks_http_1_0_is_understood(self) -> None:
+        server = self.serve()
+        for head in (b"Content-Length: 2\r\n", b"Content-Length: 2\r\nConnection: keep-alive\r\n", b""):
+            with self.subTest(head=head):
+                server.route("GET", "/v1/x", Ended(b"HTTP/1.0 200 OK\r\n" + head + b"\r\n{}"))
+                client = self.connect(server)
+                for _ in range(3):
+                    self.assertEqual(b"{}", client.get("/v1/x", deadline=5).body)
+
+
+class ForeignAnswers(NetTestCase):
+    def test_a_page_is_said_once_for_all_endpoints_and_so_is_its_end(self) -> None:
+        server = self.serve()
+        client = self.connect(server)
+        for path in ("/v1/x", "/v1/y"):
+            server.route("GET", path, page(200, "Maintenance"), page(200, "Maintenance"), Reply(204))
+        with self.assertLogs("nixfleet_agent.net", "INFO") as logs:
+            for _ in range(2):
+                for path in ("/v1/x", "/v1/y"):
+                    error = self.refused(client, path)
+                    self.assertEqual(("foreign", 200), (error.kind, getattr(error, "status", 0)))
+            self.assertEqual({"/v1/x", "/v1/y"}, set(client.foreign.current()))
+            for path in ("/v1/x", "/v1/y"):
+                client.get(path, deadline=5)
+        self.assertEqual(2, len(logs.output), logs.output)
+        self.assertIn("a page titled 'Maintenance'", logs.output[0])
+        self.assertEqual({}, client.foreign.current())
+
+    def test_an_answer_that_says_later_ends_nothing(self) -> None:
+        server = self.serve()
+        client = self.connect(server)
+        server.route("GET", "/v1/x", page(200), page(503), Reply(401))
+        self.refused(client, "/v1/x")
+        self.assertIn("a page titled 'Service unavailable'", client.get("/v1/x", deadline=5).told())
+        self.assertEqual(["/v1/x"], list(client.foreign.current()))
+        self.assertEqual("status 401", client.get("/v1/x", deadline=5).told())
+        self.assertEqual({}, client.foreign.current())
 
 
 if __name__ == "__main__":

@@ -81,6 +81,18 @@ class Reply:
             handler.close_connection = True
 
 
+def refusal(status: int, words: str = "no", headers: Mapping[str, str] | None = None) -> Reply:
+    """An error in the control plane's own form."""
+    body = json_module.dumps({"error": words}).encode()
+    return Reply(status, body, {"Content-Type": "application/json", **(headers or {})})
+
+
+def page(status: int, title: str = "Service unavailable") -> Reply:
+    """What a proxy in front of the control plane answers by itself."""
+    body = f"<!DOCTYPE html>\n<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>"
+    return Reply(status, body.encode(), {"Content-Type": "text/html", "Server": "nginx/1.24.0"})
+
+
 @dataclass(frozen=True)
 class Drip:
     """One byte every ``every`` seconds, without end: of the header block or of the body."""
@@ -164,6 +176,32 @@ class Raw:
     def play(self, handler: _Handler) -> None:
         handler.wfile.write(self.data)
         handler.close_connection = True
+
+
+@dataclass(frozen=True)
+class KeptRaw:
+    """These bytes inside TLS, ``later`` ones a moment after them, and the connection goes on."""
+
+    data: bytes
+    later: bytes = b""
+
+    def play(self, handler: _Handler) -> None:
+        handler.wfile.write(self.data)
+        if self.later:
+            handler.wfile.flush()
+            handler.pause(0.05)
+            handler.wfile.write(self.later)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """These bytes, and then the end of TLS as it should be: a body that ends with its connection."""
+
+    data: bytes
+
+    def play(self, handler: _Handler) -> None:
+        handler.wfile.write(self.data)
+        SayGoodbye().play(handler)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class HeartbeatWorker(Worker):
             self._say(str(error))
             return False
         if answer.status != 200:
-            self._say(f"status {answer.status}: {answer.excerpt(200)}")
+            self._say(answer.told())
             return False
         self._say("")
         self._backoff.reset()

@@ -109,7 +109,7 @@ class LongPollWorker(Worker):
             return
         if answer.status not in (200, 204):
             after = retry_after(answer, self.clock.now()) or 0.0
-            self._no_poll(f"status {answer.status}: {answer.excerpt(200)}", after)
+            self._no_poll(answer.told(), after)
             return
         if self._trouble:
             self.log.info("the control plane answers again")

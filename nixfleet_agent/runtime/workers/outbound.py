@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from nixfleet_agent.errors import ProtoError, StorageError, TransportError, TrustError
-from nixfleet_agent.journal.delivery import Disposition, disposition
+from nixfleet_agent.journal.delivery import BLOCKED_LIMIT, Disposition, disposition
 from nixfleet_agent.journal.entries import DAMAGED, Entry, decode, read_raw
 from nixfleet_agent.net.answers import Answer, retry_after
+from nixfleet_agent.net.failures import ForeignAnswerError
+from nixfleet_agent.net.verdict import Verdict
 from nixfleet_agent.runtime.services import Services
 from nixfleet_agent.threads.backoff import Backoff
 from nixfleet_agent.threads.timers import Timer
@@ -27,6 +30,8 @@ ANSWER_LIMIT = 1 << 20
 MISMATCH_PAUSE = 300.0
 #: Where a door or an identity is wrong, waits grow to this many times ``backoff_max``.
 LONG_BACKOFF = 5.0
+#: How many events behind one that is refused without the control plane's word are tried, to see whether others pass.
+LOOK_BEHIND = 8
 EVENTS = "/v1/agent/events"
 
 
@@ -34,7 +39,8 @@ EVENTS = "/v1/agent/events"
 class RolloutQueue:
     """One rollout's way out: its backoff, and when (monotonic seconds) it may be tried again.
 
-    ``conflict`` is the event that was answered with 409, and since when.
+    ``conflict`` is the event that was answered with 409, and since when; ``blocked`` the one that something before
+    the control plane refuses.
     """
 
     backoff: Backoff
@@ -43,6 +49,17 @@ class RolloutQueue:
     trouble: str = ""
     label: str = ""
     conflict: tuple[str, float] | None = None
+    blocked: tuple[str, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """An event that was refused, and not by the control plane for all that is known."""
+
+    path: Path
+    kind: str
+    status: int
+    said: str
 
 
 def envelope(entry: Entry, sign: Callable[[dict[str, object]], str | None]) -> bytes:
@@ -82,9 +99,15 @@ class Outbound(Worker):
         self._timer = Timer(tuning.drain_interval, services.clock, services.shutdown)
         self._lanes: dict[str, RolloutQueue] = {}
         self._gate = Gate()
+        self._at_once = threading.Event()
 
     def kick(self) -> None:
         """There is something new to send."""
+        self._timer.kick()
+
+    def retry_now(self) -> None:
+        """Try what waits at once, whatever it was told to wait for: an operator asks (from any thread)."""
+        self._at_once.set()
         self._timer.kick()
 
     def run(self) -> None:
@@ -98,6 +121,11 @@ class Outbound(Worker):
         """Send all that can be sent now, rollouts in turn; when (monotonic seconds) a held-back one may be tried."""
         waiting = self._journal.waiting()
         self._lanes = {rollout_id: self._lanes.get(rollout_id) or self._new_lane() for rollout_id in waiting}
+        if self._at_once.is_set():
+            self._at_once.clear()
+            self._gate.until = 0.0
+            for lane in self._lanes.values():
+                lane.not_before = 0.0
         ready = list(self._lanes)
         while ready and not self.shutdown.is_set:
             # One event of each in turn: ten thousand old events must not stand before a new rollout's first.
@@ -126,30 +154,50 @@ class Outbound(Worker):
         return RolloutQueue(Backoff(initial, maximum), Backoff(maximum, maximum * LONG_BACKOFF))
 
     def _send(self, rollout_id: str, lane: RolloutQueue, path: Path) -> None:
+        read = self._read(rollout_id, path)
+        if read is None:
+            return
+        entry, body = read
+        now = self.clock.now()
+        try:
+            answer = self._post(body)
+        except ForeignAnswerError as error:
+            self._blocked(rollout_id, lane, Block(path, entry.kind, error.status, error.told))
+        except TransportError as error:
+            if self.shutdown.is_set:
+                return
+            if error.kind == "reset" and self._is_alone(rollout_id, lane, Block(path, entry.kind, 0, str(error))):
+                return
+            self._later(rollout_id, lane, str(error), lane.backoff.next(), label=error.kind)
+        else:
+            self._judge(rollout_id, lane, path, entry.kind, answer, now)
+
+    def _read(self, rollout_id: str, path: Path) -> tuple[Entry, bytes] | None:
+        """The event in a file and the body of its POST; None where it can't be sent and is out of the way now.
+
+        Raises:
+            OSError: the machine is short of something.
+            StorageError: it can't be set aside.
+        """
         try:
             entry = decode(read_raw(path))
             body = envelope(entry, self._sign)
         except FileNotFoundError:
             self._journal.vanished(rollout_id, path)
-            return
         except OSError as error:
             # Out of file descriptors or of memory says nothing about the file.
             if error.errno not in DAMAGED:
                 raise
             self._journal.set_aside(path, str(error))
-            return
         except (ProtoError, TrustError) as error:
             # Damaged, or it holds what has no canonical form and can't be signed: nothing that is written here.
             self._journal.set_aside(path, str(error))
-            return
-        now = self.clock.now()
-        try:
-            answer = self._control_plane.post_bytes(EVENTS, body, deadline=POST_DEADLINE, limit=ANSWER_LIMIT)
-        except TransportError as error:
-            if not self.shutdown.is_set:
-                self._later(rollout_id, lane, str(error), lane.backoff.next(), label=error.kind)
-            return
-        self._judge(rollout_id, lane, path, entry.kind, answer, now)
+        else:
+            return entry, body
+        return None
+
+    def _post(self, body: bytes) -> Answer:
+        return self._control_plane.post_bytes(EVENTS, body, deadline=POST_DEADLINE, limit=ANSWER_LIMIT)
 
     def _judge(self, rollout_id: str, lane: RolloutQueue, path: Path, kind: str, answer: Answer, now: datetime) -> None:
         monotonic = self.clock.monotonic()
@@ -158,9 +206,8 @@ class Outbound(Worker):
         elif lane.conflict is None or lane.conflict[0] != path.name:
             lane.conflict = (path.name, monotonic)
         conflict_for = 0.0 if lane.conflict is None else monotonic - lane.conflict[1]
-        label = f"status {answer.status}"
-        said = f"{label}: {answer.excerpt(200)}"
-        match disposition(answer.status, conflict_for, self._board.is_over(rollout_id)):
+        label, said = f"status {answer.status}", answer.told()
+        match self._disposition(rollout_id, answer, conflict_for):
             case Disposition.DELIVERED:
                 self._journal.delivered(rollout_id, path)
                 self._board.count("events_sent", kind=kind)
@@ -178,6 +225,70 @@ class Outbound(Worker):
                 self.log.error("protocol mismatch, nothing is sent for %d s: %s", MISMATCH_PAUSE, said)
             case Disposition.MISROUTED:
                 self._later(rollout_id, lane, said, lane.long_backoff.next(), label=label, error=True)
+            case Disposition.BLOCKED:
+                self._blocked(rollout_id, lane, Block(path, kind, answer.status, said))
+
+    def _disposition(self, rollout_id: str, answer: Answer, conflict_for: float = 0.0) -> Disposition:
+        own = answer.verdict is Verdict.ERROR
+        over = self._board.is_over(rollout_id)
+        return disposition(answer.status, own_error=own, conflict_for=conflict_for, over=over)
+
+    # -- refused, and not by the control plane ------------------------------------------------
+
+    def _blocked(self, rollout_id: str, lane: RolloutQueue, block: Block) -> None:
+        """Keep the event; once it was refused for long, it goes out of the way of those that pass."""
+        if not self._is_alone(rollout_id, lane, block):
+            wait = lane.long_backoff.next()
+            self._later(rollout_id, lane, block.said, wait, label=f"status {block.status}", error=True)
+
+    def _is_alone(self, rollout_id: str, lane: RolloutQueue, block: Block) -> bool:
+        """Whether this event was set aside: refused for long, just now again, while one behind it passes.
+
+        A firewall that dislikes one body would hold up its rollout for ever; a door that is shut to all must cost no
+        event. Only a try tells them apart.
+        """
+        since = lane.blocked[1] if lane.blocked and lane.blocked[0] == block.path.name else self.clock.monotonic()
+        lane.blocked = (block.path.name, since)
+        blocked_for = self.clock.monotonic() - since
+        return blocked_for >= BLOCKED_LIMIT and self._look_behind(rollout_id, lane, block)
+
+    def _look_behind(self, rollout_id: str, lane: RolloutQueue, block: Block) -> bool:
+        blocks = [block]
+        for path in self._journal.behind(rollout_id, block.path)[:LOOK_BEHIND]:
+            self.alive()
+            read = None if self.shutdown.is_set else self._read(rollout_id, path)
+            if read is None:
+                return False
+            (entry, body), now = read, self.clock.now()
+            try:
+                answer = self._post(body)
+            except ForeignAnswerError as error:
+                blocks.append(Block(path, entry.kind, error.status, error.told))
+                continue
+            except TransportError:
+                return False
+            meaning = self._disposition(rollout_id, answer)
+            if meaning is Disposition.BLOCKED:
+                blocks.append(Block(path, entry.kind, answer.status, answer.told()))
+                continue
+            if meaning not in (Disposition.DELIVERED, Disposition.REFUSED):
+                return False
+            for refused in blocks:
+                self._set_aside(rollout_id, refused, now)
+            self._judge(rollout_id, lane, path, entry.kind, answer, now)
+            return True
+        return False
+
+    def _set_aside(self, rollout_id: str, block: Block, now: datetime) -> None:
+        self.log.error(
+            "an event was set aside: for %d minutes something before the control plane has refused it, and lets"
+            " others pass: %s",
+            BLOCKED_LIMIT // 60,
+            block.said,
+            extra={"rollout_id": rollout_id},
+        )
+        self._journal.reject(rollout_id, block.path, block.status, block.said.encode(), now)
+        self._board.count("events_rejected", kind=block.kind)
 
     def _later(
         self, rollout_id: str, lane: RolloutQueue, trouble: str, seconds: float, *, label: str = "", error: bool = False
@@ -199,6 +310,7 @@ class Outbound(Worker):
         if lane.trouble:
             self.log.info("events are delivered again", extra={"rollout_id": rollout_id})
         lane.trouble = lane.label = ""
+        lane.blocked = None
         lane.backoff.reset()
         lane.long_backoff.reset()
 

@@ -193,19 +193,22 @@ class WorthAnEvent(unittest.TestCase):
 
 class WhatAnAnswerMeans(unittest.TestCase):
     def test_every_status_has_exactly_one_meaning(self) -> None:
-        meanings = {
+        settled = {
             Disposition.DELIVERED: set(range(200, 300)),
             Disposition.RETRY: {408, 409, 425, 429, *range(500, 600)},
-            Disposition.REFUSED: {400, 413, 415, 422},
             Disposition.MISMATCH: {426},
         }
-        meanings[Disposition.MISROUTED] = set(range(100, 600)) - set().union(*meanings.values())
-        for meaning, statuses in meanings.items():
-            for status in statuses:
-                for over in (True, False):
-                    with self.subTest(status=status, over=over):
-                        self.assertIs(disposition(status, 0.0, over), meaning)
-        self.assertLessEqual({301, 302, 307, 401, 403, 404, 410}, meanings[Disposition.MISROUTED])
+        rest = set(range(100, 600)) - set().union(*settled.values())
+        bad_event = {400, 413, 415, 422}
+        own = {**settled, Disposition.REFUSED: bad_event, Disposition.MISROUTED: rest - bad_event}
+        anybodys = {**settled, Disposition.BLOCKED: rest}
+        for own_error, meanings in ((True, own), (False, anybodys)):
+            for meaning, statuses in meanings.items():
+                for status in statuses:
+                    for over in (True, False):
+                        with self.subTest(status=status, over=over, own_error=own_error):
+                            found = disposition(status, own_error=own_error, conflict_for=0.0, over=over)
+                            self.assertIs(found, meaning)
 
     def test_a_conflict_is_given_up_after_a_day_and_only_when_its_rollout_is_over(self) -> None:
         for seconds, over, meaning in (
@@ -213,7 +216,7 @@ class WhatAnAnswerMeans(unittest.TestCase):
             (CONFLICT_LIMIT, False, Disposition.RETRY),
             (CONFLICT_LIMIT - 1, True, Disposition.RETRY),
         ):
-            self.assertIs(disposition(409, seconds, over), meaning)
+            self.assertIs(disposition(409, own_error=True, conflict_for=seconds, over=over), meaning)
         self.assertEqual(CONFLICT_LIMIT, 86_400)
 
 

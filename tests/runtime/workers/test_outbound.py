@@ -11,6 +11,7 @@ from email.utils import format_datetime
 from typing import Any
 
 from nixfleet_agent.identity.event_signer import EventSigner
+from nixfleet_agent.journal.delivery import BLOCKED_LIMIT
 from nixfleet_agent.journal.entries import Entry, decode, entry_of
 from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.runtime.workers.outbound import EVENTS, MISMATCH_PAUSE, Outbound, envelope
@@ -22,7 +23,18 @@ from tests.runtime.harness import HOSTNAME, bad_disk, until
 from tests.runtime.parts import services
 from tests.state_machine.machine import T0, event
 from tests.support.clock import PATIENCE, FakeClock
-from tests.support.https_server import CloseSilently, Drip, HalfBody, Hang, Raw, Reply, Request, Reset
+from tests.support.https_server import (
+    CloseSilently,
+    Drip,
+    HalfBody,
+    Hang,
+    Raw,
+    Reply,
+    Request,
+    Reset,
+    page,
+    refusal,
+)
 
 R, S = "stable@aa", "edge@bb"
 QUEUE, REJECTED = "outbound-queue", "outbound-rejected"
@@ -113,9 +125,9 @@ class Delivery(Case):
         self.assertEqual(self.server.connections, 1)
         self.assertEqual(self.board.get("queue"), {"queued": 0, "rejected": 0, "oldest": None, "trouble": {}})
 
-    def test_every_2xx_is_delivery(self) -> None:
+    def test_every_2xx_of_the_control_plane_is_delivery(self) -> None:
         self.fill(1, 2, 3)
-        self.answer(Reply(200, b"whatever"), Reply(202), Reply(204))
+        self.answer(Reply(200, b'{"seq": 1}'), Reply(202), Reply(204))
         self.worker.drain()
         self.assertEqual(self.seqs(f"outbound-sent/{R}"), [0, 1, 2, 3])
 
@@ -275,7 +287,7 @@ class Refusals(Case):
             with self.subTest(status=status):
                 self.fresh()
                 self.fill(1, 2)
-                self.answer(Reply(status, b"seq 1 is \x1b[31mwrong" + b"!" * 5000), Reply(204))
+                self.answer(refusal(status, "seq 1 is \x1b[31mwrong" + "!" * 5000), Reply(204))
                 with self.assertLogs("nixfleet_agent.outbound", "ERROR") as logs:
                     self.assertIsNone(self.worker.drain())
                 self.assertNotIn("\x1b", "".join(logs.output))
@@ -333,6 +345,135 @@ class Refusals(Case):
         with self.assertLogs("nixfleet_agent.journal", "ERROR"):
             self.conflict_for(80_000)
         self.assertEqual((self.seqs(), self.seqs(REJECTED)), ([2], []))
+
+
+class InPlaceOfTheControlPlane(Case):
+    """A portal, a maintenance page, a firewall: none of them crosses an event off, and none holds up a rollout."""
+
+    def drain_for(self, seconds: float) -> None:
+        until = self.clock.monotonic() + seconds
+        while self.clock.monotonic() < until:
+            self.worker.drain()
+            self.clock.advance(30)
+        self.worker.drain()
+
+    def unloved(self, *seqs: int, answer: Any) -> None:
+        """A firewall that dislikes the bodies of these events, and no others."""
+
+        def judge(request: Request) -> Any:
+            return answer if request.json()["event"]["seq"] in seqs else Reply(204)
+
+        self.answer(judge)
+
+    def test_no_page_or_redirect_acknowledges_or_refuses_an_event(self) -> None:
+        text = {"Content-Type": "text/plain"}
+        for answer in (
+            page(200, "Log in to the guest network"),
+            Reply(200, b"OK", text),
+            Reply(200, b"OK"),
+            Reply(200, b'{"ok": true}', text),
+            Reply(302, b"", {"Location": "https://portal.example/"}),
+            page(400),
+            page(422),
+            Reply(422, b"Failed to read the JSON body", text),
+            Reply(422),
+            Reply(422, b'{"message": "Forbidden"}', {"Content-Type": "application/json"}),
+        ):
+            with self.subTest(answer=answer):
+                self.fresh()
+                self.fill(1, 2)
+                self.answer(answer)
+                wait = self.wait_of(self.worker.drain())
+                self.assertTrue(3.0 <= wait <= 60.0, wait)
+                self.assertEqual((self.seqs(), self.seqs(REJECTED), self.seqs(f"outbound-sent/{R}")), ([1, 2], [], [0]))
+                self.assertEqual(len(self.server.requests), 1)
+
+    def test_what_it_was_is_said_once_and_in_full(self) -> None:
+        self.fill(1)
+        self.answer(page(200, "Wartung\x1b[2J bis 12:00"))
+        with self.assertLogs("nixfleet_agent", "WARNING") as logs:
+            self.drain_for(1200)
+        told = [line for line in logs.output if "in place of the control plane" in line]
+        self.assertEqual(len(told), 1, logs.output)
+        self.assertIn("status 200, a page titled 'Wartung\\x1b[2J bis 12:00', Server: ", told[0])
+        self.assertEqual(list(self.control_plane.foreign.current()), [EVENTS])
+        self.answer(Reply(204))
+        with self.assertLogs("nixfleet_agent.net", "INFO"):
+            self.drain_for(600)
+        self.assertEqual((self.seqs(), self.control_plane.foreign.current()), ([], {}))
+
+    def test_one_event_that_is_refused_alone_goes_out_of_the_way_after_ten_minutes(self) -> None:
+        for answer in (page(403, "Request blocked"), Reply(403), Reply(400, b"blocked"), page(200), Reset()):
+            with self.subTest(answer=answer):
+                self.fresh()
+                self.fill(1, 2, 3, 4)
+                self.unloved(2, answer=answer)
+                self.drain_for(BLOCKED_LIMIT - 90)
+                self.assertEqual((self.seqs(), self.seqs(REJECTED)), ([2, 3, 4], []))
+                with self.assertLogs("nixfleet_agent.outbound", "ERROR"):
+                    self.drain_for(600)
+                self.assertEqual((self.seqs(), self.seqs(REJECTED)), ([], [2]))
+                self.assertEqual(self.seqs(f"outbound-sent/{R}"), [0, 1, 3, 4])
+                [name] = self.names(REJECTED)
+                kept = decode((self.state / REJECTED / name).read_bytes()).refusal
+                assert kept is not None
+                self.assertTrue(kept["answer"])
+                self.assertEqual(self.trouble(), {})
+
+    def test_so_do_several_in_a_row(self) -> None:
+        self.fill(1, 2, 3, 4)
+        self.unloved(1, 2, 3, answer=page(403))
+        self.drain_for(2 * BLOCKED_LIMIT)
+        self.assertEqual((self.seqs(), self.seqs(REJECTED)), ([], [1, 2, 3]))
+
+    def test_a_door_that_is_shut_to_all_costs_no_event(self) -> None:
+        for answer in (page(403), Reply(404), Reset(), page(200)):
+            with self.subTest(answer=answer):
+                self.fresh()
+                self.fill(1, 2, 3)
+                self.answer(answer)
+                self.drain_for(4 * 3600)
+                self.assertEqual((self.seqs(), self.seqs(REJECTED)), ([1, 2, 3], []))
+                self.answer(Reply(204))
+                self.drain_for(900)
+                self.assertEqual((self.seqs(), self.seqs(f"outbound-sent/{R}")), ([], [0, 1, 2, 3]))
+
+    def test_the_last_event_waits_for_one_behind_it(self) -> None:
+        self.fill(1)
+        self.unloved(1, answer=page(403))
+        self.drain_for(4 * 3600)
+        self.assertEqual(self.seqs(), [1])
+        self.fill(2)
+        self.drain_for(600)
+        self.assertEqual((self.seqs(), self.seqs(REJECTED)), ([], [1]))
+
+    def test_what_was_set_aside_is_replayed_too_and_without_the_answer(self) -> None:
+        self.fill(1, 2, 3)
+        before = {name: (self.state / QUEUE / name).read_bytes() for name in self.names(QUEUE)}
+        self.answer(Reply(204), refusal(422), Reply(204))
+        self.worker.drain()
+        self.assertEqual((self.seqs(REJECTED), self.journal.counts()), ([2], (0, 1)))
+        self.assertEqual(self.journal.replay(R, 1), 3)
+        self.assertEqual(before, {name: (self.state / QUEUE / name).read_bytes() for name in self.names(QUEUE)})
+        self.assertEqual(self.journal.counts(), (3, 0))
+        self.worker.drain()
+        self.assertEqual(self.posted()[3:], [(R, 1), (R, 2), (R, 3)])
+
+    def test_an_operator_may_have_what_waits_tried_at_once(self) -> None:
+        self.fill(1)
+        self.answer(Reply(503, b"", {"Retry-After": "600"}), Reply(204))
+        self.worker.drain()
+        self.worker.retry_now()
+        self.assertIsNone(self.worker.drain())
+        self.assertEqual(self.seqs(), [])
+
+    def test_an_event_that_an_operator_dropped_is_let_go(self) -> None:
+        self.fill(1, 2)
+        (self.state / QUEUE / self.names(QUEUE)[0]).unlink()
+        self.assertEqual(self.journal.rescan_queue(), 0)
+        self.answer(Reply(204))
+        self.assertIsNone(self.worker.drain())
+        self.assertEqual(self.posted(), [(R, 2)])
 
 
 class TheFiles(Case):
