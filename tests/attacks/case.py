@@ -149,7 +149,9 @@ class AttackCase(unittest.TestCase):
 
     def _assert_told(self, label: str, outcome: str) -> None:
         self.until(
-            lambda: any(r["label"] == label and r["outcome"] == outcome for r in self.life.status()["refusals"]),
+            lambda: any(
+                r["label"] == label and r["outcome"] == outcome for r in (self.life.status().get("refusals") or ())
+            ),
             f"{outcome} as {label} in status",
         )
         self.assertTrue(any(line.get("reason") == label for line in self.life.log()), "the reason is in the log")

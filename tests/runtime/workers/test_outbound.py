@@ -432,7 +432,7 @@ class InPlaceOfTheControlPlane(Case):
                 self.fresh()
                 self.fill(1, 2, 3)
                 self.answer(answer)
-                self.drain_for(4 * 3600)
+                self.drain_for(2 * BLOCKED_LIMIT)
                 self.assertEqual((self.seqs(), self.seqs(REJECTED)), ([1, 2, 3], []))
                 self.answer(Reply(204))
                 self.drain_for(900)
@@ -441,7 +441,7 @@ class InPlaceOfTheControlPlane(Case):
     def test_the_last_event_waits_for_one_behind_it(self) -> None:
         self.fill(1)
         self.unloved(1, answer=page(403))
-        self.drain_for(4 * 3600)
+        self.drain_for(2 * BLOCKED_LIMIT)
         self.assertEqual(self.seqs(), [1])
         self.fill(2)
         self.drain_for(600)
