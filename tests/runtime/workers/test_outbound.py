@@ -432,7 +432,7 @@ class InPlaceOfTheControlPlane(Case):
                 self.fresh()
                 self.fill(1, 2, 3)
                 self.answer(answer)
-                self.drain_for(2 * BLOCKED_LIMIT)
+                self.drain_for(BLOCKED_LIMIT + 400)
                 self.assertEqual((self.seqs(), self.seqs(REJECTED)), ([1, 2, 3], []))
                 self.answer(Reply(204))
                 self.drain_for(900)
