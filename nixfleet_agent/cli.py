@@ -29,6 +29,7 @@ COMMANDS = {
     "history": "the events of a rollout on this host",
     "hold": "start no new activation for now",
     "release": "end a hold",
+    "run-now": "let the next activation begin outside the maintenance windows",
     "rollback": "retry or give up a rollback that keeps failing",
     "quarantine": "closures that this host refuses",
     "queue": "events that the control plane has not taken",
@@ -90,6 +91,11 @@ def split_command(arguments: list[str]) -> tuple[str | None, list[str]]:
     return ("run", arguments) if arguments else (None, [])
 
 
+def module_of(command: str) -> str:
+    """The dotted name of the module that runs a command."""
+    return f"nixfleet_agent.commands.{command.replace('-', '_')}"
+
+
 def overview() -> str:
     """What ``--help`` prints."""
     width = max(map(len, COMMANDS))
@@ -125,7 +131,7 @@ def _run(arguments: list[str], environ: Mapping[str, str]) -> int:
         return _fail(f"unknown command '{printable(command, 80)}'{_nearest(command)}", EXIT_USAGE)
     from nixfleet_agent.commands import invocation
 
-    module: Any = importlib.import_module(f"nixfleet_agent.commands.{command}")
+    module: Any = importlib.import_module(module_of(command))
     call = invocation.parse(command, COMMANDS[command], module.configure, rest, environ)
     code: int = call if isinstance(call, int) else module.run(call)
     return code

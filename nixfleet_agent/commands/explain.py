@@ -24,6 +24,7 @@ def explain(snapshot: Snapshot, now: datetime, quarantine_hours: float) -> str:
         *_rollout(snapshot, now, quarantine_hours),
         *_dispatch(snapshot, now),
         *_hold(snapshot, now),
+        *_window(snapshot, now),
         *_contact(snapshot, now),
     ]
     return " ".join(sentences)
@@ -217,6 +218,18 @@ def _hold(snapshot: Snapshot, now: datetime) -> Iterator[str]:
         until = _time(hold["until"])
         end = f" until {local_time(until)}" if until else ""
         yield f"An operator holds back new activations{end}: {hold['reason']}. `nixfleet-agent release` ends the hold."
+
+
+def _window(snapshot: Snapshot, now: datetime) -> Iterator[str]:
+    maintenance = snapshot.get("maintenance")
+    if not maintenance or maintenance["open"]:
+        return
+    opens = _time(maintenance["changes_at"])
+    when = f"the next one opens {ago(opens, now)}, at {local_time(opens)}" if opens else "none opens within two weeks"
+    if maintenance.get("run_now"):
+        yield f"No maintenance window is open, but the next rollout need not wait: {maintenance['run_now']}."
+    else:
+        yield f"New activations wait for a maintenance window; {when}. `nixfleet-agent run-now` lets one through."
 
 
 def _contact(snapshot: Snapshot, now: datetime) -> Iterator[str]:

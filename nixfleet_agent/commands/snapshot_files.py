@@ -11,8 +11,10 @@ from nixfleet_agent.config.model import Config
 from nixfleet_agent.errors import IdentityError, ProtoError
 from nixfleet_agent.identity.certificate import load_certificate
 from nixfleet_agent.operator.hold import HoldStore
+from nixfleet_agent.operator.maintenance import MaintenanceGate
 from nixfleet_agent.operator.quarantine import QuarantineStore
 from nixfleet_agent.operator.rollback_control import RollbackControl
+from nixfleet_agent.operator.run_now import RunNowStore
 from nixfleet_agent.telemetry.status import as_json
 from nixfleet_agent.threads.clock import SystemClock
 
@@ -28,6 +30,9 @@ def sections_from_files(config: Config) -> dict[str, Any]:
         "rollouts": [as_json(replay.record) for replay in replays],
         "queue": _queue(config),
         "hold": as_json(HoldStore(config.state_dir, clock).current()),
+        "maintenance": as_json(
+            MaintenanceGate(config.maintenance, RunNowStore(config.state_dir, clock), clock).status()
+        ),
         "rollback": _rollback(config, newest.record.rollout_id if newest else ""),
         "quarantine": [as_json(entry) for entry in QuarantineStore(config.state_dir).entries()],
         "certificate": _certificate(config),

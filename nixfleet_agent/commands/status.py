@@ -109,6 +109,8 @@ def _warnings(snapshot: Snapshot, now: datetime) -> Iterator[tuple[str, str, str
     if hold := snapshot.get("hold"):
         until = local_time(parse_time(hold["until"])) if hold["until"] else "released"
         yield "hold", f"until {until}: {hold['reason']}", YELLOW
+    if maintenance := snapshot.get("maintenance"):
+        yield "window", *_window(maintenance, now)
     if error := snapshot.get("journal_error"):
         yield "journal", f"events are not durable: {error}", RED
     if error := snapshot.get("trust_error"):
@@ -128,6 +130,16 @@ def _warnings(snapshot: Snapshot, now: datetime) -> Iterator[tuple[str, str, str
     for refusal in refusals[-_REFUSALS:]:
         what = refusal["rollout_id"] or "no Dispatch"
         yield "refusal", f"{_ago(refusal['at'], now)}, {what} {refusal['outcome']}: {refusal['reason']}", YELLOW
+
+
+def _window(maintenance: Mapping[str, Any], now: datetime) -> tuple[str, str]:
+    changes = parse_time(maintenance["changes_at"]) if maintenance["changes_at"] else None
+    if maintenance["open"]:
+        return (f"open until {local_time(changes)}" if changes else "always open"), ""
+    opens = f"closed, opens {local_time(changes)}" if changes else "closed"
+    if maintenance["run_now"]:
+        opens += f"; the next rollout need not wait: {maintenance['run_now']}"
+    return opens, YELLOW
 
 
 def _rollback(rollback: Mapping[str, Any], now: datetime) -> str:

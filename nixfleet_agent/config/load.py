@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 from urllib.parse import urlsplit
 
-from nixfleet_agent.config.model import ActivationConfig, Config, LoggingConfig, MetricsConfig, TuningConfig
+from nixfleet_agent.config.model import (
+    ActivationConfig,
+    Config,
+    LoggingConfig,
+    MaintenanceConfig,
+    MetricsConfig,
+    TuningConfig,
+)
 from nixfleet_agent.config.schema import CONFIG_VARIABLE, Schema
 from nixfleet_agent.config.sources import (
     DEFAULT_FILE,
@@ -20,6 +27,7 @@ from nixfleet_agent.config.sources import (
     from_file,
     from_flags,
 )
+from nixfleet_agent.config.windows import WindowError, parse_window, parse_zone
 from nixfleet_agent.proto.ids import HOSTNAME
 
 #: What the guard must leave for a slow disk, a busy lock and the agent's own restart, beyond both budgets (seconds).
@@ -32,6 +40,7 @@ CREDENTIALS_OF_THE_UNIT = "/run/credentials/nixfleet-agent.service"
 
 _TABLES = {
     "activation": ActivationConfig,
+    "maintenance": MaintenanceConfig,
     "tuning": TuningConfig,
     "logging": LoggingConfig,
     "metrics": MetricsConfig,
@@ -122,10 +131,16 @@ def _typed(kind: type, settings: Mapping[str, Setting], prefix: str) -> dict[str
         setting = settings.get(prefix + field.name)
         if setting is not None:
             hint = hints[field.name]
-            values[field.name] = Path(setting.value) if Path in (hint, *get_args(hint)) else setting.value
+            values[field.name] = _converted(setting.value, hint)
     if "control_plane_url" in values:
         values["control_plane_url"] = values["control_plane_url"].rstrip("/")
     return values
+
+
+def _converted(value: Any, hint: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    return Path(value) if Path in (hint, *get_args(hint)) else value
 
 
 def _cross_field_errors(config: Config, settings: Mapping[str, Setting], schema: Schema) -> list[str]:
@@ -145,6 +160,7 @@ def _cross_field_errors(config: Config, settings: Mapping[str, Setting], schema:
         problems.append(f"{subject('machine_id')} is not a host name: {config.machine_id!r} (letters, digits, . _ -)")
     if not os.path.normpath(config.state_dir).strip("/"):
         problems.append(f"{subject('state_dir')} must be a folder of the agent's own, not /")
+    problems += _window_problems(config.maintenance, subject)
     activation, tuning = config.activation, config.tuning
     least = activation.poll_budget_secs + activation.settle_budget_secs + GUARD_MARGIN_SECS
     if activation.guard_secs and activation.guard_secs <= least:
@@ -162,6 +178,18 @@ def _cross_field_errors(config: Config, settings: Mapping[str, Setting], schema:
             f"{subject('metrics.listen')} must be ADDRESS:PORT such as 127.0.0.1:9110, is {config.metrics.listen!r}"
         )
     return problems
+
+
+def _window_problems(maintenance: MaintenanceConfig, subject: Callable[[str], str]) -> Iterator[str]:
+    for text in maintenance.windows:
+        try:
+            parse_window(text)
+        except WindowError as error:
+            yield f"{subject('maintenance.windows')}: {error}"
+    try:
+        parse_zone(maintenance.time_zone)
+    except WindowError as error:
+        yield f"{subject('maintenance.time_zone')}: {error}"
 
 
 def split_address(text: str) -> tuple[str, int] | None:

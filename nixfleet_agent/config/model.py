@@ -25,6 +25,14 @@ class ActivationConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MaintenanceConfig:
+    """``[maintenance]``: when a new activation may begin; no window means always, an empty zone is the local one."""
+
+    windows: tuple[str, ...] = ()
+    time_zone: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TuningConfig:
     """``[tuning]``: intervals in seconds; fractions are for tests and demos."""
 
@@ -75,6 +83,7 @@ class Config:
     renewal_threshold_fraction: float = 0.5
     quarantine_hours: float = 24.0
     activation: ActivationConfig = field(default_factory=ActivationConfig)
+    maintenance: MaintenanceConfig = field(default_factory=MaintenanceConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)

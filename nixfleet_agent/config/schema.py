@@ -23,7 +23,8 @@ CONFIG_VARIABLE = "NIXFLEET_AGENT_CONFIG"
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key; ``name`` has its table before a dot (``logging.level``), ``kind`` is path, number, choice or text."""
+    """One key; ``name`` has its table before a dot (``logging.level``), ``kind`` is path, number, choice, array or
+    text."""
 
     name: str
     kind: str
@@ -56,8 +57,9 @@ class Schema:
         for name, value in flatten(tree).items():
             if isinstance(value, float) and not math.isfinite(value):
                 found.append(f"{subject(name)} must be a finite number, is {value}")
-            elif isinstance(value, str) and not value.isprintable():
-                found.append(f"{subject(name)} contains a character that can't be printed: {value!a}")
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and not text.isprintable():
+                    found.append(f"{subject(name)} contains a character that can't be printed: {text!a}")
         return found
 
     def _phrase(self, error: jsonschema.ValidationError, subject: Callable[[str], str]) -> Iterator[str]:
@@ -80,6 +82,8 @@ class Schema:
                 )
             case "minLength":
                 yield f"{subject(table)} is empty: set it, or leave it out"
+            case "maxItems":
+                yield f"{subject(table)} has more than {limit} entries"
             case "maxLength":
                 yield f"{subject(table)} is longer than {limit} characters"
             case validator:
@@ -120,7 +124,7 @@ def nested(name: str, value: object) -> dict[str, Any]:
     return {table: {leaf: value}} if table else {leaf: value}
 
 
-_TYPES = {"string": "a string in quotes", "number": "a number", "object": "a table"}
+_TYPES = {"string": "a string in quotes", "number": "a number", "object": "a table", "array": "a list"}
 _BOUNDS = {
     "minimum": "at least",
     "exclusiveMinimum": "more than",

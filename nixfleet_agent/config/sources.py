@@ -6,7 +6,7 @@ import difflib
 import os
 import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ def from_flags(flags: Mapping[str, str], schema: Schema) -> dict[str, Setting]:
 
 
 def _take(key: Key, setting: Setting, schema: Schema, settings: dict[str, Setting], problems: list[str]) -> None:
-    value = _number(setting.value) if key.kind == "number" else setting.value
+    value = _READ.get(key.kind, str)(setting.value)
     found = schema.problems(nested(key.name, value), lambda _: setting.subject)
     problems += found
     if not found:
@@ -125,6 +125,15 @@ def _number(text: str) -> Any:
             return float(text)
         except ValueError:
             return text
+
+
+def _list(text: str) -> list[str]:
+    """The items of a list, between semicolons: those of some lists have commas in them."""
+    return [item.strip() for item in text.split(";") if item.strip()]
+
+
+#: How the text of a variable or flag becomes a value, by the kind of its key.
+_READ: dict[str, Callable[[str], Any]] = {"number": _number, "array": _list}
 
 
 def _read(path: Path) -> bytes:

@@ -42,7 +42,8 @@ from nixfleet_agent.threads.worker import Worker
 class Agent:
     """The built agent; nothing runs yet. ``stop`` wakes every wait, ``close`` comes after the threads were joined.
 
-    ``reload`` are the steps of SIGHUP; one that raises AgentError leaves the others to do.
+    ``reload`` are the steps of SIGHUP; one that raises AgentError leaves the others to do. ``reconfigure`` takes from a
+    configuration what can change while the agent runs, except the log level.
     """
 
     machine_id: str
@@ -52,6 +53,7 @@ class Agent:
     stop: Callable[[], None]
     close: Callable[[], None]
     reload: tuple[Callable[[], object], ...]
+    reconfigure: Callable[[Config], None]
 
 
 def assemble(config: Config, clock: Clock, events: queue.SimpleQueue[object], logs: Logs) -> Agent:
@@ -92,6 +94,7 @@ def assemble(config: Config, clock: Clock, events: queue.SimpleQueue[object], lo
         stop=stop,
         close=services.control_plane.close,
         reload=services.reload(),
+        reconfigure=lambda changed: services.maintenance.reconfigure(changed.maintenance),
     )
 
 

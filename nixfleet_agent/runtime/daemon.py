@@ -40,7 +40,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 def run(config: Config, reload_config: Callable[[], Config] | None = None) -> int:
     """The agent until it is told to stop; returns the process's exit code.
 
-    ``reload_config`` reads the configuration anew at SIGHUP, of which the log level is taken.
+    ``reload_config`` reads the configuration anew at SIGHUP, of which the log level and the maintenance windows are
+    taken.
 
     Raises:
         ConfigError, StateDirBusyError: before anything was started.
@@ -138,19 +139,21 @@ class _Main:
     def _reload(self) -> None:
         self._notifier.reloading()
         good = True
-        for step in (self._reload_level, *self._agent.reload):
+        for step in (self._reload_settings, *self._agent.reload):
             try:
                 step()
             except AgentError as error:
                 good = False
                 log.error("reload: %s", error)
         if good:
-            log.info("reloaded certificate, trust file, log level and health checks")
+            log.info("reloaded certificate, trust file, health checks, log level and maintenance windows")
         self._notifier.ready()
 
-    def _reload_level(self) -> None:
+    def _reload_settings(self) -> None:
         if self._reload_config is not None:
-            self._logs.set_level(self._reload_config().logging.level)
+            config = self._reload_config()
+            self._logs.set_level(config.logging.level)
+            self._agent.reconfigure(config)
 
     def _stop(self, code: int) -> int:
         """Wake every wait, join every thread, and leave without those that the system holds."""

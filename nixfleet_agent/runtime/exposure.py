@@ -77,6 +77,7 @@ def publish_sections(services: Services, logs: Logs) -> None:
     board.publish("agent", {"version": __version__, "machine_id": services.config.machine_id, "pid": os.getpid()})
     board.publish("started_at", services.clock.now())
     board.provide("hold", services.hold.current)
+    board.provide("maintenance", services.maintenance.status)
     board.provide("quarantine", in_quarantine)
     board.provide("log_lines_lost", lambda: logs.lost)
     board.provide("current_closure", services.read_current)

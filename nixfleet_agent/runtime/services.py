@@ -21,7 +21,9 @@ from nixfleet_agent.journal.reserve import Reserve
 from nixfleet_agent.net.client import ControlPlane, Observer
 from nixfleet_agent.operator import quarantine
 from nixfleet_agent.operator.hold import HoldStore
+from nixfleet_agent.operator.maintenance import MaintenanceGate
 from nixfleet_agent.operator.rollback_control import RollbackControl
+from nixfleet_agent.operator.run_now import RunNowStore
 from nixfleet_agent.proto.ids import channel_of
 from nixfleet_agent.runtime.rollout.input_queue import InputQueue
 from nixfleet_agent.runtime.rollout.inputs import HealthChecksReload
@@ -57,6 +59,7 @@ class Services:
     quarantine: quarantine.QuarantineStore
     hold: HoldStore
     rollback: RollbackControl
+    maintenance: MaintenanceGate
     credentials: Credentials
     control_plane: ControlPlane
     cache: ManifestCache
@@ -119,6 +122,7 @@ def open_services(config: Config, clock: Clock, board: StatusBoard, observer: Ob
         quarantine=quarantine.QuarantineStore(config.state_dir),
         hold=HoldStore(config.state_dir, clock),
         rollback=RollbackControl(config.state_dir),
+        maintenance=MaintenanceGate(config.maintenance, RunNowStore(config.state_dir, clock), clock),
         credentials=credentials,
         control_plane=control_plane,
         cache=ManifestCache(config, control_plane, trust, clock, board),

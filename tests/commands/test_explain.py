@@ -193,6 +193,23 @@ SITUATIONS: dict[str, tuple[RolloutRecord | None, dict[str, Any], tuple[str, ...
         },
         ("edge@ff, refused 4 min ago: forged",),
     ),
+    "no maintenance window": (
+        None,
+        {
+            "maintenance": {
+                "open": False,
+                "changes_at": format_time(NOW + timedelta(hours=3)),
+                "windows": ["Sat"],
+                "run_now": None,
+            }
+        },
+        ("wait for a maintenance window", "opens in 3 h", "nixfleet-agent run-now"),
+    ),
+    "no maintenance window, and an operator's word": (
+        None,
+        {"maintenance": {"open": False, "changes_at": None, "windows": ["Sat"], "run_now": "security fix"}},
+        ("need not wait", "security fix"),
+    ),
     "a hold": (
         None,
         {"hold": {"reason": "disk swap", "until": format_time(NOW + timedelta(hours=1))}},

@@ -49,6 +49,21 @@ class Hold(HostCase):
         self.assertNotIn("disk swap", self.call("status").out)
 
 
+class Windows(HostCase):
+    def test_a_closed_window_shows_everywhere_and_run_now_lets_one_rollout_through(self) -> None:
+        tomorrow = f"{self.now + timedelta(days=1):%a}"
+        self.tables = f'[maintenance]\ntime_zone = "UTC"\nwindows = ["{tomorrow} 00:00-23:59"]\n'
+        self.assertRegex(self.call("status").out, r"(?m)^window: +closed, opens ")
+        said = " ".join(self.call("why").out.split())
+        self.assertIn("New activations wait for a maintenance window; the next one opens in", said)
+        ran = self.call("run-now", "--reason", "security fix", "--until", "2h")
+        self.assertEqual((ran.code, ran.err), (0, ""))
+        self.assertIn("does not wait for a maintenance window", ran.out)
+        self.assertRegex(self.call("status").out, r"(?m)^window: +closed, .* need not wait: security fix$")
+        self.assertIn("security fix", self.call("why").out)
+        self.assertEqual(self.call("run-now", "--reason", " ").code, 2)
+
+
 class Quarantine(HostCase):
     def setUp(self) -> None:
         super().setUp()

@@ -133,11 +133,12 @@ class Sources(Case):
         }
         odd |= {"control_plane_url": "https://other", "activation.backend": "setsid", "activation.failed_units": "fail"}
         odd |= {"logging.level": "debug", "logging.format": "text"}
+        odd |= {"maintenance.windows": "Mon..Fri 22:00-05:00; Sat,Sun", "maintenance.time_zone": "UTC"}
         for key in Schema().keys.values():
             with self.subTest(key.name):
                 value = odd.get(key.name) or {"path": "/some/path", "number": "0.5"}[key.kind]
                 found, origin = load(self.file, {key.variable: value}, {}).provenance[key.name]
-                self.assertEqual(str(found), value)
+                self.assertEqual("; ".join(found) if isinstance(found, tuple) else str(found), value)
                 self.assertEqual(origin, f"{key.variable} (environment)")
 
     def test_an_empty_variable_counts_as_not_set(self) -> None:

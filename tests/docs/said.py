@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nixfleet_agent.cli import COMMANDS
+from nixfleet_agent.cli import COMMANDS, module_of
 from nixfleet_agent.commands.invocation import Parser, sentence
 
 PACKAGE = Path(__file__).resolve().parents[2] / "nixfleet_agent"
@@ -68,7 +68,7 @@ def flags_of(command: str) -> set[str]:
 
 def parser_of(command: str) -> Parser:
     """The parser of a command, as the command line makes it."""
-    module: Any = importlib.import_module(f"nixfleet_agent.commands.{command}")
+    module: Any = importlib.import_module(module_of(command))
     parser = Parser(prog=f"nixfleet-agent {command}", description=sentence(COMMANDS[command]))
     module.configure(parser)
     return parser

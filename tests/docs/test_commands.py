@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from nixfleet_agent.cli import COMMANDS, split_command
+from nixfleet_agent.cli import COMMANDS, module_of, split_command
 from nixfleet_agent.commands import journal_view
 from nixfleet_agent.commands.invocation import Invocation, parse
 from nixfleet_agent.operator.quarantine import Entry, QuarantineStore
@@ -62,7 +62,7 @@ class Commands(HostCase):
     def understood(self, arguments: list[str]) -> Invocation:
         command, rest = split_command(arguments)
         self.assertIn(command, COMMANDS)
-        module: Any = importlib.import_module(f"nixfleet_agent.commands.{command}")
+        module: Any = importlib.import_module(module_of(command))
         call = parse(str(command), "x", module.configure, rest, {})
         self.assertIsInstance(call, Invocation, f"{arguments} is not understood")
         assert isinstance(call, Invocation)

@@ -218,6 +218,22 @@ class GoesOn(Case):
         self.assertEqual({line.get("level") for line in self.lines()[before:]}, {"error"})
         self.terminated(process)
 
+    def test_and_reads_its_maintenance_windows_again_and_keeps_the_old_ones_where_the_new_are_broken(self) -> None:
+        self.tables += '[maintenance]\ntime_zone = "UTC"\nwindows = ["Sat"]\n'
+        process = self.started()
+        until((self.state / SOCKET_NAME).exists, "somebody who answers")
+        self.tables = self.tables.replace('"Sat"', '"someday"')
+        self.write_config()
+        process.send_signal(signal.SIGHUP)
+        self.until_logged("reload: 'maintenance.windows'")
+        self.assertEqual(ask(self.state, "status")["maintenance"]["windows"], ["Sat"])
+        self.tables = self.tables.replace('"someday"', '"Sun", "Mon 01:00-02:00"')
+        self.write_config()
+        process.send_signal(signal.SIGHUP)
+        self.until_logged("reloaded certificate")
+        self.assertEqual(ask(self.state, "status")["maintenance"]["windows"], ["Sun", "Mon 01:00-02:00"])
+        self.terminated(process)
+
     def test_with_what_it_has_where_everything_on_disk_is_broken_on_sighup(self) -> None:
         process = self.started()
         config = self.folder / "agent.toml"

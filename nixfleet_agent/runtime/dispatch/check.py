@@ -22,11 +22,21 @@ _NAP = 30.0
 GOOD_FOR = 60.0
 
 
+def _always_open() -> str | None:
+    """No maintenance windows."""
+    return None
+
+
+def _noted_nowhere(rollout_id: str) -> None:
+    """Nobody asked what was accepted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Gates:
     """What this host itself has to say to a Dispatch. The callables must not raise.
 
     ``knows(rollout_id)``: it ran here already. ``hold()`` and ``quarantined(channel, closure)``: the reason, if any.
+    ``window()``: why it waits for a maintenance window, if it does; ``accepted(rollout_id)`` is told what was accepted.
     ``read_current()``: the closure that runs now, the way back of what is accepted.
     """
 
@@ -34,6 +44,8 @@ class Gates:
     hold: Callable[[], str | None]
     quarantined: Callable[[str, str], str | None]
     read_current: Callable[[], str | None]
+    window: Callable[[], str | None] = _always_open
+    accepted: Callable[[str], None] = _noted_nowhere
 
     @classmethod
     def of(cls, services: Services) -> Gates:
@@ -48,7 +60,14 @@ class Gates:
             entry = services.quarantine.refusal(channel, closure, now=now, hours=hours, running=running)
             return f"{entry.reason} in {entry.rollout_id}, until {format_time(entry.until(hours))}" if entry else None
 
-        return cls(services.journal.knows, hold, quarantined, services.read_current)
+        return cls(
+            services.journal.knows,
+            hold,
+            quarantined,
+            services.read_current,
+            services.maintenance.reason,
+            services.maintenance.accepted,
+        )
 
 
 class DispatchCheck:
@@ -96,7 +115,8 @@ class DispatchCheck:
 
     def _gate(self, dispatch: Dispatch) -> Retry | None:
         channel = ids.channel_of(dispatch.rollout_id)
-        return decision.of_gates(self._gates.hold(), self._gates.quarantined(channel, dispatch.target_closure))
+        quarantined = self._gates.quarantined(channel, dispatch.target_closure)
+        return decision.of_gates(self._gates.hold(), self._gates.window(), quarantined)
 
     def _hand_over(self, pending: Pending, terms: Terms) -> Outcome:
         """Ask the reducer, which makes it durable or says why not."""
@@ -118,4 +138,7 @@ class DispatchCheck:
                 self._alive()
         finally:
             self._shutdown.forget(ack.event)
-        return decision.of_answer(ack.value, ack.reason)
+        outcome = decision.of_answer(ack.value, ack.reason)
+        if outcome is decision.ACCEPTED:
+            self._gates.accepted(dispatch.rollout_id)
+        return outcome

@@ -60,6 +60,11 @@ class Retry:
         """Whether it is worth saying aloud: the same kind of reason with another age or time in its text is not."""
         return last is None or last.label != self.label or (self.label == "not_now" and last.reason != self.reason)
 
+    @property
+    def pauses(self) -> bool:
+        """Whether this host itself keeps it waiting on purpose: that time does not make a Dispatch older."""
+        return self.label in ("hold", "window")
+
 
 @dataclass(frozen=True, slots=True)
 class Expire:
@@ -100,10 +105,12 @@ def of_failure(error: AgentError) -> Refuse | Retry:
     return Retry("local", str(error))
 
 
-def of_gates(hold: str | None, quarantine: str | None) -> Retry | None:
-    """What an operator's hold, or the quarantine of the closure, means; both may be lifted at any moment."""
+def of_gates(hold: str | None, window: str | None, quarantine: str | None) -> Retry | None:
+    """What an operator's hold, a maintenance window or the quarantine means; each may be lifted at any moment."""
     if hold is not None:
         return Retry("hold", f"held back by an operator: {hold}", gated=True)
+    if window is not None:
+        return Retry("window", window, gated=True)
     if quarantine is not None:
         return Retry("quarantine", f"the closure is in quarantine: {quarantine}", gated=True)
     return None

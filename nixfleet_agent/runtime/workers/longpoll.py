@@ -206,7 +206,7 @@ class LongPollWorker(Worker):
     def _keep(self, pending: Pending, keep: Retry) -> None:
         wait = decision.GATE_RECHECK if keep.gated else self._try_backoff.next(at_least=keep.after)
         self._next_try = self.clock.monotonic() + wait
-        held = keep.label == "hold"
+        held = keep.pauses
         if pending.held != held:
             self._pending = replace(pending, held=held)
             self._save(self._pending)

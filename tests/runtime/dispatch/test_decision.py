@@ -83,10 +83,11 @@ class Failures(unittest.TestCase):
 
 
 class GatesAndAnswers(unittest.TestCase):
-    def test_hold_comes_before_quarantine_and_both_can_be_lifted(self) -> None:
-        self.assertIsNone(decision.of_gates(None, None))
-        for hold, quarantine, label in (("h", "q", "hold"), ("h", None, "hold"), (None, "q", "quarantine")):
-            gate = decision.of_gates(hold, quarantine)
+    def test_hold_comes_before_window_and_quarantine_and_each_can_be_lifted(self) -> None:
+        self.assertIsNone(decision.of_gates(None, None, None))
+        cases = (("h", "w", "q", "hold"), (None, "w", "q", "window"), (None, None, "q", "quarantine"))
+        for hold, window, quarantine, label in cases:
+            gate = decision.of_gates(hold, window, quarantine)
             assert gate is not None
             self.assertEqual((gate.label, gate.gated), (label, True))
 

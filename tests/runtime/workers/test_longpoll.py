@@ -60,6 +60,8 @@ class LongPollTestCase(ReleaseTestCase):
         self.accepted: list[Acceptance] = []
         self.until: list[float] = []
         self.hold: str | None = None
+        self.window: str | None = None
+        self.told_accepted: list[str] = []
         self.quarantine: str | None = None
         self.known: set[str] = set()
         self.read_current: Callable[[], str] = lambda: RUNNING
@@ -77,6 +79,8 @@ class LongPollTestCase(ReleaseTestCase):
             hold=lambda: self.hold,
             quarantined=lambda channel, closure: self.quarantine,
             read_current=lambda: self.read_current(),
+            window=lambda: self.window,
+            accepted=self.told_accepted.append,
         )
         parts = services(
             config=self.config,
@@ -508,6 +512,19 @@ class Held(LongPollTestCase):
         self.publish(self.release(freshness_minutes=1))
         self.seconds(15)
         self.assertEqual(len(self.accepted), 1)
+
+    def test_a_maintenance_window_that_is_not_open_keeps_it_as_a_hold_does(self) -> None:
+        self.window = "no maintenance window is open"
+        self.run_worker(self.dispatch(self.publish(self.release(freshness_minutes=1))))
+        self.seconds(200)
+        self.assertEqual((self.accepted, self.refusals()), ([], [("kept", "window")]))
+        self.assertTrue(self.pending()["held"])
+        self.assertEqual(self.told_accepted, [])
+        self.window = None
+        self.publish(self.release(freshness_minutes=1))
+        self.seconds(15)
+        self.assertEqual(len(self.accepted), 1)
+        self.assertEqual(self.told_accepted, [ROLLOUT])
 
     def test_a_refusal_is_told_under_a_hold_too(self) -> None:
         release = self.publish()
