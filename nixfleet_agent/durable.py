@@ -56,6 +56,30 @@ def write(path: Path, data: bytes, mode: int = 0o600) -> None:
         raise _refused("write", path, error) from error
 
 
+def overwrite(path: Path, data: bytes) -> None:
+    """Write ``data`` into the file at ``path``, where nothing can take its place: a mount point.
+
+    A reader, or a power cut, may find a part of it: the caller keeps what was there before elsewhere.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    try:
+        boundary("overwrite", path)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            os.ftruncate(descriptor, len(data))
+            boundary("fsync", path)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise _refused("write", path, error) from error
+
+
 def move(source: Path, destination: Path, *, sync: bool) -> None:
     """Rename within one file system; with ``sync`` both folders are durable when it returns.
 

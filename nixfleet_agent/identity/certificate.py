@@ -15,8 +15,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
 from nixfleet_agent.errors import IdentityError
-from nixfleet_agent.identity.chain import UNREADABLE, verify_chain
+from nixfleet_agent.identity.chain import UNREADABLE, check_leaf, issuers_of, verify_chain
 from nixfleet_agent.proto.times import format_time
+from nixfleet_agent.text import printable
 
 #: Largest certificate file or answer that is read; a leaf with its chain takes a few kilobytes.
 SIZE_LIMIT = 256 * 1024
@@ -25,6 +26,10 @@ _MOST_CERTIFICATES = 8
 #: How far the issuer's clock may be ahead of ours: a token is used up by its answer, and many issuers date their
 #: certificates from the very second.
 _CLOCK_SKEW = timedelta(seconds=60)
+#: A longer life is no renewal policy: it would never come due again, and nobody could end it but by revocation.
+_LONGEST_LIFE = timedelta(days=3660)
+#: What is installed goes out with every handshake, and servers read little more than this.
+_INSTALLED_LIMIT = 32 * 1024
 _SUFFIX = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252}[A-Za-z0-9])?")
 
 
@@ -133,22 +138,24 @@ def check_answer(
     anchors: Sequence[x509.Certificate],
     now: datetime,
 ) -> AgentCertificate:
-    """The certificate that a control plane answered with, once it is known to be ours to use.
+    """The certificate that a control plane answered with, once it is known to be ours to use, and its verified path.
 
     The control plane is not trusted here either: a certificate for another key would cut the host off, one for
     another name would make it speak for another host. ``anchors`` empty: no chain is asked for. A certificate that
     begins within a minute from now is valid: two clocks that are right may differ by that.
 
     Raises:
-        CertificateError: unreadable, for another key or name, not valid now, no newer than ``current``,
-            or not chaining to ``anchors``.
+        CertificateError: unreadable, for another key or name, not valid now or for absurdly long, no newer than
+            ``current``, or too large to present.
+        ChainError: not for client authentication, with critical extensions that are not understood, or not chaining
+            to ``anchors``.
     """
     new = parse_certificates(pem.encode("utf-8", "surrogatepass"), "the certificate in the answer")
     if not new.belongs_to(public_raw):
         raise CertificateError("the certificate in the answer is for another key than this host's")
     if not name_is_ours(new.common_name, machine_id):
         raise CertificateError(
-            f"the certificate in the answer names {str(new.common_name)[:200]!r},"
+            f"the certificate in the answer names {printable(new.common_name, 200)!r},"
             f" not {machine_id!r} or 'agent-{machine_id}.<suffix>'"
         )
     judged_at = max(now, min(new.not_before, now + _CLOCK_SKEW))
@@ -157,14 +164,25 @@ def check_answer(
             f"the certificate in the answer is valid from {format_time(new.not_before)}"
             f" to {format_time(new.not_after)}, and this host's clock reads {format_time(now)}"
         )
+    if new.not_after - new.not_before > _LONGEST_LIFE:
+        raise CertificateError(
+            f"the certificate in the answer lives for {(new.not_after - new.not_before).days} days,"
+            f" and more than {_LONGEST_LIFE.days} is no lifetime of an agent's"
+        )
     if current is not None and new.not_after <= current.not_after:
         raise CertificateError(
             f"the certificate in the answer expires at {format_time(new.not_after)},"
             f" no later than the present one ({format_time(current.not_after)})"
         )
+    check_leaf(new.leaf)
     if anchors:
-        verify_chain(new.leaf, new.chain, anchors, judged_at)
-    return new
+        path = verify_chain(new.leaf, new.chain, anchors, judged_at)
+    else:
+        path = issuers_of(new.leaf, new.chain, judged_at)
+    installed = AgentCertificate(new.leaf, path)
+    if len(installed.pem()) > _INSTALLED_LIMIT:
+        raise CertificateError(f"the certificate in the answer takes more than {_INSTALLED_LIMIT // 1024} KiB")
+    return installed
 
 
 def name_is_ours(common_name: str | None, machine_id: str) -> bool:

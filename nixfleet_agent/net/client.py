@@ -24,12 +24,13 @@ from nixfleet_agent.errors import ConfigError, TransportError
 from nixfleet_agent.identity.credentials import Credentials, Identity
 from nixfleet_agent.net.answers import Answer
 from nixfleet_agent.net.budget import CallBudget, CancelToken
-from nixfleet_agent.net.failures import ForeignAnswerError
+from nixfleet_agent.net.failures import ClientCertificateRefusedError, ForeignAnswerError
 from nixfleet_agent.net.foreign import ForeignAnswers
 from nixfleet_agent.net.session import Endpoint, Session
 from nixfleet_agent.net.sockets import CONNECT_TIMEOUT
 from nixfleet_agent.net.tls import TlsContext
 from nixfleet_agent.net.verdict import Verdict, classify, describe
+from nixfleet_agent.net.welcome import Welcome
 from nixfleet_agent.threads.clock import Clock, SystemClock
 
 PROTOCOL_MAJOR = "1"
@@ -99,6 +100,7 @@ class ControlPlane:
             "Accept-Encoding": "gzip",
         }
         self.foreign = ForeignAnswers()
+        self.welcome = Welcome()
         self._switch = CancelToken()
         self._lock = threading.Lock()
         self._sessions: dict[threading.Thread, Session] = {}
@@ -191,15 +193,23 @@ class ControlPlane:
         request = self._prepared(ask)
         began = self._clock.monotonic()
         outcome = "aborted"
+        identity = trial
         try:
-            answer = self._exchange(request, ask, client_certificate, trial)
+            if trial is None and client_certificate:
+                identity = self._present()
+            answer = self._exchange(request, ask, identity, shared=trial is None)
             outcome = str(answer.status)
-            if classify(answer.status, answer.headers, answer.body, signed=ask.signed) is not Verdict.FOREIGN:
-                if answer.verdict is not Verdict.LATER:
+            verdict = classify(answer.status, answer.headers, answer.body, signed=ask.signed)
+            if trial is None and identity is not None:
+                self.welcome.answered(identity.generation, answer.status, verdict, answer.told())
+            if verdict is not Verdict.FOREIGN:
+                if verdict is not Verdict.LATER:
                     self.foreign.heard(endpoint)
                 return answer
         except TransportError as error:
             outcome = error.kind
+            if isinstance(error, ClientCertificateRefusedError) and trial is None and identity is not None:
+                self.welcome.refused(identity.generation, str(error))
             raise type(error)(f"{where}: {error}", error.kind) from error
         else:
             outcome = "foreign"
@@ -221,22 +231,28 @@ class ControlPlane:
         request.prepare_body(ask.body, None)
         return request
 
+    def _present(self) -> Identity | None:
+        """What calls present now; None for a control plane that is asked without credentials at all."""
+        if self._credentials is None:
+            return None
+        identity = self._credentials.current()
+        if identity is None:
+            raise TransportError(f"there is no client certificate at {self._credentials.certificate_path} yet", "tls")
+        return identity
+
     def _exchange(
-        self, request: requests.PreparedRequest, ask: _Ask, client_certificate: bool, trial: Identity | None
+        self, request: requests.PreparedRequest, ask: _Ask, identity: Identity | None, *, shared: bool
     ) -> Answer:
-        if trial is None and client_certificate and self._credentials is not None:
-            return self._own_session(self._credentials).exchange(request, ask.deadline, ask.limit)
-        session = self._new_session(trial)
+        if shared and identity is not None:
+            return self._own_session(identity).exchange(request, ask.deadline, ask.limit)
+        session = self._new_session(identity)
         try:
             return session.exchange(request, ask.deadline, ask.limit)
         finally:
             session.close()
 
-    def _own_session(self, credentials: Credentials) -> Session:
+    def _own_session(self, identity: Identity) -> Session:
         """This thread's session, made anew when the credentials have been replaced."""
-        identity = credentials.current()
-        if identity is None:
-            raise TransportError(f"there is no client certificate at {credentials.certificate_path} yet", "tls")
         thread = threading.current_thread()
         with self._lock:
             session = self._sessions.get(thread)

@@ -10,14 +10,16 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from tests.attacks.case import AttackCase
-from tests.attacks.host import MACHINE
-from tests.attacks.liar import RENEW
-from tests.support.https_server import GzipBomb, Reply, Request
+from tests.attacks.host import MACHINE, Life
+from tests.attacks.liar import DISPATCH, FLEET, HEARTBEAT, RENEW
+from tests.support.https_server import GzipBomb, Reply, Request, page
 from tests.support.tls import DAY, HOUR, Authority, new_host_key, now, pem_of
 
 Make = Callable[[Request], Any]
+_UNKNOWN = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.99999.1"), b"\x05\x00")
 
 
 class Renewal(AttackCase):
@@ -28,6 +30,10 @@ class Renewal(AttackCase):
             self.host.cert_path, self.host.key, MACHINE, not_before=now() - 3 * DAY, not_after=now() + DAY
         )
         self.before = self.host.cert_path.read_bytes()
+
+    @staticmethod
+    def failure(life: Life) -> object:
+        return life.status().get("certificate", {}).get("failure")
 
     def answers(self) -> dict[str, Make]:
         own = self.host.key.private.public_key()
@@ -55,6 +61,11 @@ class Renewal(AttackCase):
             "another authority of the same name": issued(authority=foreign),
             "an issuer that is no CA": issued(authority=weak),
             "a certificate that may issue others": issued(ca=True),
+            "for servers alone": issued(extensions=[(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False)]),
+            "a critical extension that nobody knows": issued(extensions=[(_UNKNOWN, True)]),
+            "valid until the year 9999": issued(
+                not_after=datetime.datetime(9999, 12, 31, tzinfo=datetime.timezone.utc)
+            ),
             "extensions that can't be read": lambda request: self.liar.certificate_answer(self.unreadable()),
             "no certificate": body(json.dumps({"certPem": "hello"}).encode()),
             "nothing": body(json.dumps({"certPem": ""}).encode()),
@@ -99,12 +110,50 @@ class Renewal(AttackCase):
                 self.assertFalse(list(self.host.cert_path.parent.glob("agent-cert.pem.*")))
                 failure = life.status()["certificate"]["failure"]
                 self.assertTrue(failure.isprintable(), failure)
-                self.assertNotIn("refuses the renewed", failure, "it was installed, and only the trial took it back")
+                self.assertNotIn(
+                    "does not take the renewed", failure, "it was installed, and only the trial took it back"
+                )
                 self.assert_untouched()
         life = self.start()
         self.until(lambda: self.host.cert_path.read_bytes() != self.before, "a right one is installed")
         self.until(lambda: life.status().get("certificate", {}).get("state") == "valid", "and in use")
         self.assert_only_delayed()
+
+    def test_a_liar_that_refuses_what_it_issued_locks_nobody_out(self) -> None:
+        """The certificate is sound, and whoever presents it is turned away: the pair before stays in use."""
+        for answer in (Reply(403), Reply(404), Reply(500), page(200)):
+            with self.attempt(answer):
+                mine = x509.load_pem_x509_certificate(self.before).serial_number
+
+                def proof(request: Request, mine: int = mine, answer: Reply = answer) -> Reply | None:
+                    return answer if request.client_serial != mine else None
+
+                self.liar.lies["GET", f"{FLEET}/sig"] = proof
+                self.publish()
+                life = self.start()
+                self.until(
+                    lambda p=life: "does not take the renewed" in str(self.failure(p)),
+                    "it is given back",
+                )
+                self.assertEqual(self.host.cert_path.read_bytes(), self.before)
+                self.assert_alive()
+
+    def test_a_certificate_that_stopped_working_gives_way_to_the_one_before(self) -> None:
+        self.publish()
+        life = self.start()
+        self.until(lambda: self.host.cert_path.read_bytes() != self.before, "it is renewed")
+        self.until(lambda: life.status().get("certificate", {}).get("state") == "valid", "and in use")
+        new = x509.load_pem_x509_certificate(self.host.cert_path.read_bytes()).serial_number
+
+        def turned_away(request: Request) -> Reply | None:
+            return Reply(401) if request.client_serial == new else None
+
+        for method, path in (("GET", DISPATCH), ("POST", HEARTBEAT), ("GET", FLEET), ("GET", f"{FLEET}/sig")):
+            self.liar.lies[method, path] = turned_away
+        self.until(lambda: self.host.cert_path.read_bytes() == self.before, "the one before is back")
+        beats = len(self.liar.heartbeats)
+        self.until(lambda: len(self.liar.heartbeats) > beats + 1, "and the host is heard")
+        self.assert_alive()
 
 
 if __name__ == "__main__":

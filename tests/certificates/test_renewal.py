@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import unittest
 from datetime import timedelta
 from unittest import mock
@@ -9,12 +10,13 @@ from unittest import mock
 from cryptography import x509
 
 from nixfleet_agent.certificates.enrollment import AnswerRefusedError
-from nixfleet_agent.certificates.renewal import NewCertificateRefusedError
-from nixfleet_agent.errors import IdentityError, ProtoError, StorageError
+from nixfleet_agent.certificates.renewal import MOST_A_DAY, NewCertificateRefusedError, TooManyRenewalsError
+from nixfleet_agent.errors import IdentityError, ProtoError, StorageError, TransportError
 from nixfleet_agent.identity import install
-from nixfleet_agent.identity.certificate import load_certificate
+from nixfleet_agent.identity.certificate import AgentCertificate, load_certificate
+from nixfleet_agent.net.client import ControlPlane
 from tests.certificates.identity_base import PROOF, RENEW, IdentityTestCase
-from tests.support.https_server import Behaviour, Reply, Request, Reset
+from tests.support.https_server import Behaviour, Reply, Request, Reset, page, refusal
 from tests.support.tls import DAY, HOUR, Authority, now, pem_of
 
 
@@ -35,6 +37,16 @@ class RenewalTestCase(IdentityTestCase):
         current = self.mine.current()
         assert current is not None
         return current.certificate.leaf
+
+    def only(self, *certificates: x509.Certificate, otherwise: Behaviour) -> None:
+        """Whoever presents one of these gets the proof's 2xx, anybody else another answer."""
+        serials = {certificate.serial_number for certificate in certificates}
+        good = Reply(200, bytes(64))
+        self.server.route(*PROOF, handler=lambda request: good if request.client_serial in serials else otherwise)
+
+    def kept(self) -> x509.Certificate | None:
+        certificate = install.kept(self.cert_path)
+        return None if certificate is None else certificate.leaf
 
     def assert_unchanged(self) -> None:
         self.assertEqual(pem_of(self.old).encode(), self.cert_path.read_bytes())
@@ -76,6 +88,7 @@ class RenewOnce(RenewalTestCase):
         self.assertEqual([True], seen)
         self.assertEqual([self.issued[0].serial_number], [request.client_serial for request in self.asked(PROOF)])
         self.assertFalse(install.is_unverified(self.cert_path))
+        self.assertEqual(self.old, self.kept(), "it stays until it expires")
 
     def test_answers_that_must_not_be_installed_leave_everything_as_it_was(self) -> None:
         def answering(public: object, name: str, authority: Authority | None = None, **options: object) -> object:
@@ -135,6 +148,42 @@ class RenewOnce(RenewalTestCase):
             self.renewal.renew_once()
         self.assert_unchanged()
 
+    def test_no_status_but_the_2xx_that_the_old_one_gets_proves_a_certificate(self) -> None:
+        for answer in (Reply(404), Reply(500), page(200), page(400), Reply(418), Reply(302), Reset()):
+            with self.subTest(answer=answer):
+                self.only(self.old, otherwise=answer)
+                with self.assertRaises(NewCertificateRefusedError):
+                    self.renewal.renew_once()
+                self.assert_unchanged()
+
+    def test_where_the_old_one_gets_no_2xx_either_nothing_is_proven(self) -> None:
+        for answer in (Reply(404), Reply(403), page(200), Reply(503)):
+            with self.subTest(answer=answer):
+                self.old = self.write(not_before=now() - 10 * DAY, not_after=now() + 9 * DAY)
+                self.mine.reload()
+                self.server.route(*PROOF, answer)
+                self.assertIs(False, self.renewal.renew_once().proven)
+                self.assertTrue(install.is_unverified(self.cert_path))
+                self.assertEqual(self.old, self.kept())
+                install.forget_previous(self.cert_path)
+
+    def test_certificates_that_are_due_at_once_come_to_an_end_for_the_day(self) -> None:
+        last = now() + 9 * DAY
+
+        def due_at_once(request: Request) -> Reply:
+            nonlocal last
+            last += timedelta(seconds=1)
+            return self.sign(request, not_before=now() - 100 * DAY, not_after=last)
+
+        self.server.route(*RENEW, due_at_once)
+        for _ in range(MOST_A_DAY):
+            self.assertTrue(self.renewal.renew_once().renewed)
+        with self.assertRaises(TooManyRenewalsError):
+            self.renewal.renew_once()
+        self.assertEqual(MOST_A_DAY, len(self.asked(RENEW)))
+        self.clock.advance(DAY.total_seconds())
+        self.assertTrue(self.renewal.renew_once().renewed)
+
     def test_a_control_plane_that_comes_up_during_the_trial_takes_the_new_one(self) -> None:
         self.server.route(*PROOF, Reset(), Reply(200))
         self.assertTrue(self.renewal.renew_once().proven)
@@ -160,6 +209,14 @@ class Prove(RenewalTestCase):
         self.server.route(*PROOF, proof)
         _, self.renewal, self.mine = self.parts(self.config_)
         self.mine.reload()
+
+    def test_the_one_before_goes_when_it_has_expired(self) -> None:
+        self.renewal.renew_once()
+        self.assertIsNone(self.renewal.prove())
+        self.assertEqual(self.old, self.kept())
+        self.clock.advance((10 * DAY).total_seconds())
+        self.assertIsNone(self.renewal.prove())
+        self.assertEqual([], list(self.folder.glob("agent-cert.pem.*")))
 
     def test_there_is_nothing_to_prove_in_the_usual_case(self) -> None:
         self.assertIsNone(self.renewal.prove())
@@ -192,6 +249,93 @@ class Prove(RenewalTestCase):
         install.previous_path(self.cert_path).write_text("nonsense")
         self.assertIsNone(self.renewal.prove())
         self.assertFalse(install.is_unverified(self.cert_path))
+
+
+class FallBack(RenewalTestCase):
+    """The certificate in use worked, and is refused later: the pair before it is tried."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.renewal.renew_once()
+        self.new = self.issued[0]
+        self.server.route("GET", "/v1/x", Reply(204))
+
+    def call(self) -> None:
+        with contextlib.suppress(TransportError):
+            self.plane().get("/v1/x", deadline=5)
+
+    def plane(self) -> ControlPlane:
+        return self.renewal._control_plane
+
+    def test_nothing_is_tried_while_it_is_not_refused(self) -> None:
+        asked = len(self.asked(PROOF))
+        self.call()
+        self.assertIsNone(self.renewal.fall_back())
+        self.assertEqual(asked, len(self.asked(PROOF)))
+
+    def test_each_way_to_refuse_it_has_the_one_before_tried(self) -> None:
+        for answer in (Reply(400), page(400), Reply(401), Reply(403), page(403), page(495), page(496)):
+            with self.subTest(answer=answer):
+                self.server.route("GET", "/v1/x", answer)
+                self.only(self.old, otherwise=answer)
+                self.call()
+                self.assertIs(True, self.renewal.fall_back())
+                self.assertEqual((self.old, self.old), (load_certificate(self.cert_path).leaf, self.in_use()))
+                self.assertEqual(self.new, self.kept(), "it may be taken again later")
+                self.server.route("GET", "/v1/x", answer)
+                self.only(self.new, otherwise=answer)
+                self.call()
+                self.assertIs(True, self.renewal.fall_back())
+                self.assertEqual((self.new, self.old), (self.in_use(), self.kept()))
+
+    def test_so_does_an_alert(self) -> None:
+        """The fleet's CA was replaced, and the new certificate was made by the wrong one."""
+        stranger = Authority("another CA")
+        leaf = stranger.issue_client(self.key.private.public_key(), "web-01")
+        install.install(self.cert_path, AgentCertificate(leaf), keep=None)
+        self.mine.reload()
+        self.only(self.old, otherwise=Reply(401))
+        self.call()
+        self.assertIn("refuses this host's certificate", self.renewal.refusal() or "")
+        self.assertIs(True, self.renewal.fall_back())
+        self.assertEqual(self.old, self.in_use())
+
+    def test_a_refusal_at_one_door_alone_changes_nothing(self) -> None:
+        self.server.route("GET", "/v1/x", Reply(403))
+        self.call()
+        self.assertIsNone(self.renewal.fall_back())
+        self.assertEqual(self.new, self.in_use())
+
+    def test_a_bad_request_of_ours_is_no_refusal_of_the_certificate(self) -> None:
+        self.server.route("GET", "/v1/x", refusal(400, "seq starts at 1"))
+        self.call()
+        self.assertIsNone(self.renewal.refusal())
+
+    def test_where_both_are_refused_the_new_one_stays(self) -> None:
+        self.server.route("GET", "/v1/x", Reply(401))
+        self.server.route(*PROOF, Reply(401))
+        self.call()
+        self.assertIs(False, self.renewal.fall_back())
+        self.assertEqual((self.new, self.old), (self.in_use(), self.kept()))
+
+    def test_one_that_has_expired_is_not_tried(self) -> None:
+        self.server.route("GET", "/v1/x", Reply(401))
+        self.only(self.old, otherwise=Reply(401))
+        self.call()
+        self.clock.advance((10 * DAY).total_seconds())
+        self.assertIs(False, self.renewal.fall_back())
+
+    def test_it_is_over_when_the_certificate_is_let_in_again(self) -> None:
+        self.server.route("GET", "/v1/x", Reply(403), page(200), Reply(500), Reply(204))
+        for refused in (True, True, True, False):
+            self.call()
+            self.assertIs(refused, self.renewal.refusal() is not None)
+
+    def test_a_damaged_file_gives_way_to_the_one_before(self) -> None:
+        self.assertFalse(self.renewal.restore())
+        self.cert_path.write_bytes(self.cert_path.read_bytes()[:300])
+        self.assertTrue(self.renewal.restore())
+        self.assertEqual(self.old, load_certificate(self.cert_path).leaf)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
+import sys
 import tempfile
 import time
 import unittest
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from unittest import mock
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from nixfleet_agent.errors import IdentityError
 from nixfleet_agent.identity import install
@@ -28,6 +33,10 @@ from nixfleet_agent.identity.csr import make_csr
 from tests.support.tls import DAY, HOUR, Authority, new_host_key, now, openssh_pem, pem_of
 
 
+def key_usage(*, digital_signature: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(digital_signature, True, False, False, False, False, False, False, False)
+
+
 class Answers(unittest.TestCase):
     def setUp(self) -> None:
         self.fleet = Authority("fleet CA")
@@ -36,6 +45,10 @@ class Answers(unittest.TestCase):
 
     def issue(self, common_name: str = "web-01", **options: object) -> x509.Certificate:
         return self.fleet.issue_client(self.key.private.public_key(), common_name, **options)  # type: ignore[arg-type]
+
+    def extended(self, extension: x509.ExtensionType, *, critical: bool = False) -> x509.Certificate:
+        own = self.key.private.public_key()
+        return self.fleet.issue_client(own, "web-01", extensions=[(extension, critical)])
 
     def check(
         self, pem: str | x509.Certificate, *, anchors: tuple[x509.Certificate, ...] | None = None
@@ -115,6 +128,56 @@ class Answers(unittest.TestCase):
         impostor = Authority("fleet CA")
         with self.assertRaisesRegex(ChainError, "none of the trusted issuers"):
             self.check(impostor.issue_client(self.key.private.public_key(), "web-01"))
+
+    def test_a_certificate_must_be_for_client_authentication(self) -> None:
+        server, client = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
+        for purposes in ([client], [client, server], [ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE]):
+            self.check(self.extended(x509.ExtendedKeyUsage(purposes), critical=True))
+        for purposes in ([server], [ExtendedKeyUsageOID.OCSP_SIGNING, server]):
+            for anchors in (None, ()):
+                with self.assertRaisesRegex(ChainError, "not for client authentication"):
+                    self.check(self.extended(x509.ExtendedKeyUsage(purposes)), anchors=anchors)
+        self.check(self.extended(key_usage(digital_signature=True)))
+        with self.assertRaisesRegex(ChainError, "does not allow to sign"):
+            self.check(self.extended(key_usage(digital_signature=False)))
+
+    def test_a_critical_extension_that_is_not_understood_is_refused(self) -> None:
+        strange = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.99999.1"), b"\x05\x00")
+        names = x509.NameConstraints([x509.DNSName("other.example")], None)
+        self.check(self.extended(strange))
+        for extension in (strange, names):
+            for anchors in (None, ()):
+                with self.assertRaisesRegex(ChainError, "not understood"):
+                    self.check(self.extended(extension, critical=True), anchors=anchors)
+
+    def test_an_absurd_lifetime_is_refused(self) -> None:
+        self.check(self.issue(not_after=now() + 3650 * DAY))
+        with self.assertRaisesRegex(CertificateError, "no lifetime of an agent's"):
+            self.check(self.issue(not_after=datetime(9999, 12, 31, tzinfo=timezone.utc)))
+
+    def test_only_the_leaf_and_the_path_that_verified_are_installed(self) -> None:
+        root, own = Authority("root"), self.key.private.public_key()
+        issuing = Authority("issuing", parent=root)
+        deeper = Authority("deeper", parent=issuing)
+        stranger, other = Authority("stranger"), Authority("deeper", parent=issuing)
+        leaf = deeper.issue_client(own, "web-01")
+        sent = [root, stranger, other, issuing, deeper]
+        pem = pem_of(leaf) + "".join(pem_of(each.certificate) for each in sent)
+        path = (deeper.certificate, issuing.certificate)
+        for anchors, installed in (
+            ((root.certificate,), path),
+            ((issuing.certificate,), path),  # the server may know the root alone
+            ((deeper.certificate,), path[:1]),
+            ((), path),
+        ):
+            with self.subTest(anchors=[each.subject for each in anchors]):
+                new = self.check(pem, anchors=anchors)
+                self.assertEqual((leaf, installed), (new.leaf, new.chain))
+
+    def test_a_certificate_that_no_handshake_could_carry_is_refused(self) -> None:
+        large = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.99999.2"), b"\x04\x83" + b"x" * 40_000)
+        with self.assertRaisesRegex(CertificateError, "32 KiB"):
+            self.check(self.extended(large))
 
     def test_text_that_is_no_certificate_is_refused(self) -> None:
         whole = pem_of(self.issue())
@@ -251,10 +314,85 @@ class Files(unittest.TestCase):
         install.go_back(self.path)
         self.assertEqual(first, load_certificate(self.path))
         self.assertIsNone(install.kept(self.path))
+
+    def test_the_one_before_stays_when_the_new_one_has_worked(self) -> None:
+        first, second, third = self.issue(), self.issue(), self.issue()
+        install.install(self.path, first, keep=None)
         install.install(self.path, second, keep=first)
-        install.commit(self.path)
-        self.assertEqual(second, load_certificate(self.path))
+        self.assertTrue(install.is_unverified(self.path))
+        install.commit(self.path, second)
+        self.assertEqual((second, first), (load_certificate(self.path), install.kept(self.path)))
+        self.assertFalse(install.is_unverified(self.path))
+        install.install(self.path, third, keep=second)
+        self.assertEqual(second, install.kept(self.path))
+        self.assertTrue(install.is_unverified(self.path), "what was proven is another one")
+        install.exchange(self.path, third, second)
+        self.assertEqual((second, third), (load_certificate(self.path), install.kept(self.path)))
+        self.assertFalse(install.is_unverified(self.path))
+        install.forget_previous(self.path)
         self.assertEqual([self.path.name], [entry.name for entry in self.path.parent.iterdir()])
+
+    def test_a_link_is_renewed_through_and_its_pair_kept_where_the_file_is(self) -> None:
+        """Impermanence and certbot: the link's own folder may be gone at the next boot."""
+        persistent = self.path.parent.parent / "persist"
+        persistent.mkdir()
+        self.path.parent.mkdir()
+        middle = self.path.parent / "live.pem"
+        middle.symlink_to(persistent / "cert1.pem")
+        self.path.symlink_to("live.pem")
+        first, second = self.issue(), self.issue()
+        install.install(self.path, first, keep=None)
+        install.install(self.path, second, keep=first)
+        self.assertTrue(self.path.is_symlink() and middle.is_symlink())
+        self.assertEqual(second, load_certificate(persistent / "cert1.pem"))
+        self.assertEqual(first, load_certificate(persistent / "cert1.pem.previous"))
+        install.go_back(self.path)
+        self.assertEqual((first, None), (load_certificate(persistent / "cert1.pem"), install.kept(self.path)))
+        self.assertTrue(self.path.is_symlink())
+
+    def test_a_mount_point_is_written_in_place_with_the_one_before_beside(self) -> None:
+        first, second, third = self.issue(), self.issue(), self.issue()
+        install.install(self.path, first, keep=None)
+        inode = self.path.stat().st_ino
+        replace = os.replace
+
+        def mounted(source: object, destination: object) -> None:
+            if Path(str(destination)) == self.path:
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+            replace(source, destination)  # type: ignore[arg-type]
+
+        with mock.patch("os.replace", mounted):
+            install.install(self.path, second, keep=first)
+            self.assertEqual((second, first), (load_certificate(self.path), install.kept(self.path)))
+            install.commit(self.path, second)
+            install.install(self.path, third, keep=second)
+            install.go_back(self.path)
+        self.assertEqual((second, inode), (load_certificate(self.path), self.path.stat().st_ino))
+        self.assertEqual([], [n for n in os.listdir(self.path.parent) if n.endswith(".tmp~")])
+
+    def test_a_bind_mounted_file_is_renewed_for_real(self) -> None:
+        first, second = self.issue(), self.issue()
+        install.install(self.path, first, keep=None)
+        persistent = self.path.parent.parent / "persist.pem"
+        persistent.write_bytes(b"")
+        (self.path.parent / "new.pem").write_bytes(second.pem())
+        script = (
+            "import subprocess, sys; from pathlib import Path;"
+            "from nixfleet_agent.identity import install; from nixfleet_agent.identity.certificate import *;"
+            "path, persistent = Path(sys.argv[1]), Path(sys.argv[2]);"
+            "persistent.write_bytes(path.read_bytes());"
+            "subprocess.run(['mount', '--bind', str(persistent), str(path)], check=True);"
+            "install.install(path, load_certificate(path.with_name('new.pem')), load_certificate(path))"
+        )
+        inside = ["unshare", "--mount", "--map-root-user", sys.executable, "-c", script]
+        done = subprocess.run(
+            [*inside, str(self.path), str(persistent)], capture_output=True, text=True, check=False, timeout=60
+        )
+        if done.returncode and ("unshare" in done.stderr or "mount" in done.stderr.splitlines()[-1]):
+            self.skipTest(f"no mounts here: {done.stderr.strip()[-200:]}")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(second, load_certificate(persistent), "what outlasts a boot is the new one")
+        self.assertEqual(first, install.kept(self.path))
 
     def test_the_remaining_life_goes_from_one_to_zero(self) -> None:
         begins, ends = now(), now() + 100 * DAY

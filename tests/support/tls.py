@@ -104,11 +104,14 @@ class Authority:
         not_before: datetime | None = None,
         not_after: datetime | None = None,
         ca: bool | None = None,
+        extensions: Sequence[tuple[x509.ExtensionType, bool]] = (),
     ) -> x509.Certificate:
-        """A client certificate for a host key; ``ca`` adds basic constraints with that value."""
+        """A client certificate for a host key; ``ca`` adds basic constraints, ``extensions`` are (what, critical)."""
         builder = _builder(_name(common_name), self.name, public, not_before, not_after, 30 * DAY)
         if ca is not None:
             builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        for extension, critical in extensions:
+            builder = builder.add_extension(extension, critical=critical)
         return builder.sign(self.key, hashes.SHA256())
 
     def issue_for_csr(self, csr_pem: str, **options: object) -> x509.Certificate:
