@@ -22,6 +22,7 @@ from nixfleet_agent.errors import (
 )
 from nixfleet_agent.identity import install
 from nixfleet_agent.identity.certificate import AgentCertificate, check_answer
+from nixfleet_agent.identity.chain import IssuerError
 from nixfleet_agent.identity.credentials import Credentials
 from nixfleet_agent.identity.csr import make_csr
 from nixfleet_agent.identity.host_key import HostKey, load_host_key
@@ -29,14 +30,18 @@ from nixfleet_agent.identity.token import check_token, load_token
 from nixfleet_agent.net.answers import Answer, retry_after
 from nixfleet_agent.net.client import ControlPlane
 from nixfleet_agent.proto import enrollment as wire
+from nixfleet_agent.proto.times import format_time
 from nixfleet_agent.threads.clock import Clock
 
 #: The whole of a call; the control plane signs while we wait.
 CALL_DEADLINE = 30.0
 #: The report must not hold up what it reports.
 _REPORT_DEADLINE = 10.0
+#: What a refusal most often means. None is final: the list of tokens and the fleet reach a control plane minutes after
+#: a host is installed, and whoever stands before it can say these words too.
 _ADVICE = {
-    401: "the token is not valid: make a new one for this host's key",
+    401: "it does not know the token yet, or the token is not valid: is it on the fleet's list, for this host's key?",
+    403: "it does not know this host yet: is the host in the fleet?",
     409: "the token was used already, maybe by this host when it was stopped before the answer came: make a new one",
 }
 
@@ -56,6 +61,14 @@ class AnswerRefusedError(AgentError):
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after
+
+
+class NotKnownYetError(AnswerRefusedError):
+    """The control plane does not take this host or its token, which is how the first minutes of a new host begin."""
+
+
+class IssuerUnknownError(IdentityError):
+    """A certificate for this host came whose issuer is not known here: it is kept, and tried when that changes."""
 
 
 Anchors = Callable[[], Sequence[x509.Certificate]]
@@ -83,10 +96,11 @@ class Enrollment:
         """Ask once; on success the certificate is on disk and in use.
 
         Raises:
-            EnrollmentRefusedError: final, by a local check or by the control plane; says what to do.
+            EnrollmentRefusedError: final, by a local check: the token can never work; says what to do.
             NotReadyError: cold start.
             TransportError, AnswerRefusedError: try again later.
-            IdentityError: key, token file or answer can't be used (TokenNotYetValidError: wait).
+            IdentityError: key, token file or answer can't be used (TokenNotYetValidError: wait; IssuerUnknownError:
+                the answer is kept).
             TrustError: the trust file, which names the issuers to expect, can't be used.
             StorageError: the certificate can't be written.
         """
@@ -96,6 +110,8 @@ class Enrollment:
         key = load_host_key(self._config.client_key)
         token = None
         try:
+            if (held := self._take_kept(key)) is not None:
+                return held
             token = load_token(path)
             check_token(token, machine_id=self._config.machine_id, key=key, now=self._clock.now())
             return self._ask(token, key)
@@ -127,7 +143,8 @@ class Enrollment:
             )
         except TransportError:
             return False
-        if answer.ok:
+        if answer.ok or answer.status == 404:
+            # A control plane without this endpoint will not have it at the next try either.
             self._reported = f"{kind} {reason}"
         return answer.ok
 
@@ -136,31 +153,59 @@ class Enrollment:
         anchors = self._anchors()
         body = wire.enroll_body(token, make_csr(key, self._config.machine_id))
         answer = self._control_plane.post(wire.ENROLL_PATH, body, deadline=CALL_DEADLINE, client_certificate=False)
-        self._require_certificate(answer)
+        self._require_certificate(answer, token)
         try:
-            new = check_answer(
-                wire.CertificateAnswer.parse(answer.body).cert_pem,
-                public_raw=key.public_raw,
-                machine_id=self._config.machine_id,
-                current=None,
-                anchors=anchors,
-                now=self._clock.now(),
-            )
+            pem = wire.CertificateAnswer.parse(answer.body).cert_pem
+            new = self._checked(pem, key, anchors)
+        except IssuerError as error:
+            raise self._keep(pem, error, token) from error
         except (IdentityError, ProtoError) as error:
             self.report(wire.ENROLLMENT_FAILED, str(error), token)
             raise
+        return self._install(new, key)
+
+    def _checked(self, pem: str, key: HostKey, anchors: Sequence[x509.Certificate]) -> AgentCertificate:
+        return check_answer(
+            pem,
+            public_raw=key.public_raw,
+            machine_id=self._config.machine_id,
+            current=None,
+            anchors=anchors,
+            now=self._clock.now(),
+        )
+
+    def _install(self, new: AgentCertificate, key: HostKey) -> AgentCertificate:
         # In use before it is on disk: the token is spent, and a full disk must not cost the host its identity.
         self._credentials.use(new, key)
         install.install(self._config.client_cert, new, keep=None)
+        install.drop_unverified(self._config.client_cert)
         return new
 
-    def _require_certificate(self, answer: Answer) -> None:
+    def _take_kept(self, key: HostKey) -> AgentCertificate | None:
+        """The certificate that a token was spent for already, once the trust file or ca_cert vouches for it."""
+        pem = install.unverified_answer(self._config.client_cert)
+        if pem is None:
+            return None
+        try:
+            new = self._checked(pem, key, self._anchors())
+        except IdentityError:
+            return None
+        return self._install(new, key)
+
+    def _keep(self, pem: str, error: IssuerError, token: wire.BootstrapToken) -> IssuerUnknownError:
+        place = install.keep_unverified(self._config.client_cert, pem)
+        reason = f"{error}: add its issuer to issuanceCaPems or ca_cert; what came is kept in {place} and is used then"
+        self.report(wire.ENROLLMENT_FAILED, reason, token)
+        return IssuerUnknownError(reason)
+
+    def _require_certificate(self, answer: Answer, token: wire.BootstrapToken) -> None:
         if answer.ok:
             return
-        said = answer.excerpt(200)
-        if answer.status in _ADVICE:
-            raise EnrollmentRefusedError(f"enrollment refused ({answer.status}): {_ADVICE[answer.status]}")
-        if answer.status == 503 and wire.COLD_START in said:
+        if answer.status == 503 and wire.COLD_START in answer.excerpt(200):
             raise NotReadyError("the control plane has just started and is not ready to enroll hosts")
-        after = retry_after(answer, self._clock.now())
-        raise AnswerRefusedError(f"enrollment answered {answer.status}: {said}", answer.status, after)
+        message = f"enrollment answered {answer.told()}"
+        if answer.status in _ADVICE:
+            until = format_time(token.expires_at)
+            message += f": {_ADVICE[answer.status]} (tried again until the token expires at {until})"
+        kind = NotKnownYetError if answer.status in (401, 403) else AnswerRefusedError
+        raise kind(message, answer.status, retry_after(answer, self._clock.now()))

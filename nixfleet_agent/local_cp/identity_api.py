@@ -30,7 +30,8 @@ from nixfleet_agent.threads.clock import Clock
 from nixfleet_agent.trust.canonical import canonical
 
 TOKEN_VERSION = 1
-REPORT_KINDS = ("EnrollmentFailed", "TrustError")
+#: As agents name what they report, and as those before version 0.3 did.
+REPORT_KINDS = {"enrollment-failed": "EnrollmentFailed", "trust-error": "TrustError"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,11 +157,15 @@ def read_bootstrap_report(body: Mapping[str, Any]) -> dict[str, Any]:
     The token that the report carries is left out: it may still be good.
     """
     event = body.get("event")
-    if not isinstance(event, Mapping) or event.get("kind") not in REPORT_KINDS:
-        raise ProtoError(f"event.kind is not one of {', '.join(REPORT_KINDS)}")
+    if not isinstance(event, Mapping):
+        raise ProtoError("event is not an object")
+    details = event.get("details", event)
+    kind = REPORT_KINDS.get(str(event.get("event")), event.get("kind"))
+    if kind not in REPORT_KINDS.values() or not isinstance(details, Mapping):
+        raise ProtoError(f"event.event is not one of {', '.join(REPORT_KINDS)}")
     return {
         "hostname": ids.require(ids.HOSTNAME, body.get("hostname"), "hostname"),
         "agentVersion": clip(text(body, "agentVersion"), 64),
         "occurredAt": format_time(parse_time(body.get("occurredAt"))),
-        "event": {"kind": event["kind"], "reason": clip(text(event, "reason"), 1024)},
+        "event": {"kind": kind, "reason": clip(text(details, "reason"), 1024)},
     }

@@ -18,8 +18,9 @@ REPORT_PATH = "/v1/agent/bootstrap-report"
 
 #: What a 503 of a control plane that has just started says; it means "soon", not "broken".
 COLD_START = "control plane not ready"
-ENROLLMENT_FAILED = "EnrollmentFailed"
-TRUST_ERROR = "TrustError"
+#: Kinds of bootstrap reports, as the control planes of the field name them.
+ENROLLMENT_FAILED = "enrollment-failed"
+TRUST_ERROR = "trust-error"
 
 #: A token file has a few hundred bytes.
 TOKEN_LIMIT = 64 * 1024
@@ -90,12 +91,12 @@ def renew_body(csr_pem: str) -> dict[str, Any]:
 def report_body(
     *, hostname: str, agent_version: str, at: datetime, token: BootstrapToken | None, kind: str, reason: str
 ) -> dict[str, Any]:
-    """`POST /v1/agent/bootstrap-report`; ``kind`` is `EnrollmentFailed` or `TrustError`."""
+    """`POST /v1/agent/bootstrap-report`; ``kind`` is `enrollment-failed` or `trust-error`."""
     body: dict[str, Any] = {
         "hostname": hostname,
         "agentVersion": agent_version,
         "occurredAt": format_time(at),
-        "event": {"kind": kind, "reason": reason[:_REASON_LIMIT]},
+        "event": {"event": kind, "details": {"reason": reason[:_REASON_LIMIT]}},
     }
     if token is not None:
         body["token"] = token.document

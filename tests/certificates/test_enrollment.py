@@ -9,7 +9,13 @@ from unittest import mock
 
 from cryptography import x509
 
-from nixfleet_agent.certificates.enrollment import AnswerRefusedError, Enrollment, NotReadyError
+from nixfleet_agent.certificates.enrollment import (
+    AnswerRefusedError,
+    Enrollment,
+    IssuerUnknownError,
+    NotKnownYetError,
+    NotReadyError,
+)
 from nixfleet_agent.errors import (
     EnrollmentRefusedError,
     IdentityError,
@@ -21,9 +27,11 @@ from nixfleet_agent.errors import (
 from nixfleet_agent.identity import install
 from nixfleet_agent.identity.certificate import load_certificate
 from nixfleet_agent.identity.token import TokenMissingError, TokenNotYetValidError
+from nixfleet_agent.net.failures import ForeignAnswerError
+from nixfleet_agent.proto.times import format_time
 from tests.certificates.identity_base import ENROLL, NONCE, REPORT, IdentityTestCase
-from tests.support.https_server import Reply, Request
-from tests.support.tls import DAY, now
+from tests.support.https_server import Reply, Request, page, refusal
+from tests.support.tls import DAY, Authority, now, pem_of
 
 
 class EnrollOnce(IdentityTestCase):
@@ -108,12 +116,65 @@ class EnrollOnce(IdentityTestCase):
         self.clock.advance(300)
         self.enrollment.enroll_once()
 
-    def test_401_and_409_are_final_and_say_what_to_do(self) -> None:
-        for status, words in ((401, "not valid"), (409, "used already")):
-            self.server.route(*ENROLL, Reply(status, b"no\x1b[31m"))
-            self.assertIn(words, self.refusal())
-        kinds = [request.json()["event"]["kind"] for request in self.asked(REPORT)]
-        self.assertEqual(["EnrollmentFailed"] * 2, kinds)
+    def test_no_status_is_final_and_each_says_what_it_mostly_means(self) -> None:
+        until = format_time(self.clock.now() + timedelta(hours=1))
+        for status, words in ((401, "fleet's list"), (403, "in the fleet"), (409, "used already")):
+            for answer in (Reply(status), refusal(status, "no\x1b[31m"), page(status)):
+                with self.subTest(status=status, answer=answer):
+                    self.server.route(*ENROLL, answer)
+                    with self.assertRaises((AnswerRefusedError, ForeignAnswerError)) as caught:
+                        self.enrollment.enroll_once()
+                    self.assertEqual(status, caught.exception.status)
+                    self.assertNotIn("\x1b", str(caught.exception))
+                    if isinstance(caught.exception, AnswerRefusedError):
+                        self.assertIn(words, str(caught.exception))
+                        self.assertIn(f"until the token expires at {until}", str(caught.exception))
+                        self.assertIs(isinstance(caught.exception, NotKnownYetError), status != 409)
+        self.assertEqual([], self.asked(REPORT))
+        self.server.route(*ENROLL, self.sign)
+        self.enrollment.enroll_once()
+
+    def test_an_answer_of_an_unknown_issuer_is_kept_and_taken_when_the_ca_is_known(self) -> None:
+        """A leaf alone, from an issuer that is not the server's CA: the token is spent, and must not be for nothing."""
+        issuing = Authority("agents' CA")
+
+        def leaf_only(request: Request) -> Reply:
+            return self.answer(issuing.issue_for_csr(request.json()["csrPem"], not_after=now() + 60 * DAY))
+
+        self.server.route(*ENROLL, leaf_only, Reply(409))
+        with self.assertRaisesRegex(IssuerUnknownError, "agents' CA.*issuanceCaPems or ca_cert.*agent-cert"):
+            self.enrollment.enroll_once()
+        self.assertFalse(self.cert_path.exists())
+        self.assertIsNone(self.mine.current())
+        self.assertEqual(1, len(self.asked(REPORT)))
+        with self.assertRaises(AnswerRefusedError):
+            self.enrollment.enroll_once()
+        self.ca.write_bytes(self.ca.read_bytes() + issuing.pem)
+        fresh, _, mine = self.parts(self.config(bootstrap_token_file=self.token_path))
+        self.token_path.unlink()
+        new = fresh.enroll_once()
+        self.assertEqual(new, load_certificate(self.cert_path))
+        self.assertEqual((2, issuing.name), (len(self.asked(ENROLL)), new.leaf.issuer))
+        current = mine.current()
+        assert current is not None
+        self.assertEqual(new, current.certificate)
+        self.assertEqual([], list(self.folder.glob("agent-cert.pem.*")))
+
+    def test_a_kept_answer_is_checked_like_any_other(self) -> None:
+        issuing = Authority("agents' CA")
+        other = issuing.issue_client(self.other_key().private.public_key(), "web-01")
+        install.keep_unverified(self.cert_path, pem_of(other))
+        self.ca.write_bytes(self.ca.read_bytes() + issuing.pem)
+        new = self.enrollment.enroll_once()
+        self.assertEqual(self.issued, [new.leaf])
+
+    def test_a_kept_answer_does_not_keep_the_host_from_asking(self) -> None:
+        install.keep_unverified(
+            self.cert_path, pem_of(Authority("liar").issue_client(self.key.private.public_key(), "web-01"))
+        )
+        new = self.enrollment.enroll_once()
+        self.assertEqual(self.issued, [new.leaf])
+        self.assertEqual([], list(self.folder.glob("agent-cert.pem.*")))
 
     def test_a_cold_start_is_told_from_other_failures(self) -> None:
         self.server.route(*ENROLL, Reply(503, b"control plane not ready"))
@@ -170,7 +231,7 @@ class EnrollOnce(IdentityTestCase):
         with self.assertRaises(TrustError):
             Enrollment(config, client, self.mine, self.clock, broken).enroll_once()
         self.assertEqual([], self.asked(ENROLL))
-        self.assertEqual("TrustError", self.asked(REPORT)[0].json()["event"]["kind"])
+        self.assertEqual("trust-error", self.asked(REPORT)[0].json()["event"]["event"])
 
     def test_a_full_disk_does_not_cost_the_spent_tokens_certificate(self) -> None:
         full = mock.patch("os.replace", side_effect=OSError(28, "No space left on device"))
@@ -201,7 +262,7 @@ class BootstrapReports(IdentityTestCase):
         self.assertEqual({"hostname", "agentVersion", "occurredAt", "token", "event"}, set(body))
         self.assertEqual("web-01", body["hostname"])
         self.assertEqual(NONCE, body["token"]["claims"]["nonce"])
-        self.assertEqual({"kind": "EnrollmentFailed", "reason": str(caught.exception)}, body["event"])
+        self.assertEqual({"event": "enrollment-failed", "details": {"reason": str(caught.exception)}}, body["event"])
         self.assertTrue(body["occurredAt"].endswith("Z"))
 
     def test_the_same_reason_is_reported_once_and_again_when_it_was_not_taken(self) -> None:
@@ -211,15 +272,23 @@ class BootstrapReports(IdentityTestCase):
                 self.enrollment.enroll_once()
         self.assertEqual(2, len(self.asked(REPORT)))
 
+    def test_a_control_plane_without_reports_is_asked_once_and_nothing_is_said(self) -> None:
+        self.server.route(*REPORT, Reply(404))
+        with self.assertNoLogs():
+            for _ in range(3):
+                with self.assertRaises(EnrollmentRefusedError):
+                    self.enrollment.enroll_once()
+        self.assertEqual(1, len(self.asked(REPORT)))
+
     def test_a_report_that_fails_hides_nothing(self) -> None:
         self.server.close()
         with self.assertRaisesRegex(EnrollmentRefusedError, "web-02"):
             self.enrollment.enroll_once()
 
     def test_a_trust_error_can_be_reported_without_a_token(self) -> None:
-        self.assertTrue(self.enrollment.report("TrustError", "no keys"))
+        self.assertTrue(self.enrollment.report("trust-error", "no keys"))
         body = self.asked(REPORT)[0].json()
-        self.assertEqual({"kind": "TrustError", "reason": "no keys"}, body["event"])
+        self.assertEqual({"event": "trust-error", "details": {"reason": "no keys"}}, body["event"])
         self.assertNotIn("token", body)
 
 

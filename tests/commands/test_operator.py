@@ -173,7 +173,9 @@ class Identity(HostCase):
         self.fails(77, "for 'db-01'", "make a token for this host", ran=self.call("enroll"))
         self.write_token()
         self.server.route("POST", "/v1/enroll", Reply(409))
-        self.fails(77, "used already", ran=self.call("enroll"))
+        self.fails(69, "used already", ran=self.call("enroll"))
+        self.server.route("POST", "/v1/enroll", Reply(401))
+        self.fails(69, "until the token expires", ran=self.call("enroll"))
 
     def test_a_control_plane_that_is_away_is_69(self) -> None:
         self.certificate.unlink()

@@ -294,7 +294,7 @@ class Doors(ControlPlaneCase):
             "agentVersion": "0.1.0",
             "occurredAt": "2026-01-01T00:00:00Z",
             "token": {"secret": "x"},
-            "event": {"kind": "EnrollmentFailed", "reason": "no"},
+            "event": {"event": "enrollment-failed", "details": {"reason": "no"}},
         }
         self.assertEqual(stranger.call("POST", "/v1/agent/bootstrap-report", report).status, 204)
         (kept,) = self.cp.control.store.bootstrap_reports()

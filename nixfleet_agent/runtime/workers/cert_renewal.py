@@ -1,7 +1,7 @@
 """The cert_renewal worker: keeps this host's certificate fresh, and gets the first one.
 
-It owns when to enroll, renew and try again; how is in ``certificates``. Nothing that
-it meets on disk or on the wire ends it: a host without a valid certificate still runs, probes and rolls back.
+It owns when to enroll, renew and try again; how is in ``certificates``. Nothing that it meets on disk or on the wire
+ends it: a host without a valid certificate still runs, probes and rolls back.
 """
 
 from __future__ import annotations
@@ -11,7 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from nixfleet_agent.certificates.enrollment import AnswerRefusedError, Enrollment, NotReadyError
+from nixfleet_agent.certificates.enrollment import (
+    AnswerRefusedError,
+    Enrollment,
+    IssuerUnknownError,
+    NotKnownYetError,
+    NotReadyError,
+)
 from nixfleet_agent.certificates.renewal import Renewal
 from nixfleet_agent.errors import (
     AgentError,
@@ -36,6 +42,16 @@ _COLD_START_PATIENCE = 10
 _LONGEST_TURN = 120.0
 #: Reasons remembered as said; a message that differs every time must not fill the memory.
 _MOST_REASONS = 16
+
+
+#: The status for a token that was used already; the next try is worth less.
+_SPENT = 409
+#: What time mends by itself.
+_PASSING = (TransportError, NotReadyError, NotKnownYetError, TokenNotYetValidError, TokenMissingError)
+
+
+class CertificateRefusedError(IdentityError):
+    """The control plane, or what stands before it, refuses the certificate in use, and there is no other one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +101,8 @@ class CertRenewalWorker(Worker):
         #: Monotonic time of the next try after a failure; None when none is pending.
         self._next_try: float | None = None
         self._failure: str | None = None
+        #: The certificate in use is refused: over as soon as it is let in again.
+        self._turned_away = False
         self._said: set[str] = set()
         self._file_failure: str | None = None
         self._seen_generation = 0
@@ -116,6 +134,8 @@ class CertRenewalWorker(Worker):
     def _turn(self) -> None:
         try:
             certificate = self._look()
+            if self._turned_away and self._renewal.refusal() is None:
+                self._settled()
             if self._may_try():
                 self._act(certificate)
         except EnrollmentRefusedError as error:
@@ -130,7 +150,8 @@ class CertRenewalWorker(Worker):
             self._failed(error, min(max(wait, self._cold_start), self._interval))
         except AgentError as error:
             enrolling = self._credentials.current() is None
-            self._failed(error, self._pause_after(error, self._soon if enrolling else self._later))
+            soon = enrolling and not (isinstance(error, AnswerRefusedError) and error.status == _SPENT)
+            self._failed(error, self._pause_after(error, self._soon if soon else self._later))
         self._publish()
 
     def _look(self) -> AgentCertificate | None:
@@ -143,6 +164,9 @@ class CertRenewalWorker(Worker):
         except IdentityError as error:
             # No file is no fault before enrollment, and what follows from it is said there.
             failure = str(error) if self._config.client_cert.exists() else None
+            if failure is not None and self._renewal.restore():
+                self.log.error("%s: the certificate before it is back in its place", failure)
+                return self._look()
         if failure is not None and failure != self._file_failure:
             self.log.error("%s", failure)
         self._file_failure = failure
@@ -156,9 +180,14 @@ class CertRenewalWorker(Worker):
         return self._next_try is None or self.clock.monotonic() >= self._next_try
 
     def _act(self, on_disk: AgentCertificate | None) -> None:
-        """Enroll, renew, or finish a renewal, as the certificate asks for (raises AgentError)."""
+        """Enroll, renew, go back to the pair before, or finish a renewal, as the certificate asks for.
+
+        Raises:
+            AgentError: what could not be done; it is tried again.
+        """
         current = self._credentials.current()
-        if current is None or current.certificate.expired(self.clock.now()):
+        refused = self._refused() if current is not None else None
+        if current is None or refused is not None or current.certificate.expired(self.clock.now()):
             if self._enrollment.possible and self._enroll(can_renew=current is not None):
                 return
             if current is None:
@@ -166,20 +195,33 @@ class CertRenewalWorker(Worker):
                     f"there is no usable certificate at {self._config.client_cert} and no bootstrap token:"
                     " set bootstrap_token_file, or run `nixfleet-agent enroll`"
                 )
-            self._say_expired(current.certificate)
+            if refused is None:
+                self._say_expired(current.certificate)
         self._renewal.prove()
         # A certificate file that was lost or damaged is replaced while the one in memory still works.
         result = self._renewal.renew_once(force=on_disk is None)
         if result.renewed:
             self._succeeded("renewed", result.certificate)
+        elif refused is not None:
+            raise CertificateRefusedError(
+                f"this host's certificate is refused ({refused}): is the host in the fleet, or was it revoked?"
+                " A new bootstrap token gets another one"
+            )
         else:
             self._settled()
 
+    def _refused(self) -> str | None:
+        """How the certificate in use is refused, where the one before it does not work either."""
+        back = self._renewal.fall_back()
+        if back is True:
+            self.log.warning("the certificate in use is refused: the one before it works, and is back in use")
+        return self._renewal.refusal() if back is False else None
+
     def _enroll(self, *, can_renew: bool) -> bool:
-        """Whether a new certificate is there; a final refusal is raised only where there is nothing to renew."""
+        """Whether a new certificate is there; a refusal is raised only where there is nothing to renew."""
         try:
             new = self._enrollment.enroll_once()
-        except EnrollmentRefusedError as error:
+        except (EnrollmentRefusedError, AnswerRefusedError, IssuerUnknownError) as error:
             # The token of long ago still lies there when a host comes back after months with an expired certificate.
             if not can_renew:
                 raise
@@ -208,11 +250,13 @@ class CertRenewalWorker(Worker):
         self._later.reset()
         self._next_try = None
         self._failure = None
+        self._turned_away = False
         self._said.clear()
         self._seen_generation = self._credentials.generation
 
     def _failed(self, error: AgentError, pause: float) -> None:
         self._next_try = self.clock.monotonic() + pause
+        self._turned_away = isinstance(error, CertificateRefusedError)
         self._note(error)
 
     def _note(self, error: AgentError) -> None:
@@ -225,7 +269,7 @@ class CertRenewalWorker(Worker):
         self._said.add(reason)
         if repeat:
             self.log.debug("still no new certificate: %s", reason)
-        elif isinstance(error, (TransportError, NotReadyError, TokenNotYetValidError, TokenMissingError)):
+        elif isinstance(error, _PASSING):
             self.log.warning("no new certificate yet: %s", reason)
         else:
             self.log.error("no new certificate: %s", reason)
