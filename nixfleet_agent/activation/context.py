@@ -13,6 +13,7 @@ from pathlib import Path
 from nixfleet_agent.activation import processes
 from nixfleet_agent.activation.errors import PhaseInterrupted
 from nixfleet_agent.config.model import ActivationConfig
+from nixfleet_agent.threads.backoff import Backoff
 from nixfleet_agent.threads.clock import Clock
 
 SHUTDOWN = "shutdown"
@@ -36,6 +37,29 @@ def _no_report(name: str, seconds: float) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """A step before the point of no return waits for what can pass; the next of its ``tries`` is ``seconds`` away."""
+
+    closure: str
+    kind: str
+    reason: str
+    tries: int
+    seconds: float
+
+
+def _no_wait(waiting: Waiting | None) -> None:
+    """Nobody asked why it waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retrying:
+    """How tries are spread, and who is told what is waited for (None: it is over)."""
+
+    backoff: Callable[[], Backoff] = lambda: Backoff(1.0, 60.0)
+    on_wait: Callable[[Waiting | None], None] = _no_wait
+
+
+@dataclass(frozen=True, slots=True)
 class Context:
     """One pipeline's surroundings.
 
@@ -51,6 +75,7 @@ class Context:
     wait: Callable[[float], None]
     log: logging.Logger
     on_phase: Callable[[str, float], None] = _no_report
+    retrying: Retrying = Retrying()
     base_environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
 
     @property

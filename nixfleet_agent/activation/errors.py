@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nixfleet_agent.activation.failures import Failure
 from nixfleet_agent.activation.model import EXIT_UNKNOWN
 from nixfleet_agent.errors import AgentError
 
@@ -30,4 +31,28 @@ class PhaseInterrupted(ActivationError):
 
 
 class CommandError(ActivationError):
-    """A program of the host could not be run, took too long, or failed; the message says which and how."""
+    """A program of the host could not be run, took too long, or failed; the message says which and how.
+
+    ``text`` is what the program said, where that is more than the message; ``failure`` its class, where the caller
+    knows it. ``exit_code`` and ``phase`` are what the host reports should it come to that.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        text: str | None = None,
+        failure: Failure | None = None,
+        exit_code: int = EXIT_UNKNOWN,
+        phase: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.text = message if text is None else text
+        self.failure = failure
+        self.exit_code = exit_code
+        self.phase = phase
+
+    def after(self, tries: int, reason: str) -> CommandError:
+        """The same, at the end of ``tries``."""
+        message = str(self) if tries == 1 else f"{self}\n(given up after {tries} tries: {reason})"
+        return CommandError(message, text=self.text, failure=self.failure, exit_code=self.exit_code, phase=self.phase)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from nixfleet_agent.activation import host, inhibitors, profile, realise, verify_poll, way_back
 from nixfleet_agent.activation.errors import PhaseFailed
 from nixfleet_agent.activation.model import EXIT_THIRD_CLOSURE, Completed, Deferred, Forward
+from nixfleet_agent.activation.patience import Patience
 from nixfleet_agent.activation.records import BOOT, FORWARD, GUARD, ROLLBACK, Record
 from nixfleet_agent.activation.steps import Parts, require_names, switch_until_unlocked, update_bootloader
 from nixfleet_agent.activation.switches import Job, Status
@@ -34,15 +35,16 @@ class ForwardRun:
         context, intent = self._context, self._intent
         require_names(intent.rollout_id, intent.target, intent.prior)
         self._parts.guard.disarm()
+        patience = Patience(context, intent.target, intent.fresh_until)
         with context.phase("way-back"):
-            way_back.secure(context, self._parts.backend, intent)
+            way_back.secure(context, self._parts.backend, intent, patience)
         with context.phase("lock"):
             self._parts.switches.wait_for_lock()
         if host.read_current(context.config) == intent.target:
             return self._noop()
-        self._realise()
+        self._realise(patience)
         with context.phase("profile"):
-            profile.point_at(context, intent.target)
+            profile.point_at(context, intent.target, patience)
         running = host.read_current(context.config)
         component = inhibitors.inhibitor(context.config.store_root, running, intent.target)
         if component is not None:
@@ -76,11 +78,12 @@ class ForwardRun:
         context.log.warning("the switch was lost with the agent or the machine: firing it again")
         return self.run()
 
-    def _realise(self) -> None:
+    def _realise(self, patience: Patience) -> None:
         context, intent = self._context, self._intent
         with context.phase("realise"):
             way_back.make_roots_folder(context.state_dir)
-            realise.realise(context, intent.target, way_back.root_of(context.state_dir, intent.rollout_id, "target"))
+            root = way_back.root_of(context.state_dir, intent.rollout_id, "target")
+            realise.realise(context, intent.target, root, patience)
         if (reason := way_back.script_missing(context, self._parts.backend, intent.target)) is not None:
             raise PhaseFailed("no-switch-script", reason)
 

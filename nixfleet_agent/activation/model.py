@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 #: The signed policy under which the host takes a failed release back by itself.
 ROLLBACK_AND_HALT = "rollback-and-halt"
@@ -14,12 +15,16 @@ EXIT_THIRD_CLOSURE = -3
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Bring the host to ``target``; ``prior`` is what ran when the rollout was accepted, or None."""
+    """Bring the host to ``target``; ``prior`` is what ran when the rollout was accepted, or None.
+
+    ``fresh_until`` is when the signed release is too old for another try of what failed; None: not limited.
+    """
 
     rollout_id: str
     target: str
     prior: str | None
     policy: str
+    fresh_until: datetime | None = None
 
     @property
     def way_back(self) -> str | None:

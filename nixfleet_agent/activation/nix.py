@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from nixfleet_agent.activation import processes
 from nixfleet_agent.activation.context import Context
@@ -23,6 +24,7 @@ PROFILE_SECS = 300.0
 _ERROR_LIMIT = 3072
 _COLOURS = re.compile(rb"\x1b\[[0-9;]*m")
 _UNITS = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4}
+_SUBSTITUTERS = re.compile(r"^substituters = (.*)$", re.MULTILINE)
 _SIZES = re.compile(r"\(([0-9.]+) ([KMGT]?i?B) download, ([0-9.]+) ([KMGT]?i?B) unpacked\)")
 
 
@@ -32,6 +34,10 @@ class FetchSize:
 
     download: int
     unpacked: int
+
+
+#: A cache's "not there" is remembered for an hour by default, and CI may upload a moment after it has published.
+FETCH_OPTIONS = ("--option", "narinfo-cache-negative-ttl", "0")
 
 
 def is_valid(context: Context, closure: str) -> bool:
@@ -76,9 +82,17 @@ def check_root(closure: str, root: Path) -> None:
         raise CommandError(f"the root {root} leads to {target}, not to {store_path(closure)}")
 
 
+class Watch(Protocol):
+    """Looks on while a fetch runs; ``check`` may raise to end it."""
+
+    def check(self) -> None: ...
+    def on_stderr(self, piece: bytes) -> None: ...
+    def on_start(self, pid: int) -> None: ...
+
+
 def fetch_size(context: Context, closure: str) -> FetchSize | None:
     """What fetching the closure would take; None where Nix does not tell (an old version, a cache that is slow)."""
-    arguments = ["nix-store", "--realise", "--dry-run", store_path(closure)]
+    arguments = ["nix-store", "--realise", "--dry-run", store_path(closure), *FETCH_OPTIONS]
     try:
         done = context.run(arguments, timeout=SIZES_SECS)
     except CommandError as error:
@@ -96,26 +110,33 @@ def fetch(
     closure: str,
     root: Path,
     *,
-    structured: bool,
-    check: Callable[[], None],
-    on_stderr: Callable[[bytes], None],
-    on_start: Callable[[int], None],
+    options: Sequence[str],
+    timeout: float,
+    watch: Watch,
 ) -> processes.Finished:
-    """``nix-store --realise``; ``structured`` asks for its progress as JSON lines.
+    """``nix-store --realise`` with further ``options``, for ``timeout`` seconds at most.
 
     Raises:
-        CommandError: Nix can't be run, or ``realise_timeout_secs`` are over.
+        CommandError: Nix can't be run, or its time is over.
     """
-    arguments = ["nix-store", "--realise", store_path(closure), *root_arguments(root)]
-    if structured:
-        arguments += ["--log-format", "internal-json"]
+    arguments = ["nix-store", "--realise", store_path(closure), *root_arguments(root), *FETCH_OPTIONS, *options]
     return context.run(
-        arguments,
-        timeout=context.config.realise_timeout_secs,
-        check=check,
-        on_stderr=on_stderr,
-        on_start=on_start,
+        arguments, timeout=timeout, check=watch.check, on_stderr=watch.on_stderr, on_start=watch.on_start
     )
+
+
+def substituters(context: Context) -> list[str]:
+    """The caches that Nix is configured with; none where it does not tell."""
+    for command in ("show-config", "config show"):
+        arguments = ["nix", "--extra-experimental-features", "nix-command", *command.split()]
+        try:
+            done = context.run(arguments, timeout=QUERY_SECS)
+        except CommandError:
+            return []
+        if done.returncode == 0:
+            match = _SUBSTITUTERS.search(plain_all(done.stdout))
+            return match[1].split() if match else []
+    return []
 
 
 def set_profile(context: Context, profile: Path, closure: str) -> None:
@@ -133,6 +154,11 @@ def set_profile(context: Context, profile: Path, closure: str) -> None:
 def said_by(done: processes.Finished) -> str:
     """Standard error of a call, without colours, its end when it is long."""
     return plain(done.stderr)
+
+
+def plain_all(raw: bytes) -> str:
+    """An answer as text, without colours, all of it."""
+    return _COLOURS.sub(b"", raw).decode("utf-8", "replace")
 
 
 def plain(raw: bytes) -> str:

@@ -6,20 +6,30 @@ from nixfleet_agent.activation import nix
 from nixfleet_agent.activation.context import Context
 from nixfleet_agent.activation.errors import CommandError, PhaseFailed
 from nixfleet_agent.activation.host import read_profile
+from nixfleet_agent.activation.patience import Patience
 
 PHASE = "nix-env-set"
 
 
-def point_at(context: Context, closure: str) -> bool:
+def point_at(context: Context, closure: str, patience: Patience | None = None) -> bool:
     """Set the profile unless it is there already (each call makes a generation); True when it had to move.
+
+    With ``patience`` what can pass, such as a busy database, is tried again.
 
     Raises:
         PhaseFailed: the profile is where it was.
     """
     if read_profile(context.config.profile) == closure:
         return False
-    try:
+
+    def attempt() -> None:
         nix.set_profile(context, context.config.profile, closure)
+
+    try:
+        if patience is None:
+            attempt()
+        else:
+            patience.persist(attempt)
     except CommandError as error:
         raise PhaseFailed(PHASE, str(error)) from error
     return True

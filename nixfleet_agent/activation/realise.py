@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from nixfleet_agent.activation import nix
+from nixfleet_agent.activation import failures, nix
 from nixfleet_agent.activation.context import Context
 from nixfleet_agent.activation.errors import CommandError, PhaseFailed
 from nixfleet_agent.activation.host import on_disk
-from nixfleet_agent.activation.model import EXIT_SIGNATURE_REFUSED
+from nixfleet_agent.activation.model import EXIT_SIGNATURE_REFUSED, EXIT_UNKNOWN
+from nixfleet_agent.activation.patience import Patience
 from nixfleet_agent.activation.realise_progress import Progress
 
 PHASE = "realise"
@@ -17,21 +19,87 @@ PHASE = "realise"
 REPORT_SECS = 5.0
 
 
-def realise(context: Context, closure: str, root: Path) -> None:
+def realise(context: Context, closure: str, root: Path, patience: Patience | None = None) -> None:
     """Fetch the closure where it is missing, check its signatures, and hold it with ``root``.
+
+    With ``patience`` what can pass (a cache that fails, a closure that is still being uploaded, a busy database) is
+    tried again.
 
     Raises:
         PhaseFailed: exit code -2 when signatures were refused, -1 with the reason otherwise.
         PhaseInterrupted: Nix has been ended.
     """
+    fetch = _Fetch(context, closure, root, patience)
     try:
-        if nix.is_valid(context, closure):
-            nix.hold(context, closure, root)
-            return
-        _check_space(context, closure)
-        _fetch(context, closure, root)
+        if patience is None:
+            fetch.attempt()
+        else:
+            patience.persist(fetch.attempt)
     except CommandError as error:
-        raise PhaseFailed(PHASE, str(error)) from error
+        raise PhaseFailed(error.phase or PHASE, str(error), error.exit_code) from error
+
+
+class _Fetch:
+    """The tries of one closure. Where a cache fails and there are others, those are asked without it at once.
+
+    Nix itself gives up when the first cache answers a question about a path with an error, and with ``fallback`` some
+    versions abort (2.8 does).
+    """
+
+    def __init__(self, context: Context, closure: str, root: Path, patience: Patience | None) -> None:
+        self._context = context
+        self._closure = closure
+        self._root = root
+        self._patience = patience
+        self._structured = True
+
+    def attempt(self) -> None:
+        """Raises CommandError."""
+        if nix.is_valid(self._context, self._closure):
+            nix.hold(self._context, self._closure, self._root)
+            return
+        _check_space(self._context, self._closure)
+        done, progress = self._run()
+        if done != 0 and self._structured and "log-format" in progress.text:  # a Nix before 2.4
+            self._structured = False
+            done, progress = self._run()
+        if done != 0 and (options := self._without_broken(progress.text)):
+            first = progress
+            done, progress = self._run(options)
+            progress.refusal = progress.refusal or first.refusal
+            if done != 0 and failures.classify(first.text).passes:
+                raise _failed(done, f"{first.text}\n{progress.text}", progress.refusal)
+        if done != 0:
+            raise _failed(done, progress.text, progress.refusal)
+        nix.check_root(self._closure, self._root)
+
+    def _run(self, options: Sequence[str] = ()) -> tuple[int, Progress]:
+        context, patience = self._context, self._patience
+        watch = _Watch(context, self._closure, reports_bytes=self._structured)
+        timeout = context.config.realise_timeout_secs if patience is None else max(patience.left, 0.0)
+        form = ("--log-format", "internal-json") if self._structured else ()
+        done = nix.fetch(context, self._closure, self._root, options=(*options, *form), timeout=timeout, watch=watch)
+        return done.returncode, watch.progress
+
+    def _without_broken(self, text: str) -> Sequence[str]:
+        """The options that ask all caches but those that failed; none when there are no others."""
+        if "unable to " not in text:
+            return ()
+        caches = nix.substituters(self._context)
+        broken = failures.broken_caches(text, caches)
+        others = [cache for cache in caches if cache not in broken]
+        if not broken or not others:
+            return ()
+        self._context.log.info("asking the caches but %s", ", ".join(broken), extra={"closure": self._closure})
+        return ("--option", "substituters", " ".join(others))
+
+
+def _failed(code: int, text: str, refusal: str | None) -> CommandError:
+    reason = text or f"nix-store --realise ended with {code} and said nothing"
+    if refusal is not None and refusal not in reason:
+        reason = f"{reason}\n{refusal}"
+    exit_code = EXIT_UNKNOWN if refusal is None else EXIT_SIGNATURE_REFUSED
+    return CommandError(reason, exit_code=exit_code)
 
 
 def _check_space(context: Context, closure: str) -> None:
@@ -47,37 +115,13 @@ def _check_space(context: Context, closure: str) -> None:
         return
     free = disk.f_bavail * disk.f_frsize
     if size.unpacked > free:
-        raise PhaseFailed(
-            "free-space",
-            f"{closure} takes {size.unpacked} bytes in the store, {free} are free: free some and release again",
-        )
+        message = f"{closure} takes {size.unpacked} bytes in the store, {free} are free: free some and release again"
+        raise CommandError(message, failure=_full(message), phase="free-space")
 
 
-def _fetch(context: Context, closure: str, root: Path) -> None:
-    done, progress = _run(context, closure, root, structured=True)
-    if done != 0 and "log-format" in progress.text:  # a Nix before 2.4
-        done, progress = _run(context, closure, root, structured=False)
-    if done != 0:
-        reason = progress.text or f"nix-store --realise ended with {done} and said nothing"
-        if progress.refusal is None:
-            raise PhaseFailed(PHASE, reason)
-        told = reason if progress.refusal in reason else f"{reason}\n{progress.refusal}"
-        raise PhaseFailed(PHASE, told, EXIT_SIGNATURE_REFUSED)
-    nix.check_root(closure, root)
-
-
-def _run(context: Context, closure: str, root: Path, *, structured: bool) -> tuple[int, Progress]:
-    watch = _Watch(context, closure, reports_bytes=structured)
-    done = nix.fetch(
-        context,
-        closure,
-        root,
-        structured=structured,
-        check=watch.check,
-        on_stderr=watch.progress.feed,
-        on_start=watch.start,
-    )
-    return done.returncode, watch.progress
+def _full(message: str) -> failures.Failure:
+    row = failures.DISK
+    return failures.Failure(row.kind, row.passes, row.meaning, message)
 
 
 class _Watch:
@@ -95,8 +139,11 @@ class _Watch:
         self._moved = 0
         self._moved_at = self._told_at = context.clock.monotonic()
 
-    def start(self, pid: int) -> None:
+    def on_start(self, pid: int) -> None:
         self._pid = pid
+
+    def on_stderr(self, piece: bytes) -> None:
+        self.progress.feed(piece)
 
     def check(self) -> None:
         self._context.check()

@@ -5,35 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from nixfleet_agent.activation.failures import is_refused_signature
 from nixfleet_agent.activation.nix import plain
-
-#: How Nix 2.3 to 2.3x, Lix and Determinate Nix say that no trusted key has signed a path. A substituter's refusal is a
-#: warning ("... is not signed by any of the keys in", after 2.8 "..., as it's not signed by any of the keys in"); the
-#: error that follows says only that nothing can build the path.
-REFUSED_SIGNATURE = (
-    "lacks a valid signature",
-    "lacks a signature by a trusted key",
-    "does not have a valid signature",
-    "not signed by any of the keys in",
-    "not signed by a trusted key",
-    "no signature is trusted",
-    "no signatures matched",
-    "untrusted signature",
-    "signature mismatch",
-    "invalid signature",
-    "lacks a trusted signature",
-)
 
 #: Numbers of Nix's own protocol for its log (``ActivityType`` and ``ResultType`` in its logging.hh).
 _COPY_PATH, _FILE_TRANSFER, _PROGRESS = 100, 101, 105
 _TEXT_LIMIT = 64 * 1024
 _LINE_LIMIT = 1024 * 1024
-
-
-def is_refused_signature(text: str) -> bool:
-    """Whether Nix's words mean that a path is not signed by a trusted key."""
-    lower = text.lower()
-    return any(wording in lower for wording in REFUSED_SIGNATURE)
 
 
 class Progress:

@@ -10,8 +10,10 @@ from nixfleet_agent.activation import nix
 from nixfleet_agent.activation.backends.base import Backend
 from nixfleet_agent.activation.context import Context
 from nixfleet_agent.activation.errors import CommandError, PhaseFailed
-from nixfleet_agent.activation.host import on_disk
+from nixfleet_agent.activation.failures import Failure
+from nixfleet_agent.activation.host import on_disk, store_path
 from nixfleet_agent.activation.model import Forward
+from nixfleet_agent.activation.patience import Patience
 from nixfleet_agent.errors import StorageError
 from nixfleet_agent.proto.ids import file_part
 
@@ -53,8 +55,10 @@ def holding(state_dir: Path) -> set[str]:
     return {name.rpartition("-")[0] for name in names if name.rpartition("-")[2] in _ENDS}
 
 
-def secure(context: Context, backend: Backend, intent: Forward) -> None:
+def secure(context: Context, backend: Backend, intent: Forward, patience: Patience) -> None:
     """Hold the prior closure, which must be valid and have its switch script.
+
+    Where the policy asks for a way back, what can pass (a busy database, a daemon that restarts) is tried again.
 
     Raises:
         PhaseFailed: there is no way back and the policy asks for one. Under another policy that is a warning.
@@ -62,8 +66,16 @@ def secure(context: Context, backend: Backend, intent: Forward) -> None:
     prior = intent.way_back
     if prior is None:
         return
+    root = root_of(context.state_dir, intent.rollout_id, "prior")
+
+    def attempt() -> None:
+        _hold(context, backend, prior, root)
+
     try:
-        _hold(context, backend, prior, root_of(context.state_dir, intent.rollout_id, "prior"))
+        if intent.takes_back:
+            patience.persist(attempt)
+        else:
+            attempt()
     except (CommandError, StorageError) as error:
         if intent.takes_back:
             raise PhaseFailed(PHASE, f"{prior}: {error}") from error
@@ -72,16 +84,30 @@ def secure(context: Context, backend: Backend, intent: Forward) -> None:
 
 def script_missing(context: Context, backend: Backend, closure: str) -> str | None:
     """Why the closure can't be switched to, or None."""
-    script = backend.command(on_disk(context.config.store_root, closure), "switch")[0]
-    if os.access(script, os.X_OK) and Path(script).is_file():
+    place = on_disk(context.config.store_root, closure)
+    script = backend.command(place, "switch")[0]
+    if os.access(script, os.X_OK) and Path(script).is_file() and Path(script).stat().st_size:
         return None
-    return f"{script} is missing or not executable: not a system closure"
+    if not place.exists() or Path(script).exists():
+        # The database knows the path and its files are gone or empty: a power cut, or somebody's rm.
+        return f"{script} is missing or empty: {repair(closure)}"
+    return f"{script} is missing or not executable: not a system closure, or {repair(closure)}"
+
+
+def repair(closure: str) -> str:
+    """How an operator mends a path of the store."""
+    return f"the path is damaged; `nix-store --repair-path {store_path(closure)}` fetches it again"
 
 
 def _hold(context: Context, backend: Backend, prior: str, root: Path) -> None:
     if not nix.is_valid(context, prior):
-        raise CommandError("it is not in the store")
+        raise _final("it is not in the store")
     make_roots_folder(context.state_dir)
     nix.hold(context, prior, root)
     if (reason := script_missing(context, backend, prior)) is not None:
-        raise CommandError(reason)
+        raise _final(reason)
+
+
+def _final(reason: str) -> CommandError:
+    """What no second look would find otherwise."""
+    return CommandError(reason, failure=Failure("way-back", False, reason, ""))

@@ -88,6 +88,12 @@ def _activating(record: Mapping[str, Any], snapshot: Snapshot, now: datetime, ho
     done = f", last finished step: {phase}" if phase and snapshot.get("running") else ""
     what = "being switched to" if record["activation_started_at"] else "being fetched and prepared"
     yield f"{record['target_closure']} ({record['rollout_id']}) is {what} since {_ago(since, now)}{done}."
+    waiting = snapshot.get("waiting")
+    if waiting and snapshot.get("running"):
+        times = "once" if waiting["tries"] == 1 else f"{waiting['tries']} times"
+        next_try = _time(waiting["next_try_at"])
+        again = f" {ago(next_try, now)}" if next_try and next_try > now else ""
+        yield f"Nothing has changed on this host yet: {waiting['reason']}. Tried {times}, it is tried again{again}."
 
 
 def _deferred(record: Mapping[str, Any], snapshot: Snapshot, now: datetime, hours: float) -> Iterator[str]:

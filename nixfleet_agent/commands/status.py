@@ -121,6 +121,9 @@ def _warnings(snapshot: Snapshot, now: datetime) -> Iterator[tuple[str, str, str
         yield "workers", f"no sign of life from {', '.join(silent)}", RED
     if rollback := snapshot.get("rollback"):
         yield "rollback", _rollback(rollback, now), RED
+    if waiting := snapshot.get("waiting"):
+        next_try = f"next try {_ago(waiting['next_try_at'], now)}"
+        yield "waiting", f"tries so far: {waiting['tries']}, {next_try}: {waiting['reason']}", YELLOW
     if dispatch := snapshot.get("dispatch"):
         reason = dispatch.get("reason") or "being verified"
         yield "kept", f"{dispatch['rollout_id']}, {_ago(dispatch['received_at'], now)}: {reason}", YELLOW

@@ -194,8 +194,7 @@ class Host:
         """Of the agent and of all its children: this host's store, and the one cache that it trusts."""
         around = self._around
         nix_config = (
-            f"substituters = {around.cache_url}\ntrusted-public-keys = {around.cache_key}\n"
-            "connect-timeout = 5\nnarinfo-cache-negative-ttl = 0\nbuild-users-group =\n"
+            f"substituters = {around.cache_url}\ntrusted-public-keys = {around.cache_key}\nbuild-users-group =\n"
         )
         return {
             **inherited(),

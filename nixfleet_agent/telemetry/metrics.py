@@ -34,6 +34,7 @@ COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "probe_results": ("Results of health probes", ("probe", "status")),
     "worker_restarts": ("Workers that died and were started again", ("worker",)),
     "rollback_failures": ("Attempts to roll back that failed", ()),
+    "realise_retries": ("Tries before a switch that failed and are made again", ("reason",)),
     "requests": ("Requests to the control plane", ("endpoint", "outcome")),
 }
 

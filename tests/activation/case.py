@@ -12,11 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from nixfleet_agent.activation.context import Context
+from nixfleet_agent.activation.context import Context, Retrying, Waiting
 from nixfleet_agent.activation.host import read_boot_id
 from nixfleet_agent.activation.model import ROLLBACK_AND_HALT, Forward, ForwardOutcome, Rollback
 from nixfleet_agent.activation.pipeline import Pipeline
 from nixfleet_agent.activation.records import Record, Records
+from nixfleet_agent.threads.backoff import Backoff
 from nixfleet_agent.threads.clock import Clock, SystemClock
 from tests.support.nix import Nixery, NixHost
 
@@ -72,6 +73,7 @@ class PipelineCase(unittest.TestCase):
         self.wake = threading.Event()
         self.asked = 0
         self.methods: list[str] = []
+        self.waits: list[Waiting | None] = []
         self.phases: list[tuple[str, float]] = []
         self.after_phase: dict[str, Callable[[], object]] = {}
         self.log = logging.getLogger(f"test.{name}")
@@ -99,6 +101,7 @@ class PipelineCase(unittest.TestCase):
             lambda seconds: void(self.wake.wait(seconds)),
             self.log,
             on_phase=self.note_phase,
+            retrying=Retrying(lambda: Backoff(0.05, 0.4), self.waits.append),
             base_environment=self.host.environment,
         )
         return Pipeline(context)
@@ -137,6 +140,14 @@ class PipelineCase(unittest.TestCase):
     def back(self, failed: str, *, fired: bool = True, observed: str | None = None) -> Rollback:
         """From the failed closure back to v1."""
         return Rollback(ROLLOUT, self.v1, failed, fired, observed)
+
+    def program(self, name: str, script: str) -> None:
+        """Put a script of that name before the real program."""
+        programs = self.host.root / "programs"
+        programs.mkdir(exist_ok=True)
+        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+        (programs / name).chmod(0o755)
+        self.host.environment["PATH"] = f"{programs}:{os.environ['PATH']}"
 
     def records(self, direction: str) -> list[Record]:
         """The host's switch records of one direction."""

@@ -58,7 +58,7 @@ class BadInputTest(PipelineCase):
         self.assert_untouched(self.forward(self.v2), "fire", "no dd, ln on the agent's PATH")
 
     def test_a_nix_daemon_that_is_gone_says_so(self) -> None:
-        self.host.configure(store_root="")
+        self.host.configure(store_root="", realise_timeout_secs=1.0)
         self.host.environment["NIX_REMOTE"] = f"unix://{self.host.root}/no-socket"
         self.assert_untouched(self.forward(self.v2, policy="halt"), "realise", "no-socket")
 

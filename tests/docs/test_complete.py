@@ -48,7 +48,8 @@ class Operators(unittest.TestCase):
     def test_no_flag_that_does_not_exist(self) -> None:
         of_the_program = {"--version"}
         of_the_tests = {"--fast", "--slow", "--coverage", "--now", "--mutants", "--fuzz", "--guided"}
-        known = {flag for command in COMMANDS for flag in flags_of(command)} | of_the_program | of_the_tests
+        of_nix = {"--repair-path"}
+        known = {flag for command in COMMANDS for flag in flags_of(command)} | of_the_program | of_the_tests | of_nix
         for page in PAGES:
             for code in inline_code(page):
                 for flag in re.findall(r"(?:^|\s)(--[a-z][\w-]*)", code):

@@ -206,10 +206,7 @@ class Nixery:
     def host(self, name: str, *, substituters: str | None = None) -> NixHost:
         """A host under this folder that fetches from the cache and trusts its key."""
         source = self.server.url if substituters is None else substituters
-        config = (
-            f"substituters = {source}\ntrusted-public-keys = {self.public_key}\n"
-            "connect-timeout = 5\ndownload-attempts = 1\nnarinfo-cache-negative-ttl = 0\nsandbox = false\n"
-        )
+        config = f"substituters = {source}\ntrusted-public-keys = {self.public_key}\nsandbox = false\n"
         return NixHost(self.folder / "hosts" / name, config)
 
     def system(
@@ -291,7 +288,8 @@ class Nixery:
 class CacheServer:
     """Serves a folder on 127.0.0.1; ``drip`` (bytes, seconds) slows every .nar.
 
-    After ``stall_after`` bytes of one it stops, after ``cut_after`` the connection is closed.
+    After ``stall_after`` bytes of one it stops, after ``cut_after`` the connection is closed. ``status`` may answer a
+    path with an HTTP error.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -299,6 +297,7 @@ class CacheServer:
         self.drip: tuple[int, float] | None = None
         self.stall_after: int | None = None
         self.cut_after: int | None = None
+        self.status: Callable[[str], int | None] = lambda path: None
         self.closing = threading.Event()
         handler = functools.partial(_Handler, self, directory=str(folder))
         self._server = _Server(("127.0.0.1", 0), handler)
@@ -323,6 +322,18 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
     def __init__(self, cache: CacheServer, *arguments: Any, directory: str) -> None:
         self._cache = cache
         super().__init__(*arguments, directory=directory)
+
+    def do_GET(self) -> None:
+        if (code := self._cache.status(self.path)) is not None:
+            self.send_error(code)
+        else:
+            super().do_GET()
+
+    def do_HEAD(self) -> None:
+        if (code := self._cache.status(self.path)) is not None:
+            self.send_error(code)
+        else:
+            super().do_HEAD()
 
     def log_message(self, format: str, *arguments: object) -> None:
         self._cache.requests.append(self.path)

@@ -110,6 +110,7 @@ def forward_order(rollout: Rollout, *, resume: bool = False) -> ActivateForward:
         policy=str(rollout.accepted.policy),
         resume=resume,
         already_started=record.activation_started_at is not None,
+        signed_at=rollout.accepted.manifest_signed_at,
     )
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 
 @dataclass(frozen=True, slots=True)
 class ActivateForward:
-    """Bring ``target`` to life; ``resume`` after a restart in the middle of it. ``prior`` is the way back, if any."""
+    """Bring ``target`` to life; ``resume`` after a restart in the middle of it. ``prior`` is the way back, if any.
+
+    ``signed_at`` is when the manifest was signed that it was accepted under.
+    """
 
     rollout_id: str
     target: str
@@ -15,6 +19,7 @@ class ActivateForward:
     policy: str
     resume: bool = False
     already_started: bool = False
+    signed_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
-from nixfleet_agent.activation.context import SHUTDOWN, SUPERSEDED, Context
+from nixfleet_agent.activation.context import SHUTDOWN, SUPERSEDED, Context, Retrying, Waiting
 from nixfleet_agent.activation.errors import PhaseInterrupted
 from nixfleet_agent.activation.model import (
     Completed,
@@ -20,6 +20,7 @@ from nixfleet_agent.activation.model import (
 )
 from nixfleet_agent.activation.pipeline import Pipeline
 from nixfleet_agent.errors import StorageError
+from nixfleet_agent.proto.ids import channel_of
 from nixfleet_agent.runtime.rollout.inputs import Ack, Answer, HostEvent, ReducerInput, RollbackAttemptFailed
 from nixfleet_agent.runtime.rollout.orders import ActivateForward, ActivationOrder, Release, RollBack
 from nixfleet_agent.runtime.rollout.outcomes import event_of
@@ -56,6 +57,7 @@ class ActivationWorker(Worker):
         self._on_quarantine = on_quarantine
         self._read_current = services.read_current
         self._make_room = services.reserve.release
+        self._window_of = services.cache.window_of
         self._order: ActivationOrder | None = None
         self._drift: str | None = None
         self._room_made = False
@@ -69,6 +71,7 @@ class ActivationWorker(Worker):
                 self._wait,
                 self.log,
                 on_phase=self._note_phase,
+                retrying=Retrying(services.backoff, self._note_wait),
             )
         )
 
@@ -97,7 +100,7 @@ class ActivationWorker(Worker):
     # -- forward ------------------------------------------------------------------------------
 
     def _forward(self, order: ActivateForward) -> None:
-        intent = Forward(order.rollout_id, order.target, order.prior, order.policy)
+        intent = Forward(order.rollout_id, order.target, order.prior, order.policy, self._fresh_until(order))
         self._switching(order.resume and order.already_started)
         try:
             if order.resume:
@@ -111,7 +114,12 @@ class ActivationWorker(Worker):
             if not isinstance(outcome, Interrupted):
                 self._tell(HostEvent(order.rollout_id, event_of(outcome, self.clock.now(), self._phases)))
         finally:
+            self._note_wait(None)
             self._switching(False)
+
+    def _fresh_until(self, order: ActivateForward) -> datetime | None:
+        window = self._window_of(channel_of(order.rollout_id))
+        return None if window is None or order.signed_at is None else order.signed_at + window
 
     def _started(self, method: str) -> None:
         """The switch may only be fired once its event is durable; raises PhaseInterrupted when it must not be."""
@@ -262,6 +270,24 @@ class ActivationWorker(Worker):
     def _note_phase(self, name: str, seconds: float) -> None:
         self._phases.append(Phase(name=name, seconds=round(seconds, 3)))
         self._board.publish("activation", {"phase": name, "seconds": round(seconds, 3)})
+
+    def _note_wait(self, waiting: Waiting | None) -> None:
+        """The section ``waiting``: what a rollout waits for before anything on the host is changed."""
+        if waiting is None:
+            if self._board.get("waiting") is not None:
+                self._board.publish("waiting", None)
+            return
+        order = self._order
+        section = {
+            "rollout_id": None if order is None else order.rollout_id,
+            "closure": waiting.closure,
+            "kind": waiting.kind,
+            "reason": waiting.reason,
+            "tries": waiting.tries,
+            "next_try_at": self.clock.now() + timedelta(seconds=waiting.seconds),
+        }
+        self._board.publish("waiting", section)
+        self._board.count("realise_retries", reason=waiting.kind)
 
     def _tell(self, item: ReducerInput) -> None:
         self._inputs.put(item, self.alive)
