@@ -6,11 +6,13 @@ import logging
 import threading
 import unittest
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from typing import Any
 from unittest import mock
 
-from nixfleet_agent.activation.context import SHUTDOWN, SUPERSEDED, Context
+from nixfleet_agent.activation.context import SHUTDOWN, SUPERSEDED, Context, Retrying, Waiting
 from nixfleet_agent.activation.errors import PhaseInterrupted
 from nixfleet_agent.activation.model import (
     Completed,
@@ -68,6 +70,7 @@ class ScriptedPipeline:
         self,
         context: Context,
     ) -> None:
+        self.retrying: Retrying = context.retrying
         self.interrupted, self.wait, self.on_phase = context.interrupted, context.wait, context.on_phase
         self.script: list[Script | object] = []
         self.calls: list[tuple[Any, ...]] = []
@@ -148,6 +151,13 @@ class Reserves:
         return bool(self.left and self.left.pop())
 
 
+class Windows:
+    """Stands for the cache of signed artifacts: how old those of each channel may be."""
+
+    def window_of(self, channel: str) -> timedelta | None:
+        return {"stable": timedelta(hours=2)}.get(channel)
+
+
 class Case(unittest.TestCase):
     """``said`` is what the worker logged at warning or above."""
 
@@ -180,6 +190,7 @@ class Case(unittest.TestCase):
                     rollback=self.control,
                     read_current=lambda: None,
                     reserve=Reserves(self.reserves),
+                    cache=Windows(),
                 ),
                 lambda *words: self.quarantined.append(words),
             )
@@ -252,6 +263,28 @@ class Forwards(Case):
         self.idle()
         self.assertEqual(self.pipeline.calls, [("forward", Forward(R, TARGET, PRIOR, "rollback-and-halt"))])
         self.assertEqual(self.quarantined, [])
+
+    def test_what_it_waits_for_is_shown_and_counted_until_it_is_over(self) -> None:
+        shown: list[Any] = []
+
+        def waits(pipeline: ScriptedPipeline, on_started: Callable[[str], None]) -> object:
+            pipeline.retrying.on_wait(Waiting(TARGET, "server", "a cache's server fails", 3, 7.0))
+            shown.append(self.board.get("waiting"))
+            return Failed(-1, "realise: gone", "realise", False, PRIOR)
+
+        self.start(FORWARD, waits)
+        self.event(LocalActivationFailed)
+        self.idle()
+        self.assertEqual((shown[0]["rollout_id"], shown[0]["reason"]), (R, "a cache's server fails"))
+        self.assertEqual((shown[0]["tries"], shown[0]["next_try_at"]), (3, self.clock.now() + timedelta(seconds=7)))
+        self.assertIsNone(self.board.get("waiting"))
+        self.assertEqual(self.board.counters()[("realise_retries", (("reason", "server"),))], 1)
+
+    def test_a_try_is_limited_by_the_age_that_a_release_of_its_channel_may_have(self) -> None:
+        signed_at = self.clock.now()
+        self.start(replace(FORWARD, signed_at=signed_at), Completed(TARGET, 0, ()))
+        self.event(LocalActivationCompleted)
+        self.assertEqual(self.pipeline.calls[0][1].fresh_until, signed_at + timedelta(hours=2))
 
     def test_what_runs_is_half_a_switch_from_the_start_until_the_outcome(self) -> None:
         seen = []
