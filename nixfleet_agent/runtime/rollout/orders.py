@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 
@@ -10,7 +10,7 @@ from datetime import datetime
 class ActivateForward:
     """Bring ``target`` to life; ``resume`` after a restart in the middle of it. ``prior`` is the way back, if any.
 
-    ``signed_at`` is when the manifest was signed that it was accepted under.
+    ``signed_at`` is when the manifest that it was accepted under was signed; it does not make it another order.
     """
 
     rollout_id: str
@@ -19,7 +19,7 @@ class ActivateForward:
     policy: str
     resume: bool = False
     already_started: bool = False
-    signed_at: datetime | None = None
+    signed_at: datetime | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
