@@ -102,10 +102,6 @@ class Pipeline:
         """Whether a switch of this rollout has started, so that units may be half changed; from disk."""
         return bool(self._switches.attempts(rollout_id))
 
-    def switching(self) -> bool:
-        """Whether a switch of ours runs at this moment: what is current may be half of it."""
-        return self._switches.running() is not None
-
     def _outcome(self, intent: Forward, run: Callable[[], Completed | Deferred]) -> ForwardOutcome:
         try:
             return run()

@@ -16,7 +16,7 @@ from nixfleet_agent.artifacts.files import ArtifactFiles
 from nixfleet_agent.artifacts.memory import ArtifactCache, CachedArtifact, Seen
 from nixfleet_agent.artifacts.trust_store import TrustStore
 from nixfleet_agent.config.model import Config
-from nixfleet_agent.net.client import FLEET_LIMIT, MANIFEST_LIMIT, ControlPlane
+from nixfleet_agent.net.client import ControlPlane
 from nixfleet_agent.proto import ids
 from nixfleet_agent.telemetry.status import StatusBoard
 from nixfleet_agent.threads.clock import Clock
@@ -24,7 +24,14 @@ from nixfleet_agent.trust.errors import BadSignatureError, FleetPinMismatchError
 from nixfleet_agent.trust.marks import Marks
 from nixfleet_agent.trust.resolve import Resolved, require_entry, require_pin, resolve_dispatch
 from nixfleet_agent.trust.seen import SeenFleet, SeenManifest, Signed, see_fleet, see_manifest
-from nixfleet_agent.trust.verify import VerifiedFleet, VerifiedManifest, check_fresh_fleet, check_fresh_manifest
+from nixfleet_agent.trust.verify import (
+    FLEET_LIMIT,
+    MANIFEST_LIMIT,
+    VerifiedFleet,
+    VerifiedManifest,
+    check_fresh_fleet,
+    check_fresh_manifest,
+)
 
 FLEET_PATH = "/v1/fleet.resolved"
 ROLLOUTS_PATH = "/v1/rollouts"

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from nixfleet_agent.errors import TransportError
 from nixfleet_agent.net.answers import Answer, retry_after
-from nixfleet_agent.net.client import JSON, OCTETS, SIGNATURE_LIMIT, ControlPlane
+from nixfleet_agent.net.client import JSON, OCTETS, ControlPlane
 from nixfleet_agent.threads.clock import Clock
+from nixfleet_agent.trust.verify import SIGNATURE_LIMIT
 
 #: Seconds for the bytes of an artifact, and for its signature: the largest fleet over a slow line still comes through.
 BODY_DEADLINE = 60.0

@@ -9,6 +9,7 @@ from pathlib import Path
 from nixfleet_agent import durable
 from nixfleet_agent.errors import StorageError
 from nixfleet_agent.proto import ids
+from nixfleet_agent.reading import read_regular
 from nixfleet_agent.trust.verify import FLEET_LIMIT, MANIFEST_LIMIT, SIGNATURE_LIMIT
 
 log = logging.getLogger("nixfleet_agent.manifest_cache")
@@ -66,9 +67,7 @@ def _read_pair(folder: Path, name: str, limit: int) -> tuple[bytes, bytes] | Non
 
 def _read(path: Path, limit: int) -> bytes | None:
     try:
-        with path.open("rb") as file:
-            # One byte more than the limit is enough for the verifier to refuse it; a planted file can't fill memory.
-            return file.read(limit + 1)
+        return read_regular(path, limit)  # the verifier refuses what is longer than the limit
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -17,6 +17,7 @@ from nixfleet_agent.artifacts.fetch import Fetched, Tags
 from nixfleet_agent.artifacts.files import ArtifactFiles
 from nixfleet_agent.errors import StorageError
 from nixfleet_agent.telemetry.status import StatusBoard
+from nixfleet_agent.trouble import Trouble
 from nixfleet_agent.trust.errors import VerificationError
 from nixfleet_agent.trust.roots import TrustRoots
 from nixfleet_agent.trust.seen import SeenFleet, SeenManifest
@@ -53,7 +54,7 @@ class ArtifactCache:
         self._writing = threading.Lock()
         self._fleet: CachedArtifact[SeenFleet] | None = None
         self._manifests: dict[str, CachedArtifact[SeenManifest]] = {}
-        self._trouble = ""
+        self._trouble = Trouble(log, "verified artifacts are not on disk yet")
 
     def fleet(self) -> CachedArtifact[SeenFleet] | None:
         """The newest fleet that verified, of any age."""
@@ -115,11 +116,10 @@ class ArtifactCache:
         with self._writing:
             try:
                 self._write()
-                self._trouble = ""
             except StorageError as error:
-                if str(error) != self._trouble:
-                    log.warning("%s", error)
-                self._trouble = str(error)
+                self._trouble.failed(error)
+            else:
+                self._trouble.over()
 
     def _write(self) -> None:
         for rollout_id in self._drop_old():

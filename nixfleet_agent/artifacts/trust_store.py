@@ -17,6 +17,8 @@ from nixfleet_agent import durable
 from nixfleet_agent.config.model import Config
 from nixfleet_agent.errors import ProtoError, StorageError
 from nixfleet_agent.proto.strict_json import BODY_LIMIT, loads_strict
+from nixfleet_agent.reading import read_regular
+from nixfleet_agent.trouble import Trouble
 from nixfleet_agent.trust.errors import TrustFileError
 from nixfleet_agent.trust.marks import Marks
 from nixfleet_agent.trust.roots import TrustRoots, parse_trust
@@ -41,7 +43,7 @@ class TrustStore:
         self._roots: TrustRoots | None = None
         self._marks = Marks()
         self._written: Marks | None = None
-        self._trouble = ""
+        self._trouble = Trouble(log, "the trust marks are not on disk yet")
 
     def trust(self) -> TrustRoots:
         """The trust roots; read again when the file has changed.
@@ -112,18 +114,16 @@ class TrustStore:
 
     def flush_or_say(self) -> None:
         """``flush`` for workers that have something better to do than to fail: each reason is said once."""
-        trouble = ""
         try:
             self.flush()
         except StorageError as error:
-            trouble = str(error)
-        if trouble and trouble != self._trouble:
-            log.warning("the trust marks are not on disk yet: %s", trouble)
-        self._trouble = trouble
+            self._trouble.failed(error)
+        else:
+            self._trouble.over()
 
     def _read_marks(self) -> Marks | None:
         try:
-            raw = self._marks_path.read_bytes()
+            raw = read_regular(self._marks_path, BODY_LIMIT)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -148,7 +148,6 @@ def _stamp_of(path: Path) -> _Stamp:
 
 def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            return file.read(BODY_LIMIT + 1)
+        return read_regular(path, BODY_LIMIT)
     except OSError as error:
         raise TrustFileError(f"can't read the trust file {path}: {error.strerror}: put the fleet's there") from error

@@ -17,9 +17,10 @@ from nixfleet_agent.identity.certificate import AgentCertificate, CertificateErr
 from nixfleet_agent.identity.credentials import Credentials, Identity
 from nixfleet_agent.identity.csr import make_csr
 from nixfleet_agent.net.answers import Answer, retry_after
-from nixfleet_agent.net.client import SIGNATURE_LIMIT, ControlPlane
+from nixfleet_agent.net.client import ControlPlane
 from nixfleet_agent.proto import enrollment as wire
 from nixfleet_agent.threads.clock import Clock
+from nixfleet_agent.trust.verify import SIGNATURE_LIMIT
 
 #: The smallest thing that every control plane serves to its hosts and to nobody else.
 _PROOF_PATH = "/v1/fleet.resolved/sig"

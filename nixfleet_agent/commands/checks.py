@@ -22,16 +22,16 @@ from nixfleet_agent.identity.anchors import load_anchors
 from nixfleet_agent.identity.certificate import load_certificate, name_is_ours
 from nixfleet_agent.identity.host_key import load_host_key, permission_warnings
 from nixfleet_agent.identity.token import check_token, load_token
-from nixfleet_agent.net.client import SIGNATURE_LIMIT, ControlPlane
+from nixfleet_agent.net.client import ControlPlane
 from nixfleet_agent.net.failures import ClientCertificateRefusedError
 from nixfleet_agent.probes import health_checks
-from nixfleet_agent.probes.runners.files import read_regular
 from nixfleet_agent.proto.strict_json import BODY_LIMIT, loads_strict
+from nixfleet_agent.reading import read_regular
 from nixfleet_agent.text import printable
 from nixfleet_agent.threads.clock import Clock
 from nixfleet_agent.trust.errors import VerificationError
 from nixfleet_agent.trust.marks import Marks
-from nixfleet_agent.trust.verify import CLOCK_SKEW
+from nixfleet_agent.trust.verify import CLOCK_SKEW, SIGNATURE_LIMIT
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 #: Below this a release may not even fit its own journal (bytes).
@@ -120,7 +120,7 @@ def ca_file(config: Config) -> Iterator[Finding]:
 def clock_and_marks(config: Config, clock: Clock) -> Iterator[Finding]:
     path = config.state_dir / MARKS_FILE
     try:
-        newest = Marks.parse(loads_strict(path.read_bytes(), limit=BODY_LIMIT, what=str(path))).newest
+        newest = Marks.parse(loads_strict(read_regular(path, BODY_LIMIT), limit=BODY_LIMIT, what=str(path))).newest
     except FileNotFoundError:
         return  # nothing was accepted yet
     except OSError as error:

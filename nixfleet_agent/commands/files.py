@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from pathlib import Path
 
 from nixfleet_agent.errors import EXIT_USAGE, AgentError
+from nixfleet_agent.reading import read_regular
 
 
 class InputFileError(AgentError):
@@ -22,11 +21,6 @@ def read_input(path: Path, limit: int, kind: type[AgentError] = InputFileError) 
         AgentError: of the given ``kind``: missing, unreadable, a folder, or a pipe, which could block for ever.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (OSError, ValueError) as error:
-        raise kind(f"can't read {path}: {getattr(error, 'strerror', None) or error}") from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise kind(f"can't read {path}: it is not a regular file")
-    with os.fdopen(descriptor, "rb") as file:
-        return file.read(limit + 1)
+        return read_regular(path, limit)
+    except OSError as error:
+        raise kind(f"can't read {path}: {error.strerror}") from error

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from nixfleet_agent.errors import ProtoError
-from nixfleet_agent.journal.entries import Entry, Name, decode, parse_name
+from nixfleet_agent.journal.entries import Entry, Name, decode, parse_name, read_raw
 from nixfleet_agent.journal.header import Accepted
 from nixfleet_agent.journal.journal import CORRUPT, DROPPED, QUEUE, REJECTED, SENT
 from nixfleet_agent.state_machine import RolloutRecord, State, TransitionError, advance
@@ -42,7 +42,7 @@ class Found:
             ProtoError: it can't be read, or is another entry than its name says.
         """
         try:
-            entry = decode(self.path.read_bytes())
+            entry = decode(read_raw(self.path))
         except OSError as error:
             raise ProtoError(f"can't read it: {error.strerror}") from error
         if self.name is not None and (entry.seq, entry.rollout_id) != (self.name.seq, self.name.rollout_id):

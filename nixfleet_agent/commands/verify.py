@@ -8,18 +8,15 @@ from pathlib import Path
 from nixfleet_agent.commands.files import read_input
 from nixfleet_agent.commands.invocation import GREEN, RED, Invocation, Parser
 from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_OK, EXIT_USAGE, AgentError, ConfigError, ProtoError
-from nixfleet_agent.net.client import FLEET_LIMIT, MANIFEST_LIMIT, SIGNATURE_LIMIT
 from nixfleet_agent.proto.manifest import RolloutManifest
-from nixfleet_agent.proto.strict_json import loads_strict
+from nixfleet_agent.proto.strict_json import BODY_LIMIT, loads_strict
 from nixfleet_agent.proto.times import format_time
 from nixfleet_agent.threads.clock import SystemClock
 from nixfleet_agent.trust import errors as refusals
 from nixfleet_agent.trust.marks import Marks
 from nixfleet_agent.trust.resolve import require_entry
 from nixfleet_agent.trust.roots import TrustRoots, parse_trust
-from nixfleet_agent.trust.verify import verify_fleet, verify_manifest
-
-_TRUST_LIMIT = 1024 * 1024
+from nixfleet_agent.trust.verify import FLEET_LIMIT, MANIFEST_LIMIT, SIGNATURE_LIMIT, verify_fleet, verify_manifest
 
 
 class ArgumentsError(AgentError):
@@ -48,7 +45,7 @@ def run(call: Invocation) -> int:
     options, config = call.options, call.config
     if options.fleet and (options.host is not None or options.rollout is not None):
         raise ArgumentsError("--host and --rollout go with --manifest: a fleet is verified as a whole")
-    trust = parse_trust(read_input(config.trust_file, _TRUST_LIMIT, ConfigError), str(config.trust_file))
+    trust = parse_trust(read_input(config.trust_file, BODY_LIMIT, ConfigError), str(config.trust_file))
     signature = read_input(options.sig, SIGNATURE_LIMIT)
     override = config.manifest_freshness_window_secs
     window = None if override is None else timedelta(seconds=override)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
-import stat
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from nixfleet_agent.config.schema import (
     nested,
 )
 from nixfleet_agent.errors import ConfigError
+from nixfleet_agent.reading import read_regular
 from nixfleet_agent.text import printable
 
 DEFAULT_FILE = Path("/etc/nixfleet/agent.toml")
@@ -138,15 +137,10 @@ _READ: dict[str, Callable[[str], Any]] = {"number": _number, "array": _list}
 
 def _read(path: Path) -> bytes:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigProblemsError([f"can't read the configuration {path}: {reason}{_advice(error)}"]) from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # a pipe would block, a folder has no content
-        os.close(descriptor)
-        raise ConfigProblemsError([f"the configuration {path} is not a regular file: give the path of a TOML file"])
-    with os.fdopen(descriptor, "rb") as file:
-        raw = file.read(FILE_LIMIT + 1)
+        raw = read_regular(path, FILE_LIMIT)
+    except OSError as error:
+        reason = f"{error.strerror}{_advice(error)}"
+        raise ConfigProblemsError([f"can't read the configuration {path}: {reason}"]) from error
     if len(raw) > FILE_LIMIT:
         raise ConfigProblemsError(
             [f"the configuration {path} is larger than {FILE_LIMIT} bytes: is it the right file?"]
@@ -157,6 +151,8 @@ def _read(path: Path) -> bytes:
 def _advice(error: Exception) -> str:
     if isinstance(error, PermissionError):
         return ": run it as root"
+    if isinstance(error, IsADirectoryError):
+        return ": give the path of a TOML file"
     if isinstance(error, FileNotFoundError):
         return ": give its path with --config, or write one (conf/agent.toml has every key)"
     return ""

@@ -9,6 +9,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
 from nixfleet_agent.errors import EXIT_CONFIG, IdentityError
+from nixfleet_agent.reading import read_regular
 
 _SIZE_LIMIT = 4 * 1024 * 1024
 
@@ -30,8 +31,7 @@ def load_anchors(issuance_ca_pems: Iterable[str], ca_cert: Path | None) -> tuple
         found += _parse(pem.encode("utf-8", "surrogatepass"), f"issuanceCaPems[{index}] of the trust file")
     if ca_cert is not None:
         try:
-            with ca_cert.open("rb") as file:
-                raw = file.read(_SIZE_LIMIT)
+            raw = read_regular(ca_cert, _SIZE_LIMIT)
         except OSError as error:
             raise AnchorError(f"can't read ca_cert {ca_cert}: {error.strerror}") from error
         found += _parse(raw, f"ca_cert {ca_cert}")

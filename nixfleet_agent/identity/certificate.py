@@ -17,6 +17,7 @@ from cryptography.x509.oid import NameOID
 from nixfleet_agent.errors import IdentityError
 from nixfleet_agent.identity.chain import UNREADABLE, check_leaf, issuers_of, verify_chain
 from nixfleet_agent.proto.times import format_time
+from nixfleet_agent.reading import read_regular
 from nixfleet_agent.text import printable
 
 #: Largest certificate file or answer that is read; a leaf with its chain takes a few kilobytes.
@@ -120,8 +121,7 @@ def load_certificate(path: Path) -> AgentCertificate:
         CertificateError: missing, unreadable, or as for ``parse_certificates``.
     """
     try:
-        with path.open("rb") as file:
-            raw = file.read(SIZE_LIMIT + 1)
+        raw = read_regular(path, SIZE_LIMIT)
     except FileNotFoundError as error:
         raise CertificateError(f"there is no certificate at {path}: run `nixfleet-agent enroll`") from error
     except OSError as error:

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from nixfleet_agent.identity.host_key import HostKey, HostKeyError, load_host_key
+from nixfleet_agent.trouble import Trouble
 from nixfleet_agent.trust.canonical import canonical
 
 log = logging.getLogger("nixfleet_agent.event_signer")
@@ -20,7 +21,7 @@ class EventSigner:
         self._path = path
         self._stamp: _Stamp | None = None
         self._key: HostKey | None = None
-        self._trouble = ""
+        self._trouble = Trouble(log, "events are sent without a signature", "events are signed again")
 
     def sign(self, event: dict[str, object]) -> str | None:
         """Hex Ed25519 over the canonical bytes (RFC 8785) of ``event``; None while the key can't be used.
@@ -38,11 +39,9 @@ class EventSigner:
                 self._key, self._stamp = load_host_key(self._path), stamp
             except HostKeyError as error:
                 self._key = None
-                if str(error) != self._trouble:
-                    log.warning("events are sent without a signature: %s", error)
-                self._trouble = str(error)
+                self._trouble.failed(error)
             else:
-                self._trouble = ""
+                self._trouble.over()
         return self._key
 
 

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from nixfleet_agent.errors import EXIT_CONFIG, IdentityError
+from nixfleet_agent.reading import read_regular
 
 #: A private key file is a few hundred bytes; anything far larger is some other file.
 _SIZE_LIMIT = 64 * 1024
@@ -102,8 +103,7 @@ def permission_warnings(*paths: Path | None) -> list[str]:
 
 def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            raw = file.read(_SIZE_LIMIT + 1)
+        raw = read_regular(path, _SIZE_LIMIT)
     except FileNotFoundError as error:
         raise HostKeyError(f"{path} does not exist: `ssh-keygen -A` makes the host's keys") from error
     except OSError as error:

@@ -10,6 +10,7 @@ from nixfleet_agent.errors import EnrollmentRefusedError, IdentityError, ProtoEr
 from nixfleet_agent.identity.host_key import HostKey
 from nixfleet_agent.proto.enrollment import TOKEN_LIMIT, BootstrapToken
 from nixfleet_agent.proto.times import format_time
+from nixfleet_agent.reading import read_regular
 
 
 class TokenMissingError(IdentityError):
@@ -32,8 +33,7 @@ def load_token(path: Path) -> BootstrapToken:
         EnrollmentRefusedError: it is no token.
     """
     try:
-        with path.open("rb") as file:
-            raw = file.read(TOKEN_LIMIT + 1)
+        raw = read_regular(path, TOKEN_LIMIT)
     except OSError as error:
         raise TokenMissingError(f"can't read the bootstrap token {path}: {error.strerror}") from error
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from nixfleet_agent.proto.heartbeat import MAX_SEQ
 from nixfleet_agent.proto.heartbeat import seq as parse_seq
 from nixfleet_agent.proto.strict_json import BODY_LIMIT, DEPTH_LIMIT, loads_strict
 from nixfleet_agent.proto.times import format_time, parse_time
+from nixfleet_agent.reading import read_regular
 from nixfleet_agent.state_machine.events import Event
 
 #: Largest content of one entry, in bytes: a control plane takes bodies up to 1 MiB.
@@ -31,7 +31,6 @@ DAMAGED = frozenset(
 )
 #: Longest part of a host's name that goes into a file name, which has room for 255 bytes.
 _HOST_PART = 64
-_PIECE = 64 * 1024
 _SOAK_LEFT = "soakLeftSecs"
 
 
@@ -128,19 +127,12 @@ def entry_of(
 
 
 def read_raw(path: str | Path) -> bytes:
-    """The bytes of a file; of a named pipe that somebody put in its place, none, and at once.
+    """The bytes of a file, as many as ``decode`` takes.
 
     Raises:
-        OSError: it can't be read.
+        OSError: it can't be read, or is no file.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        pieces = [os.read(descriptor, _PIECE)]
-        while len(pieces[-1]) == _PIECE:  # less than was asked for is the end of a file
-            pieces.append(os.read(descriptor, _PIECE))
-    finally:
-        os.close(descriptor)
-    return b"".join(pieces)
+    return read_regular(path, _LIMIT)
 
 
 _DECODER = json.JSONDecoder()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from nixfleet_agent.errors import ProtoError
@@ -28,11 +28,9 @@ class Acceptance:
     target_closure: str
     current_closure: str | None
     soak_due_at: datetime
-    enqueued_at: datetime
     received_at: datetime
     soak_floor: int
     policy: Policy
-    freshness_window: timedelta
     manifest_hash: str
     manifest_signed_at: datetime
     fleet_hash: str

@@ -31,14 +31,10 @@ from nixfleet_agent.net.sockets import CONNECT_TIMEOUT
 from nixfleet_agent.net.tls import TlsContext
 from nixfleet_agent.net.verdict import Verdict, classify, describe
 from nixfleet_agent.net.welcome import Welcome
+from nixfleet_agent.proto.strict_json import BODY_LIMIT
 from nixfleet_agent.threads.clock import Clock, SystemClock
 
 PROTOCOL_MAJOR = "1"
-#: Body limits in bytes: what a fleet of 10,000 hosts needs, with room, and no more.
-FLEET_LIMIT = 64 * 1024 * 1024
-MANIFEST_LIMIT = 16 * 1024 * 1024
-SIGNATURE_LIMIT = 4 * 1024
-BODY_LIMIT = 1024 * 1024
 
 JSON = "application/json"
 OCTETS = "application/octet-stream"

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from nixfleet_agent import durable
 from nixfleet_agent.errors import EXIT_USAGE, AgentError, ProtoError
+from nixfleet_agent.proto.strict_json import BODY_LIMIT
 from nixfleet_agent.proto.times import format_time, parse_time
+from nixfleet_agent.reading import read_regular
 from nixfleet_agent.text import clip
 from nixfleet_agent.threads.clock import Clock
 
@@ -57,7 +59,7 @@ class HoldStore:
     def current(self) -> Hold | None:
         """The hold in force now, or None."""
         try:
-            raw = self.path.read_bytes()
+            raw = read_regular(self.path, BODY_LIMIT)
         except FileNotFoundError:
             return None
         except OSError as error:

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from nixfleet_agent import durable
 from nixfleet_agent.errors import ProtoError
+from nixfleet_agent.proto.strict_json import BODY_LIMIT
 from nixfleet_agent.proto.times import format_time, parse_time
+from nixfleet_agent.reading import read_regular
 
 #: Beyond this the oldest go: a host that fails a closure every minute keeps a small file.
 _MOST_ENTRIES = 256
@@ -123,7 +125,7 @@ class QuarantineStore:
 
     def _read(self) -> tuple[Entry, ...] | None:
         try:
-            body = json.loads(self.path.read_bytes())
+            body = json.loads(read_regular(self.path, BODY_LIMIT))
             found = [_entry(item) for item in body["entries"]]
         except (OSError, ValueError, KeyError, TypeError, RecursionError, ProtoError):
             return None

@@ -18,6 +18,7 @@ from nixfleet_agent.threads.clock import Clock
 from nixfleet_agent.threads.shutdown import ShutdownToken
 from nixfleet_agent.threads.timers import Timer
 from nixfleet_agent.threads.worker import Worker
+from nixfleet_agent.trouble import Trouble
 
 #: How often the unit is looked at, in seconds; each look starts a process.
 INTERVAL_SECS = 300.0
@@ -51,7 +52,7 @@ class OwnUnitWorker(Worker):
         self._idle = idle
         self._tell = tell
         self._started_by: str | None = None
-        self._trouble = ""
+        self._trouble = Trouble(self.log, f"can't ask systemd about {unit}")
 
     def run(self) -> None:
         """The first answer is what started this process; any other one means a new version or new arguments."""
@@ -75,11 +76,9 @@ class OwnUnitWorker(Worker):
                 check=True,
             )
         except (OSError, subprocess.SubprocessError) as error:
-            if str(error) != self._trouble:
-                self.log.warning("can't ask systemd about %s: %s", self._unit, error)
-            self._trouble = str(error)
+            self._trouble.failed(error)
             return None
-        self._trouble = ""
+        self._trouble.over()
         match = _COMMAND.search(done.stdout)
         return match[2] if match else None
 

@@ -16,6 +16,7 @@ from nixfleet_agent.threads.clock import Clock
 from nixfleet_agent.threads.shutdown import ShutdownToken
 from nixfleet_agent.threads.timers import Timer
 from nixfleet_agent.threads.worker import Worker
+from nixfleet_agent.trouble import Trouble
 
 #: A scraper's request line and headers (bytes).
 HEAD_LIMIT = 16 * 1024
@@ -89,7 +90,7 @@ class MetricsTextfileWorker(Worker):
         super().__init__(shutdown, clock)
         self._path = path
         self._metrics = metrics
-        self._trouble = ""
+        self._trouble = Trouble(self.log, f"can't write the metrics to {path}")
 
     def run(self) -> None:
         timer = Timer(TEXTFILE_INTERVAL_SECS, self.clock, self.shutdown)
@@ -106,12 +107,9 @@ class MetricsTextfileWorker(Worker):
             temporary.chmod(0o644)
             temporary.replace(self._path)
         except OSError as error:
-            trouble = f"can't write the metrics to {self._path}: {error.strerror or error}"
-            if trouble != self._trouble:
-                self.log.warning("%s", trouble)
-            self._trouble = trouble
+            self._trouble.failed(error.strerror or error)
         else:
-            self._trouble = ""
+            self._trouble.over()
 
 
 def metrics_workers(

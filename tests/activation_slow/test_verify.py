@@ -45,7 +45,7 @@ class VerifyTest(PipelineCase):
         result = self.in_thread(lambda: self.forward(target))
         until(lambda: self.host.running() == target, "the flip")
         self.assertIsNone(self.records("forward")[0].exit_code, "the switch has not ended")
-        self.assertTrue(self.pipeline().switching())
+        self.assertIsNotNone(self.pipeline()._switches.running())
         self.assertEqual(result(), Completed(target, 0, ()))
         self.assertEqual(self.records("forward")[0].exit_code, 0, "it has when the success is told")
 

@@ -60,7 +60,7 @@ MISUSE: list[tuple[str, str, int, tuple[str, ...]]] = [
     ("a demo with a fault of its own", "demo --fault fire", 2, ("invalid choice: 'fire'",)),
     ("a demo with many agents, in words", "demo --agents many", 2, ("'many' is not a number from 1 to 500",)),
     ("to renew without a certificate", "renew --client-cert /nowhere/c", 1, ("there is no certificate", "enroll")),
-    ("to renew by a CA that is none", "renew --force --ca-cert /dev/null", 78, ("is not a PEM certificate: put",)),
+    ("to renew by a CA that is none", "renew --force --ca-cert /dev/null", 78, ("it is not a regular file",)),
     ("to renew by a CA that is not there", "renew --force --ca-cert /nowhere", 78, ("can't read ca_cert /nowhere",)),
     ("to renew with nobody there", "renew --force", 69, ("Connection refused", "`nixfleet-agent check` looks for")),
     ("to enroll without a token", "enroll --client-cert /nowhere/c", 78, ("no bootstrap token",)),

@@ -65,7 +65,7 @@ class Mistakes(Case):
 
     def test_a_file_that_only_root_may_read(self) -> None:
         refused = PermissionError(errno.EACCES, "Permission denied")
-        with mock.patch("nixfleet_agent.config.sources.os.open", side_effect=refused):
+        with mock.patch("nixfleet_agent.reading.os.open", side_effect=refused):
             self.assertIn("agent.toml: Permission denied: run it as root", str(self.refused()))
 
     def test_a_folder_and_a_pipe_are_no_files(self) -> None:

@@ -47,12 +47,17 @@ def error_lines() -> set[str]:
 
 
 def all_lines() -> set[str]:
-    """Templates of every first argument that is text: whatever a documented line may come from."""
-    return {
-        template(call.args[0].value)
+    """Templates of every first argument that is text, and of what is said as it changes: what a line may come from."""
+    return {template(text) for call in _calls() if (text := _text(call, 0)) is not None} | {
+        f"{text}: …"
         for call in _calls()
-        if call.args and isinstance(call.args[0], ast.Constant) and isinstance(call.args[0].value, str)
+        if ast.unparse(call.func) == "Trouble" and (text := _text(call, 1)) is not None
     }
+
+
+def _text(call: ast.Call, position: int) -> str | None:
+    argument = call.args[position] if len(call.args) > position else None
+    return argument.value if isinstance(argument, ast.Constant) and isinstance(argument.value, str) else None
 
 
 def flags_of(command: str) -> set[str]:

@@ -121,7 +121,7 @@ class BadNetwork(unittest.TestCase):
         self.rig.publish("good")
         self.rig.until_state("good", State.CONVERGED)
         self.network.link(HOST, up=False)
-        self.rig.until(lambda: self.rig.logged("no long poll"), "that the long poll fails")
+        self.rig.until(lambda: self.rig.logged("long poll failed"), "that the long poll fails")
         before, began = cpu_seconds(self.rig.pid), time.monotonic()
         self.rig.until(lambda: time.monotonic() > began + 10, "ten seconds")
         self.assertLess(cpu_seconds(self.rig.pid) - before, 2.5)
@@ -134,7 +134,7 @@ class BadNetwork(unittest.TestCase):
         self.wire.quality, calls = BLACK_HOLE, self.wire.calls
         self.rig.publish("good")
         self.start()
-        self.rig.until(lambda: self.rig.logged("no long poll"), "the long poll's deadline")
+        self.rig.until(lambda: self.rig.logged("long poll failed"), "the long poll's deadline")
         self.assertEqual(self.rig.events("good"), [])
         self.assertLess(self.wire.calls - calls, 100)
         self.rig.stop()

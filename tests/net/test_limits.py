@@ -13,7 +13,7 @@ import zlib
 from unittest import mock
 
 from nixfleet_agent.errors import TransportError
-from nixfleet_agent.net.client import BODY_LIMIT
+from nixfleet_agent.proto.strict_json import BODY_LIMIT
 from tests.net.base import NetTestCase
 from tests.support.https_server import Drip, Endless, Flood, GzipBomb, HalfBody, Hang, HttpsServer, Raw, Reply, Reset
 

@@ -17,7 +17,6 @@ import time
 import unittest
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -190,11 +189,9 @@ class TestHost:
             "target_closure": target,
             "current_closure": self.current,
             "soak_due_at": now,
-            "enqueued_at": now,
             "received_at": now,
             "soak_floor": 5,
             "policy": ROLLBACK,
-            "freshness_window": timedelta(hours=1),
             "manifest_hash": "m" * 64,
             "manifest_signed_at": now,
             "fleet_hash": "f" * 64,

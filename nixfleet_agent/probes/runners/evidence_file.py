@@ -18,13 +18,13 @@ from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
 from nixfleet_agent.errors import AgentError, IdentityError, ProtoError, TrustError
 from nixfleet_agent.identity.host_key import load_host_key
-from nixfleet_agent.probes.runners.files import read_regular
 from nixfleet_agent.proto.strict_json import loads_strict
 from nixfleet_agent.proto.times import parse_time
+from nixfleet_agent.reading import read_regular
 from nixfleet_agent.trust.canonical import canonical
+from nixfleet_agent.trust.verify import SIGNATURE_LIMIT
 
 EVIDENCE_LIMIT = 4 * 1024 * 1024
-SIGNATURE_LIMIT = 4 * 1024
 KEY_LIMIT = 64 * 1024
 
 #: What tells one version of a file from the next: device, inode, size, modification time in nanoseconds.

@@ -126,7 +126,6 @@ class DispatchCheck:
             dispatch.target_closure,
             terms,
             soak_due_at=dispatch.soak_due_at,
-            enqueued_at=dispatch.enqueued_at,
             received_at=pending.received_at,
             current_closure=self._gates.read_current(),
         )

@@ -17,6 +17,7 @@ from nixfleet_agent.errors import ProtoError, StorageError
 from nixfleet_agent.proto.dispatch import Dispatch
 from nixfleet_agent.proto.strict_json import BODY_LIMIT, loads_strict
 from nixfleet_agent.proto.times import format_time, parse_time
+from nixfleet_agent.reading import read_regular
 from nixfleet_agent.runtime.dispatch.decision import Pending
 
 FILE_NAME = "pending-dispatch.json"
@@ -47,7 +48,7 @@ class PendingDispatch:
     def load(self) -> Pending | None:
         """What the last process kept; a file that can't be read is set aside and said."""
         try:
-            raw = self._path.read_bytes()
+            raw = read_regular(self._path, BODY_LIMIT)
         except FileNotFoundError:
             return None
         except OSError as error:

@@ -17,7 +17,6 @@ def verify_snapshot(services: Services, snapshot: Snapshot) -> Acceptance:
         snapshot.target_closure,
         terms,
         soak_due_at=snapshot.soak_due_at or now,
-        enqueued_at=snapshot.dispatched_at,
         received_at=now,
         current_closure=services.read_current(),
     )

@@ -9,19 +9,19 @@ from nixfleet_agent.errors import AgentError, ProtoError, TransportError
 from nixfleet_agent.journal.header import Acceptance
 from nixfleet_agent.net.answers import Answer, replay_from
 from nixfleet_agent.proto.heartbeat import Heartbeat, Snapshot, snapshots
-from nixfleet_agent.proto.strict_json import loads_strict
+from nixfleet_agent.proto.strict_json import BODY_LIMIT, loads_strict
 from nixfleet_agent.runtime.rollout.inputs import BootstrapHost, ReplayRequested
 from nixfleet_agent.runtime.services import Services
 from nixfleet_agent.telemetry.status import SWITCHING
 from nixfleet_agent.text import printable
 from nixfleet_agent.threads.timers import Timer
 from nixfleet_agent.threads.worker import Worker
+from nixfleet_agent.trouble import Trouble
 
 PATH = "/v1/agent/heartbeat"
 #: Seconds that one heartbeat may take; the first carries the handshake and may take longer.
 DEADLINE = 10.0
 HANDSHAKE_DEADLINE = 30.0
-ANSWER_LIMIT = 1 << 20
 #: Snapshots of one answer that are looked at: each may cost fetches, and a host has few rollouts that are not over.
 SNAPSHOT_LIMIT = 16
 #: Longest without a sign of life: a beat, or all that one snapshot rests on fetched by drops (450 s), with room.
@@ -50,7 +50,7 @@ class HeartbeatWorker(Worker):
         self._backoff = services.backoff()
         self._started = services.clock.monotonic()
         self._first = True
-        self._trouble = ""
+        self._trouble = Trouble(self.log, "heartbeat failed", "heartbeats arrive again")
 
     def run(self) -> None:
         """One beat at once, then one each interval; sooner with backoff while the handshake has not come through."""
@@ -66,14 +66,14 @@ class HeartbeatWorker(Worker):
         request = self.compose()
         deadline = HANDSHAKE_DEADLINE if self._first else DEADLINE
         try:
-            answer = self._control_plane.post(PATH, request.to_json(), deadline=deadline, limit=ANSWER_LIMIT)
+            answer = self._control_plane.post(PATH, request.to_json(), deadline=deadline)
         except TransportError as error:
-            self._say(str(error))
+            self._trouble.failed(error)
             return False
         if answer.status != 200:
-            self._say(answer.told())
+            self._trouble.failed(answer.told())
             return False
-        self._say("")
+        self._trouble.over()
         self._backoff.reset()
         self._first = False
         self._replay(answer, request)
@@ -106,7 +106,7 @@ class HeartbeatWorker(Worker):
 
     def _forward_snapshots(self, answer: Answer) -> None:
         try:
-            body = loads_strict(answer.body, limit=ANSWER_LIMIT, what="the heartbeat's answer")
+            body = loads_strict(answer.body, limit=BODY_LIMIT, what="the heartbeat's answer")
         except ProtoError as error:
             self.log.warning("%s", error)
             return
@@ -131,13 +131,3 @@ class HeartbeatWorker(Worker):
         except AgentError as error:
             self.log.info("a snapshot was not adopted: %s", error, extra={"rollout_id": snapshot.rollout_id})
             return None
-
-    def _say(self, trouble: str) -> None:
-        """The first failure and each change of reason at warning, repeats at debug, and that it is over at info."""
-        if trouble and trouble != self._trouble:
-            self.log.warning("no heartbeat: %s", trouble)
-        elif trouble:
-            self.log.debug("still no heartbeat: %s", trouble)
-        elif self._trouble:
-            self.log.info("heartbeats arrive again")
-        self._trouble = trouble

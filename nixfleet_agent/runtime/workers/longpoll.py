@@ -25,6 +25,7 @@ from nixfleet_agent.runtime.dispatch.refusals import Refusals
 from nixfleet_agent.runtime.services import Services
 from nixfleet_agent.threads.backoff import Backoff
 from nixfleet_agent.threads.worker import Worker, start_thread
+from nixfleet_agent.trouble import Trouble
 
 PATH = "/v1/agent/dispatch"
 #: What a client waits longer than the server was asked to, in seconds.
@@ -80,7 +81,7 @@ class LongPollWorker(Worker):
         self._tries = 0
         self._last: Retry | None = None
         self._last_start = -LEAST_INTERVAL
-        self._trouble = ""
+        self._trouble = Trouble(self.log, "long poll failed", "the control plane answers again")
 
     def run(self) -> None:
         """Decide what is pending when its time has come; poll; and so on until shutdown."""
@@ -101,9 +102,7 @@ class LongPollWorker(Worker):
         wait = decision.poll_wait(self._dispatch_wait, left)
         self._last_start = self.clock.monotonic()
         try:
-            answer = self._control_plane.get(
-                PATH, params={"wait": f"{wait:g}"}, deadline=wait + GRACE, limit=BODY_LIMIT
-            )
+            answer = self._control_plane.get(PATH, params={"wait": f"{wait:g}"}, deadline=wait + GRACE)
         except TransportError as error:
             self._no_poll(str(error), 0.0)
             return
@@ -111,20 +110,15 @@ class LongPollWorker(Worker):
             after = retry_after(answer, self.clock.now()) or 0.0
             self._no_poll(answer.told(), after)
             return
-        if self._trouble:
-            self.log.info("the control plane answers again")
-        self._trouble = ""
+        self._trouble.over()
         self._poll_backoff.reset()
         if answer.status == 200 and answer.body.strip() not in (b"", b"null"):
             self._receive(answer)
 
     def _no_poll(self, trouble: str, at_least: float) -> None:
-        """The first failure and each change of reason are said aloud, repeats at debug."""
         if self.shutdown.is_set:
             return
-        write_stdout = self.log.debug if trouble == self._trouble else self.log.warning
-        write_stdout("no long poll: %s", trouble)
-        self._trouble = trouble
+        self._trouble.failed(trouble)
         wait = self._poll_backoff.next(at_least)
         if self._pending is not None:
             wait = min(wait, max(LEAST_INTERVAL, self._next_try - self.clock.monotonic()))

@@ -9,6 +9,7 @@ from nixfleet_agent.runtime.services import Services
 from nixfleet_agent.text import printable
 from nixfleet_agent.threads.timers import Timer
 from nixfleet_agent.threads.worker import Worker
+from nixfleet_agent.trouble import Trouble
 from nixfleet_agent.trust.errors import VerificationError
 from nixfleet_agent.trust.verify import VerifiedFleet
 
@@ -31,7 +32,7 @@ class ManifestPollWorker(Worker):
         self._timer = Timer(interval, services.clock, services.shutdown)
         self._backoff = services.backoff()
         self._set: dict[str, str] = {}
-        self._troubles: dict[str, str] = {}
+        self._troubles: dict[str, Trouble] = {}
 
     def run(self) -> None:
         """One turn at once, then one each interval; sooner with backoff while no fleet can be had."""
@@ -79,26 +80,22 @@ class ManifestPollWorker(Worker):
                 continue
             self._say(channel, None)
             found[channel] = rollout_id
-        self._troubles = {name: said for name, said in self._troubles.items() if name in found or said}
+        self._troubles = {name: said for name, said in self._troubles.items() if name in found or said.reason}
         return found
 
     def _say(self, name: str, error: AgentError | None) -> None:
-        """The first failure and each change of reason at warning, repeats at debug, and that it is over at info."""
         if self.shutdown.is_set:
             return
-        trouble, before = _kind(error), self._troubles.get(name, "")
-        if error:
-            write_stdout = self.log.debug if trouble == before else self.log.warning
-            write_stdout("%s is not updated: %s", name, error)
-        elif before:
-            self.log.info("%s is up to date again", name)
+        trouble = self._troubles.get(name) or Trouble(self.log, f"{name} is not updated", f"{name} is up to date again")
         self._troubles[name] = trouble
+        if error is None:
+            trouble.over()
+        else:
+            trouble.failed(error, _kind(error))
 
 
-def _kind(error: AgentError | None) -> str:
+def _kind(error: AgentError) -> str:
     """What makes two failures the same: not their text, which may tell an age that grows."""
-    if error is None:
-        return ""
     if isinstance(error, VerificationError):
         return error.reason
     return error.kind if isinstance(error, TransportError) else str(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,13 +20,12 @@ from nixfleet_agent.runtime.services import Services
 from nixfleet_agent.threads.backoff import Backoff
 from nixfleet_agent.threads.timers import Timer
 from nixfleet_agent.threads.worker import Worker
+from nixfleet_agent.trouble import Trouble
 
 #: Seconds that one POST may take, all of it.
 POST_DEADLINE = 10.0
 #: Longest without a sign of life while one event is read, sent and moved on a slow disk, in seconds.
 LONGEST_POST = 60.0
-#: Largest answer that is read, in bytes.
-ANSWER_LIMIT = 1 << 20
 #: How long nothing is sent after a 426, in seconds: the other side speaks another protocol until somebody acts.
 MISMATCH_PAUSE = 300.0
 #: Where a door or an identity is wrong, waits grow to this many times ``backoff_max``.
@@ -43,11 +43,10 @@ class RolloutQueue:
     the control plane refuses.
     """
 
+    trouble: Trouble
     backoff: Backoff
     long_backoff: Backoff
     not_before: float = 0.0
-    trouble: str = ""
-    label: str = ""
     conflict: tuple[str, float] | None = None
     blocked: tuple[str, float] | None = None
 
@@ -151,7 +150,8 @@ class Outbound(Worker):
 
     def _new_lane(self) -> RolloutQueue:
         initial, maximum = self._backoff
-        return RolloutQueue(Backoff(initial, maximum), Backoff(maximum, maximum * LONG_BACKOFF))
+        trouble = Trouble(self.log, "event delivery delayed", "events are delivered again")
+        return RolloutQueue(trouble, Backoff(initial, maximum), Backoff(maximum, maximum * LONG_BACKOFF))
 
     def _send(self, rollout_id: str, lane: RolloutQueue, path: Path) -> None:
         read = self._read(rollout_id, path)
@@ -197,7 +197,7 @@ class Outbound(Worker):
         return None
 
     def _post(self, body: bytes) -> Answer:
-        return self._control_plane.post_bytes(EVENTS, body, deadline=POST_DEADLINE, limit=ANSWER_LIMIT)
+        return self._control_plane.post_bytes(EVENTS, body, deadline=POST_DEADLINE)
 
     def _judge(self, rollout_id: str, lane: RolloutQueue, path: Path, kind: str, answer: Answer, now: datetime) -> None:
         monotonic = self.clock.monotonic()
@@ -293,30 +293,20 @@ class Outbound(Worker):
     def _later(
         self, rollout_id: str, lane: RolloutQueue, trouble: str, seconds: float, *, label: str = "", error: bool = False
     ) -> None:
-        """Try this rollout again after ``seconds``; the first failure and each change of reason are said aloud.
-
-        ``label`` tells one reason from another where the words differ at each try.
-        """
+        """Try this rollout again after ``seconds``; ``label`` tells one reason from another."""
         lane.not_before = self.clock.monotonic() + seconds
-        known, lane.label = lane.label, label or trouble
-        if lane.label != known:
-            write_stdout = self.log.error if error else self.log.warning
-            write_stdout("an event waits: %s", trouble, extra={"rollout_id": rollout_id})
-        else:
-            self.log.debug("an event still waits: %s", trouble, extra={"rollout_id": rollout_id})
-        lane.trouble = trouble
+        level = logging.ERROR if error else logging.WARNING
+        lane.trouble.failed(trouble, label, level=level, fields={"rollout_id": rollout_id})
 
     def _well_again(self, rollout_id: str, lane: RolloutQueue) -> None:
-        if lane.trouble:
-            self.log.info("events are delivered again", extra={"rollout_id": rollout_id})
-        lane.trouble = lane.label = ""
+        lane.trouble.over(fields={"rollout_id": rollout_id})
         lane.blocked = None
         lane.backoff.reset()
         lane.long_backoff.reset()
 
     def _publish(self) -> None:
         queued, rejected = self._journal.counts()
-        trouble = {rollout: lane.trouble for rollout, lane in self._lanes.items() if lane.trouble}
+        trouble = {rollout: lane.trouble.reason for rollout, lane in self._lanes.items() if lane.trouble.reason}
         self._board.publish(
             "queue",
             {"queued": queued, "rejected": rejected, "oldest": self._journal.oldest_queued(), "trouble": trouble},

@@ -8,8 +8,8 @@ from pathlib import Path
 from nixfleet_agent.config.model import Config
 from nixfleet_agent.probes import health_checks, runners
 from nixfleet_agent.probes.declarations import BadDecl, DeclaredProbes
-from nixfleet_agent.probes.runners.files import read_regular
 from nixfleet_agent.probes.set import ProbeSet, Runner
+from nixfleet_agent.reading import read_regular
 from nixfleet_agent.runtime.rollout.inputs import HostEvent
 from nixfleet_agent.runtime.rollout.orders import ProbeOrder, ResetProbes, StopProbes
 from nixfleet_agent.state_machine.events import Event

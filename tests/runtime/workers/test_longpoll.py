@@ -178,7 +178,6 @@ class Accepting(LongPollTestCase):
         (got,) = self.accepted
         self.assertEqual((got.rollout_id, got.target_closure, got.current_closure), (ROLLOUT, target(release), RUNNING))
         self.assertEqual((got.soak_floor, got.policy), (7, Policy.HALT))
-        self.assertEqual(got.freshness_window, timedelta(minutes=30))
         self.assertEqual((got.fleet_hash, got.manifest_hash), (release.fleet.hash, release.rollout("stable").hash))
         self.assertEqual(got.marks["channels"], {"stable": "2026-05-16T01:00:00.000000Z"})
         self.assertIsNone(self.pending())
