@@ -17,6 +17,7 @@ from nixfleet_agent.runtime.assembly import Agent, assemble
 from nixfleet_agent.runtime.own_unit import UnitChanged
 from nixfleet_agent.runtime.state_dir import StateDir
 from nixfleet_agent.telemetry import logs as logging_setup
+from nixfleet_agent.telemetry.line_writer import write_if_ready
 from nixfleet_agent.telemetry.logs import Logs
 from nixfleet_agent.telemetry.notify import Notifier
 from nixfleet_agent.telemetry.status import SILENT_WORKERS
@@ -122,18 +123,19 @@ class _Main:
                 return EXIT_OK
             case EnrollmentRefusedError():
                 log.error("%s", event)
-                print(f"nixfleet-agent: {event}", file=sys.stderr)
+                write_if_ready(sys.stderr.fileno(), f"nixfleet-agent: {event}\n")
                 return EXIT_ENROLLMENT_REFUSED
         self._look_around()
         return None
 
     def _look_around(self) -> None:
-        silent = self._agent.supervisor.silent()
+        supervisor = self._agent.supervisor
+        silent = supervisor.silent()
         if silent and silent != self._silent:
             log.error("no sign of life from: %s", ", ".join(silent))
         self._silent = silent
         self._agent.board.publish(SILENT_WORKERS, tuple(silent))
-        if not silent:
+        if not supervisor.endangered():
             self._notifier.watchdog()
 
     def _reload(self) -> None:
@@ -172,7 +174,6 @@ class _Main:
         if left := sorted(left_behind()):
             log.warning("left behind: %s", ", ".join(left))
             self._logs.close()
-            sys.stdout.flush()
             os._exit(code)
         return code
 

@@ -1,4 +1,4 @@
-"""Owns what the agent writes to stdout: JSON lines or text, escaped, cut, and never the same line in a flood."""
+"""Owns what the agent logs: JSON lines or text, escaped, cut, and never the same line in a flood."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pythonjsonlogger.json import JsonFormatter
 
 from nixfleet_agent.config import LoggingConfig
 from nixfleet_agent.proto.times import format_time
+from nixfleet_agent.telemetry.line_writer import LineWriter
 from nixfleet_agent.text import FOREIGN_LIMIT, clip, clip_tail, printable
 from nixfleet_agent.threads.clock import Clock
 
@@ -28,6 +29,9 @@ RECENT_LINES = 200
 
 #: Libraries whose chatter is not the operator's business below this level.
 _QUIET_LIBRARIES = ("urllib3", "schedule", "requests", "charset_normalizer")
+
+#: Arguments that don't fit their message, or can't be shown: no reason for a worker to die.
+_UNPRINTABLE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class JsonLines(JsonFormatter):
@@ -77,7 +81,10 @@ class Repeats(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno <= logging.DEBUG:
             return True  # who asked for debug wants all of it
-        key = (record.name, record.levelno, record.getMessage())
+        try:
+            key = (record.name, record.levelno, record.getMessage())
+        except _UNPRINTABLE:
+            return True  # the formatter counts it
         now = self._clock.monotonic()
         with self._lock:
             began, count = self._seen.pop(key, (now, 0))
@@ -91,22 +98,41 @@ class Repeats(logging.Filter):
         return count < REPEAT_BURST
 
 
-class Output(logging.StreamHandler[TextIO]):
-    """Writes lines, keeps the last ones, and counts those that could not be written (a full disk, a closed pipe)."""
+class Output(logging.Handler):
+    """Formats lines where they are logged, keeps the last ones, and leaves the writing to a ``LineWriter``."""
 
     def __init__(self, stream: TextIO) -> None:
-        super().__init__(stream)
-        self.lost = 0
+        super().__init__()
         self.recent: deque[str] = deque(maxlen=RECENT_LINES)
+        self.writer = LineWriter(stream, self._lost_line)
+        self._unformatted = 0
 
-    def format(self, record: logging.LogRecord) -> str:
-        line = super().format(record)
+    @property
+    def lost(self) -> int:
+        return self.writer.lost + self._unformatted
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+        except _UNPRINTABLE:
+            self.handleError(record)
+            return
         self.recent.append(line)
-        return line
+        self.writer.put(f"{line}\n")
+
+    def _lost_line(self, count: int) -> str:
+        message = "%d log lines were lost: nobody took them"
+        record = logging.LogRecord("nixfleet_agent.logs", logging.WARNING, "", 0, message, (count,), None)
+        record.lost = count
+        return f"{self.format(record)}\n"
 
     def handleError(self, record: logging.LogRecord) -> None:
         # There is nowhere left to say it; the count is shown in status and metrics.
-        self.lost += 1
+        self._unformatted += 1
+
+    def close(self) -> None:
+        super().close()
+        self.writer.close()
 
 
 class Logs:
@@ -118,8 +144,12 @@ class Logs:
 
     @property
     def lost(self) -> int:
-        """Lines that could not be written."""
+        """Lines that were not written: nobody took them, the queue was full, or the disk was."""
         return self._output.lost
+
+    def flush(self, seconds: float) -> bool:
+        """Wait until all lines so far are written or refused; False when ``seconds`` are over first."""
+        return self._output.writer.flush(seconds)
 
     def recent(self) -> list[str]:
         """The last lines, oldest first."""
@@ -130,7 +160,7 @@ class Logs:
         self._root.setLevel(level.upper())
 
     def close(self) -> None:
-        """Flush, and stop logging through this object."""
+        """Write what is left while somebody takes it, a second at most; log no more through this object."""
         self._root.removeHandler(self._output)
         logging.captureWarnings(False)
         self._output.close()

@@ -30,6 +30,7 @@ class MetricsServerWorker(Listener):
     """``GET /metrics``; ``GET /healthz`` answers 200, or 503 with what is wrong."""
 
     name = "metrics_server"
+    telemetry = True
 
     def __init__(
         self, shutdown: ShutdownToken, clock: Clock, address: tuple[str, int], metrics: Metrics, health: Health
@@ -85,6 +86,7 @@ class MetricsTextfileWorker(Worker):
     """Writes the textfile every 15 seconds; the collector reads the old one or the new one, never a part."""
 
     name = "metrics_textfile"
+    telemetry = True
 
     def __init__(self, shutdown: ShutdownToken, clock: Clock, path: Path, metrics: Metrics) -> None:
         super().__init__(shutdown, clock)

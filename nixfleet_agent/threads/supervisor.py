@@ -96,9 +96,19 @@ class Supervisor:
         return min((post.restart_at for post in self._posts.values() if post.restart_at is not None), default=None)
 
     def silent(self) -> list[str]:
-        """Workers that gave no sign of life within their own limits; the watchdog is fed only when there is none."""
+        """Workers that gave no sign of life within their own limits."""
+        return [worker.name for worker in self._silent()]
+
+    def endangered(self) -> bool:
+        """Whether a silent worker is one that the host needs; the watchdog is fed only while there is none.
+
+        A folder for metrics that hangs is no reason to end an agent which may be in the middle of a rollback.
+        """
+        return any(not worker.telemetry for worker in self._silent())
+
+    def _silent(self) -> list[Worker]:
         return [
-            post.worker.name
+            post.worker
             for post in self._posts.values()
             if post.restart_at is None and post.worker.silent_for() > post.worker.limit
         ]

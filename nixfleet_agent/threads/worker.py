@@ -14,10 +14,12 @@ class Worker:
     """One loop in one thread, named after its module. Subclasses write ``run`` and nothing of the life cycle.
 
     ``limit`` is how many seconds a worker may go without a sign of life before the watchdog is no longer fed; a
-    subclass raises it to more than its longest legitimate wait.
+    subclass raises it to more than its longest legitimate wait. One whose work is ``telemetry`` may be silent for
+    ever: that is told, and the watchdog fed all the same.
     """
 
     name: ClassVar[str]
+    telemetry: ClassVar[bool] = False
     limit: float = 180.0
 
     def __init__(self, shutdown: ShutdownToken, clock: Clock) -> None:

@@ -217,6 +217,7 @@ class Life:
 
     def log(self) -> list[dict[str, Any]]:
         """The log lines so far."""
+        self.logs.flush(60)
         return [json.loads(line) for line in self.stream.getvalue().splitlines()]
 
     def said(self, words: str) -> bool:

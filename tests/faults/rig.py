@@ -90,6 +90,8 @@ class Rig:
         self.starts = 0
         self.max_starts = MAX_STARTS
         self.forgets = False
+        #: Where the agent's stdout and stderr go when not to the log file.
+        self.stdout: int | None = None
         #: Agents come from the nursery.
         self.forked = False
         self.boot = 1
@@ -174,7 +176,7 @@ class Rig:
                 [sys.executable, "-m", "tests.faults.agent", str(config)],
                 env=environment | {"PYTHONPATH": f"{extra_path or TOP}:{TOP}"},
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=log if self.stdout is None else self.stdout,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )

@@ -3,6 +3,7 @@ switch goes on; SIGHUP reads again, SIGUSR1 tells every thread's stack; one stat
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nixfleet_agent.state_machine import State
+from nixfleet_agent.telemetry.line_writer import FLUSH_SECS
 from tests.faults.ending import MILESTONES
 from tests.faults.nursery import TOP
 from tests.faults.processes import processes_of
@@ -178,6 +180,39 @@ def usr1_dumps_stacks(rig: Rig) -> None:
         raise Problem(f"no stack of {sorted(missing)}, only of {sorted(named)}")
 
 
+def unread_stdout(rig: Rig) -> None:
+    """A pipe under stdout that is full and that nobody reads: a release is taken back all the same, hosts are heard,
+    and SIGTERM ends the agent in time."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(writer, b"\n" * 4096)
+    rig.stdout = writer
+    try:
+        rig.publish("sick")
+        rig.start()
+        rig.until_state("sick", State.REVERTED)
+        rig.until_delivered()
+        heard = rig.wire.heartbeats
+        os.kill(rig.pid, signal.SIGUSR1)
+        rig.until(lambda: rig.wire.heartbeats > heard, "a heartbeat after a dump of all stacks")
+        assert rig.process is not None
+        rig.send(signal.SIGTERM)
+        try:
+            code = rig.process.wait(STOP_SECS + FLUSH_SECS)
+        except subprocess.TimeoutExpired:
+            rig.kill()
+            raise Problem("SIGTERM does not end an agent whose stdout nobody reads") from None
+        if code != 0:
+            raise Problem(f"SIGTERM ended an agent whose stdout nobody reads with {code}")
+    finally:
+        rig.stdout = None
+        os.close(writer)
+        os.close(reader)
+    rig.publish("good")
+    rig.start()
+    rig.until_state("good", State.CONVERGED)
+
+
 def hup_reads_again(rig: Rig) -> None:
     """A log level and health checks that were changed on disk count after SIGHUP; a broken file changes nothing."""
     rig.publish("good", soak_minutes=1)
@@ -219,5 +254,6 @@ ITEMS: dict[str, Callable[[Runs], Outcome]] = {
     "stuck-name-lookup": item(stuck_name_lookup),
     "second-agent": item(second_agent),
     "sigusr1": item(usr1_dumps_stacks),
+    "unread-stdout": item(unread_stdout),
     "sighup": item(hup_reads_again),
 }

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from nixfleet_agent.local_cp.server import HttpsServer, Request, Response
 
 EVENTS = "/v1/agent/events"
+HEARTBEAT = "/v1/agent/heartbeat"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Wire:
         self._lock = threading.Lock()
         self._posts: list[Post] = []
         self.requests = 0
+        self.heartbeats = 0
         self.misbehave: Callable[[Request], Response | None] = lambda request: None
         server.answer = self._handle
 
@@ -53,6 +55,7 @@ class Wire:
             self._note(request.body)
         with self._lock:
             self.requests += 1
+            self.heartbeats += request.path == HEARTBEAT
         return self.misbehave(request) or self.answer(request)
 
     def _note(self, raw: bytes) -> None:

@@ -31,6 +31,9 @@ class ProcessTest(FaultCase):
     def test_sigusr1_tells_every_stack(self) -> None:
         self.holds(signals.ITEMS["sigusr1"])
 
+    def test_a_stdout_that_nobody_reads_stops_no_rollback(self) -> None:
+        self.holds(signals.ITEMS["unread-stdout"])
+
     def test_sighup_reads_again(self) -> None:
         self.holds(signals.ITEMS["sighup"])
 

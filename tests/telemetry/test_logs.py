@@ -13,7 +13,7 @@ from datetime import datetime
 from nixfleet_agent.config import LoggingConfig
 from nixfleet_agent.telemetry import logs
 from nixfleet_agent.text import FOREIGN_LIMIT
-from tests.support.clock import FakeClock
+from tests.support.clock import PATIENCE, FakeClock
 
 EVIL = 'a\nb\x1b[2J\x7f\u202e\x9b31m"quote\r\x00'
 
@@ -22,13 +22,14 @@ class Case(unittest.TestCase):
     def configure(self, **config: str) -> logs.Logs:
         self.stream = io.StringIO()
         self.clock = FakeClock()
-        configured = logs.configure(LoggingConfig(**config), self.clock, self.stream)
+        configured = self.configured = logs.configure(LoggingConfig(**config), self.clock, self.stream)
         self.addCleanup(configured.close)
         self.addCleanup(logging.getLogger().setLevel, logging.getLogger().level)
         self.log = logging.getLogger("nixfleet_agent.longpoll")
         return configured
 
     def lines(self) -> list[str]:
+        self.assertTrue(self.configured.flush(PATIENCE))
         return self.stream.getvalue().splitlines()
 
     def objects(self) -> list[dict[str, object]]:
@@ -168,6 +169,7 @@ class Life(Case):
         configured = logs.configure(LoggingConfig(), FakeClock(), Full())
         self.addCleanup(configured.close)
         logging.getLogger("nixfleet_agent.x").error("lost")
+        self.assertTrue(configured.flush(PATIENCE))
         self.assertEqual(configured.lost, 1)
         self.assertIn("lost", configured.recent()[0])
 

@@ -145,8 +145,19 @@ class Case(unittest.TestCase):
         self.assertEqual(supervisor.silent(), [])
         self.clock.advance(0.001)
         self.assertEqual(supervisor.silent(), ["scripted"])
+        self.assertTrue(supervisor.endangered())
         self.worker.alive()
         self.assertEqual(supervisor.silent(), [])
+        self.assertFalse(supervisor.endangered())
+
+    def test_one_that_only_tells_of_the_agent_is_named_and_endangers_nothing(self) -> None:
+        """A folder for metrics that hangs must not end an agent that may be in the middle of a rollback."""
+        supervisor = self.supervise(lambda: self.shutdown.wait(None))
+        self.vital.limit = 10_000.0
+        with mock.patch.object(Scripted, "telemetry", True):
+            self.clock.advance(self.worker.limit + 1)
+            self.assertEqual(supervisor.silent(), ["scripted"])
+            self.assertFalse(supervisor.endangered())
 
     def test_one_that_waits_for_its_restart_is_not_taken_for_silent(self) -> None:
         supervisor = self.supervise(explode)

@@ -18,6 +18,8 @@ from nixfleet_agent.runtime.rollout.orders import (
 from nixfleet_agent.runtime.rollout.rollouts import Host, Rollout
 from nixfleet_agent.state_machine import (
     Effect,
+    EmitEvent,
+    Event,
     FireRollbackTo,
     FireSwitch,
     RecordTransition,
@@ -25,10 +27,14 @@ from nixfleet_agent.state_machine import (
     RolloutRecord,
     State,
 )
+from nixfleet_agent.state_machine.events import ActivationDeferred, ActivationFailed, Failed
 from nixfleet_agent.telemetry.status import RolloutsView, StatusBoard
+from nixfleet_agent.text import clip
 from nixfleet_agent.threads.mailbox import Mailbox
 
 log = logging.getLogger("nixfleet_agent.reducer")
+#: How much of what a failed program said goes into the line of its transition, in bytes.
+REASON_LIMIT = 300
 #: States that somebody should look at: who reads warnings only must not miss a release that failed.
 _LOOK_AT = (State.FAILED, State.REVERTED, State.DEFERRED)
 
@@ -49,9 +55,10 @@ class Applier:
 
         A rollout that took over what an unfinished rollback owed replaces that one's order by its own.
         """
+        why = next((reason_of(effect.event) for effect in effects if isinstance(effect, EmitEvent)), "")
         for effect in effects:
             if isinstance(effect, RecordTransition):
-                self._transition(effect, rollout.record)
+                self._transition(effect, rollout.record, why)
             elif isinstance(effect, FireSwitch) and not rollout.accepted.adopted:
                 self.activation.put(forward_order(rollout), replace=rollout.accepted.inherited)
             elif isinstance(effect, FireRollbackTo):
@@ -60,13 +67,14 @@ class Applier:
                 self.probes.put(ResetProbes(effect.rollout_id))
         self.kick_outbound()
 
-    def _transition(self, effect: RecordTransition, record: RolloutRecord) -> None:
+    def _transition(self, effect: RecordTransition, record: RolloutRecord, why: str) -> None:
         log.log(
             logging.WARNING if effect.after in _LOOK_AT else logging.INFO,
-            "%s: %s -> %s",
+            "%s: %s -> %s%s",
             effect.rollout_id,
             effect.before,
             effect.after,
+            f": {why}" if why else "",
             extra={"rollout_id": effect.rollout_id, "seq": record.last_event_seq, "closure": record.target_closure},
         )
         self.on_transition(effect)
@@ -98,6 +106,21 @@ class Applier:
             records=tuple(rollout.record for rollout in host.rollouts.values()),
         )
         self.board.publish_rollouts(view)
+
+
+def reason_of(event: Event) -> str:
+    """Why an event that ends or holds up a rollout came, on one line; empty for the others."""
+    match event:
+        case ActivationFailed():
+            said = [line.strip() for line in event.stderr_tail.splitlines() if line.strip()]
+            code = f"exit code {event.exit_code}" if event.exit_code >= 0 else ""
+            return ", ".join(part for part in (clip(said[-1], REASON_LIMIT, "...") if said else "", code) if part)
+        case Failed():
+            probes = ", ".join(event.failing_probes) or "no probe"
+            return f"{probes} failed for {event.sustained_duration_secs} s"
+        case ActivationDeferred():
+            return f"{event.component} can't be replaced live"
+    return ""
 
 
 def forward_order(rollout: Rollout, *, resume: bool = False) -> ActivateForward:

@@ -104,7 +104,16 @@ class AWholeRollout(Case):
             self.host.tell(R, "RollbackComplete", reverted_to_closure=PRIOR)
         said = {r.getMessage().partition(": ")[2]: r.levelname for r in heard.records if " -> " in r.getMessage()}
         self.assertEqual(said["Activating -> Soaking"], "INFO")
-        self.assertEqual((said["Soaking -> Failed"], said["Failed -> Reverted"]), ("WARNING", "WARNING"))
+        self.assertEqual(said["Soaking -> Failed: web failed for 120 s"], "WARNING")
+        self.assertEqual(said["Failed -> Reverted"], "WARNING")
+
+    def test_the_line_of_a_failed_activation_says_why(self) -> None:
+        self.host.dispatch(R, TARGET)
+        self.host.tell(R, "ActivationStarted")
+        with self.assertLogs("nixfleet_agent.reducer", "WARNING") as heard:
+            self.host.tell(R, "ActivationFailed", exit_code=4, stderr_tail="building\nerror: no space left\n\n")
+        said = heard.records[0].getMessage()
+        self.assertEqual(said, f"{R}: Activating -> Failed: error: no space left, exit code 4")
 
     def test_fails_with_the_policy_halt_and_stays(self) -> None:
         self.host.soaking(R, policy=HALT)
