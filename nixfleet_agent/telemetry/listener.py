@@ -1,7 +1,7 @@
 """A worker that owns one listening socket: it sleeps in the kernel until somebody calls or shutdown begins.
 
-Callers are served one after the other, each within a deadline, so that a slow or silent one costs seconds and nothing
-else; no thread is ever left behind with it.
+Callers are served side by side in its one thread, a bounded number of them and each within a deadline: one that is slow
+or silent costs the others nothing, and no thread is ever left behind with it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import selectors
 import socket
 import threading
 from contextlib import closing
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 from nixfleet_agent.threads.clock import Clock
 from nixfleet_agent.threads.shutdown import ShutdownToken
@@ -17,10 +19,13 @@ from nixfleet_agent.threads.worker import Worker
 
 #: Seconds that one caller may take in all.
 CALL_DEADLINE = 3.0
+#: Callers at one time; one more ends the oldest call, for who means it is served within milliseconds.
+MAX_CALLERS = 16
 #: Seconds between two tries to open a socket that can't be had.
 OPEN_AGAIN = 15.0
 #: Seconds between two signs of life while nobody calls.
 _NAP = 60.0
+_PIECE = 65536
 
 
 class _WakeupSocket(threading.Event):
@@ -43,13 +48,28 @@ class _WakeupSocket(threading.Event):
         self._writer.close()
 
 
+@dataclass(slots=True)
+class _Call:
+    """One connection: what it sent, then what is left to send it, and when (monotonic seconds) its time is over."""
+
+    connection: socket.socket
+    until: float
+    request: bytearray = field(default_factory=bytearray)
+    reply: memoryview | None = None
+
+
 class Listener(Worker):
-    """Subclasses open the socket and answer one caller; ``run`` is the loop of all of them."""
+    """Subclasses open the socket and answer one request; ``run`` is the loop of all of them."""
+
+    #: A request ends with this, and is taken as it stands once it is longer than ``limit_bytes``.
+    end: ClassVar[bytes] = b"\n"
+    limit_bytes: ClassVar[int] = 4096
 
     def __init__(self, shutdown: ShutdownToken, clock: Clock) -> None:
         super().__init__(shutdown, clock)
         #: Set while the socket accepts callers.
         self.listening = threading.Event()
+        self._calls: dict[socket.socket, _Call] = {}
 
     #: Where the socket is and which key says so, for the line about one that can't be opened.
     where = "its socket"
@@ -58,8 +78,8 @@ class Listener(Worker):
         """A bound, listening socket (raises OSError)."""
         raise RuntimeError(f"{self.name} opens no socket")
 
-    def answer(self, caller: ClientConnection) -> None:
-        """Serve one caller; OSError and TimeoutError end the call and nothing else."""
+    def answer(self, request: bytes) -> bytes:
+        """The reply to what came before ``end``: all that came where the caller stopped, or sent too much."""
         raise RuntimeError(f"{self.name} answers nobody")
 
     def run(self) -> None:
@@ -74,14 +94,14 @@ class Listener(Worker):
                 selector.register(listening, selectors.EVENT_READ)
                 listening.setblocking(False)
                 self.listening.set()
-                while not self.shutdown.is_set:
-                    self.alive()
-                    if any(key.fileobj is listening for key, _ in selector.select(_NAP)) and not self.shutdown.is_set:
-                        self._serve_one(listening)
+                self._serve(listening, selector)
         finally:
             self.listening.clear()
             self.shutdown.forget(wakeup)
             wakeup.close()
+            for call in self._calls.values():
+                call.connection.close()
+            self._calls.clear()
 
     def _opened(self) -> socket.socket | None:
         """The socket, when it can be had; None when shutdown came first.
@@ -102,54 +122,58 @@ class Listener(Worker):
                 self.shutdown.wait(OPEN_AGAIN)
         return None
 
-    def _serve_one(self, listening: socket.socket) -> None:
+    def _serve(self, listening: socket.socket, selector: selectors.BaseSelector) -> None:
+        while not self.shutdown.is_set:
+            self.alive()
+            first = min((call.until for call in self._calls.values()), default=None)
+            wait = _NAP if first is None else min(_NAP, max(0.0, first - self.clock.monotonic()))
+            for key, _ in selector.select(wait):
+                if key.fileobj is listening:
+                    self._accept(listening, selector)
+                elif isinstance(key.data, _Call) and key.data.connection in self._calls:
+                    self._go_on(key.data, selector)
+            now = self.clock.monotonic()
+            for call in [call for call in self._calls.values() if call.until <= now]:
+                self.log.debug("a call took too long")
+                self._end(call, selector)
+
+    def _accept(self, listening: socket.socket, selector: selectors.BaseSelector) -> None:
         try:
             connection, _ = listening.accept()
+        except BlockingIOError:
+            return  # it has gone away
         except OSError as error:
             # Out of descriptors, say: the caller stays in the backlog, and select would return at once for ever.
             self.log.warning("can't take a call: %s", error.strerror or error)
             self.shutdown.wait(1.0)
             return
-        with connection:
-            try:
-                self.answer(ClientConnection(connection, self.clock))
-            except OSError as error:
-                self.log.debug("a call ended early: %s", error)
+        if len(self._calls) >= MAX_CALLERS:
+            self._end(next(iter(self._calls.values())), selector)
+        connection.setblocking(False)
+        call = self._calls[connection] = _Call(connection, self.clock.monotonic() + CALL_DEADLINE)
+        selector.register(connection, selectors.EVENT_READ, call)
 
+    def _go_on(self, call: _Call, selector: selectors.BaseSelector) -> None:
+        """Read or write what can be read or written now."""
+        try:
+            if call.reply is None:
+                part = call.connection.recv(_PIECE)
+                call.request += part
+                if part and self.end not in call.request and len(call.request) <= self.limit_bytes:
+                    return
+                call.reply = memoryview(self.answer(bytes(call.request).partition(self.end)[0]))
+                selector.modify(call.connection, selectors.EVENT_WRITE, call)
+            call.reply = call.reply[call.connection.send(call.reply) :]
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.log.debug("a call ended early: %s", error)
+            self._end(call, selector)
+            return
+        if not call.reply:
+            self._end(call, selector)
 
-class ClientConnection:
-    """One connection, with one deadline for all that is read from it and written to it."""
-
-    def __init__(self, connection: socket.socket, clock: Clock) -> None:
-        self._connection = connection
-        self._clock = clock
-        self._until = clock.monotonic() + CALL_DEADLINE
-
-    def read_until(self, mark: bytes, limit: int) -> bytes:
-        """What comes before ``mark``; all that came when the caller stops, or past ``limit`` bytes.
-
-        Raises:
-            TimeoutError: the deadline is over.
-            OSError: the connection broke.
-        """
-        got = b""
-        while mark not in got and len(got) <= limit:
-            self._limit()
-            part = self._connection.recv(4096)
-            if not part:
-                break
-            got += part
-        return got.partition(mark)[0]
-
-    def send(self, data: bytes) -> None:
-        """All of ``data`` (raises TimeoutError and OSError)."""
-        view = memoryview(data)
-        while view:
-            self._limit()
-            view = view[self._connection.send(view) :]
-
-    def _limit(self) -> None:
-        left = self._until - self._clock.monotonic()
-        if left <= 0:
-            raise TimeoutError("the caller took too long")
-        self._connection.settimeout(left)
+    def _end(self, call: _Call, selector: selectors.BaseSelector) -> None:
+        del self._calls[call.connection]
+        selector.unregister(call.connection)
+        call.connection.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 from nixfleet_agent.config import MetricsConfig
 from nixfleet_agent.config.load import split_address
 from nixfleet_agent.errors import ConfigError
-from nixfleet_agent.telemetry.listener import ClientConnection, Listener
+from nixfleet_agent.telemetry.listener import Listener
 from nixfleet_agent.telemetry.metrics import CONTENT_TYPE, Metrics
 from nixfleet_agent.threads.clock import Clock
 from nixfleet_agent.threads.shutdown import ShutdownToken
@@ -31,6 +31,8 @@ class MetricsServerWorker(Listener):
 
     name = "metrics_server"
     telemetry = True
+    end = b"\r\n\r\n"
+    limit_bytes = HEAD_LIMIT
 
     def __init__(
         self, shutdown: ShutdownToken, clock: Clock, address: tuple[str, int], metrics: Metrics, health: Health
@@ -50,36 +52,26 @@ class MetricsServerWorker(Listener):
         self.port = listening.getsockname()[1]
         return listening
 
-    def answer(self, caller: ClientConnection) -> None:
-        head = caller.read_until(b"\r\n\r\n", HEAD_LIMIT)
-        words = head.split(b"\r\n", 1)[0].split()
-        if len(words) != 3 or not words[2].startswith(b"HTTP/1.") or len(head) > HEAD_LIMIT:
-            self._reply(caller, "400 Bad Request", b"not an HTTP/1 request\n")
-            return
+    def answer(self, request: bytes) -> bytes:
+        words = request.split(b"\r\n", 1)[0].split()
+        if len(words) != 3 or not words[2].startswith(b"HTTP/1.") or len(request) > HEAD_LIMIT:
+            return _reply("400 Bad Request", b"not an HTTP/1 request\n")
         method, target = words[0], words[1].partition(b"?")[0]
         if method not in (b"GET", b"HEAD"):
-            self._reply(caller, "405 Method Not Allowed", b"GET only\n")
-        elif target == b"/metrics":
-            self._reply(caller, "200 OK", self._metrics.exposition(), CONTENT_TYPE, head_only=method == b"HEAD")
-        elif target == b"/healthz":
+            return _reply("405 Method Not Allowed", b"GET only\n")
+        if target == b"/metrics":
+            return _reply("200 OK", self._metrics.exposition(), CONTENT_TYPE, head_only=method == b"HEAD")
+        if target == b"/healthz":
             problems = self._health()
             body = "".join(f"{problem}\n" for problem in problems or ["ok"]).encode()
             status = "503 Service Unavailable" if problems else "200 OK"
-            self._reply(caller, status, body, head_only=method == b"HEAD")
-        else:
-            self._reply(caller, "404 Not Found", b"/metrics or /healthz\n")
+            return _reply(status, body, head_only=method == b"HEAD")
+        return _reply("404 Not Found", b"/metrics or /healthz\n")
 
-    def _reply(
-        self,
-        caller: ClientConnection,
-        status: str,
-        body: bytes,
-        kind: str = "text/plain; charset=utf-8",
-        *,
-        head_only: bool = False,
-    ) -> None:
-        head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-        caller.send(head.encode() + (b"" if head_only else body))
+
+def _reply(status: str, body: bytes, kind: str = "text/plain; charset=utf-8", *, head_only: bool = False) -> bytes:
+    head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    return head.encode() + (b"" if head_only else body)
 
 
 class MetricsTextfileWorker(Worker):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nixfleet_agent.errors import AgentError
-from nixfleet_agent.telemetry.listener import ClientConnection, Listener
+from nixfleet_agent.telemetry.listener import Listener
 from nixfleet_agent.threads.clock import Clock
 from nixfleet_agent.threads.shutdown import ShutdownToken
 
@@ -34,6 +34,7 @@ class StatusSocketWorker(Listener):
     """Answers ``{"request": NAME, ...}`` with ``{"answer": ...}`` or ``{"error": "..."}``."""
 
     name = "status_socket"
+    limit_bytes = REQUEST_LIMIT
 
     def __init__(self, shutdown: ShutdownToken, clock: Clock, state_dir: Path, handlers: Mapping[str, Handler]) -> None:
         super().__init__(shutdown, clock)
@@ -57,18 +58,18 @@ class StatusSocketWorker(Listener):
                 raise
         return listening
 
-    def answer(self, caller: ClientConnection) -> None:
+    def answer(self, request: bytes) -> bytes:
         try:
-            request = json.loads(caller.read_until(b"\n", REQUEST_LIMIT))
-            handler = self._handlers[request["request"]]
+            asked = json.loads(request)
+            handler = self._handlers[asked["request"]]
         except (ValueError, KeyError, TypeError, RecursionError):
             reply: dict[str, object] = {"error": f"requests are: {', '.join(sorted(self._handlers))}"}
         else:
             try:
-                reply = {"answer": handler(request)}
+                reply = {"answer": handler(asked)}
             except AgentError as error:
                 reply = {"error": str(error)}
-        caller.send(json.dumps(reply).encode() + b"\n")
+        return json.dumps(reply).encode() + b"\n"
 
 
 def ask(state_dir: Path, request: str, **arguments: object) -> Any:

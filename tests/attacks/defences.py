@@ -2,19 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Defence:
-    """``old`` stands exactly once in ``file`` (under the package) and becomes ``new``; one of ``tests`` must fail."""
-
-    name: str
-    file: str
-    old: str
-    new: str
-    tests: tuple[str, ...]
-
+from tests.attacks.defence import Defence
+from tests.attacks.local_defences import LOCAL
 
 _ARTIFACTS = "tests.attacks.test_artifacts.Artifacts.test_"
 _TLS = "tests.attacks.test_tls.Tls.test_"
@@ -695,6 +684,7 @@ _HINTS = (
     ),
 )
 _LIVENESS = (
+    *LOCAL,
     Defence(
         "signs of life: a dripping fleet",
         "runtime/workers/manifest_poll.py",

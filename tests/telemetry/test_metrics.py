@@ -9,6 +9,7 @@ import re
 import socket
 import tempfile
 import threading
+import time
 import unittest
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,14 +21,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from nixfleet_agent.state_machine import Mode, ProbeStatus, RolloutRecord, State
 from nixfleet_agent.state_machine.record import ProbeRecord
-from nixfleet_agent.telemetry.listener import OPEN_AGAIN
+from nixfleet_agent.telemetry.listener import CALL_DEADLINE, MAX_CALLERS, OPEN_AGAIN
 from nixfleet_agent.telemetry.metrics import COUNTERS, Metrics
 from nixfleet_agent.telemetry.metrics_server import MetricsServerWorker, MetricsTextfileWorker
 from nixfleet_agent.telemetry.status import RolloutsView, StatusBoard
 from nixfleet_agent.threads.clock import SystemClock
 from nixfleet_agent.threads.shutdown import ShutdownToken
 from tests.support.clock import EPOCH as START
-from tests.support.clock import FakeClock
+from tests.support.clock import PATIENCE, FakeClock
 
 PACKAGE = Path(__file__).resolve().parents[2] / "nixfleet_agent"
 
@@ -217,6 +218,27 @@ class Http(Case):
             thread.join(30)
         self.assertFalse(thread.is_alive())
         self.assertIn("Cannot assign requested address; trying again", heard.records[0].getMessage())
+
+    def test_scrapers_that_hang_cost_the_others_nothing(self) -> None:
+        with self.serving([]) as port, contextlib.ExitStack() as hung:
+            for number in range(MAX_CALLERS + 4):
+                caller = hung.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE))
+                # Half of them never ask to the end, half never read what they asked for.
+                caller.sendall(b"GET /metrics HTTP/1.1\r\n" if number % 2 else b"GET /metrics HTTP/1.1\r\n\r\n")
+            began = time.monotonic()
+            for _ in range(5):
+                self.assertEqual(self.get(port, "/healthz")[0], 200)
+            self.assertLess(time.monotonic() - began, CALL_DEADLINE)
+
+    def test_one_more_than_it_serves_ends_the_oldest_call_and_not_the_newest(self) -> None:
+        with self.serving([]) as port, contextlib.ExitStack() as hung:
+            calls = [
+                hung.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE)) for _ in range(MAX_CALLERS)
+            ]
+            self.assertEqual(self.get(port, "/healthz")[0], 200)
+            began = time.monotonic()
+            self.assertEqual(calls[0].recv(1), b"")
+            self.assertLess(time.monotonic() - began, CALL_DEADLINE / 2)
 
     def test_anything_else_is_refused(self) -> None:
         with self.serving([]) as port:
