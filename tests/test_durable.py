@@ -57,6 +57,44 @@ class Case(unittest.TestCase):
         durable.write(self.folder / "x", b"", mode=0o644)
         self.assertEqual((self.folder / "x").stat().st_mode & 0o777, 0o644)
 
+    def test_nothing_that_another_user_put_into_the_folder_is_opened_or_followed(self) -> None:
+        """A collector's folder may be its own user's, and that one may guess names: root would write `/etc/passwd`."""
+        victim, path = self.folder / "victim", self.folder / "x"
+        victim.write_bytes(b"precious")
+        path.symlink_to(victim)
+        with mock.patch.object(os, "urandom", return_value=b"\0" * 6):
+            (self.folder / f".x.{'00' * 6}{durable.TEMPORARY_SUFFIX}").symlink_to(victim)
+            with self.assertRaises(StorageError) as caught:
+                durable.write(path, b"new")
+        self.assertEqual((caught.exception.errno, victim.read_bytes()), (errno.EEXIST, b"precious"))
+        durable.write(path, b"new", mode=0o644)
+        self.assertEqual((path.is_symlink(), path.read_bytes(), victim.read_bytes()), (False, b"new", b"precious"))
+        for opens in (durable.open_lock, lambda place: durable.fill(place, b"x"), lambda p: durable.allocate(p, 1)):
+            link = self.folder / "link"
+            link.symlink_to(victim)
+            with self.assertRaises(OSError) as refused:
+                opens(link)
+            self.assertEqual((refused.exception.errno, victim.read_bytes()), (errno.ELOOP, b"precious"))
+            link.unlink()
+
+    def test_a_folder_that_is_replaced_in_the_middle_gets_no_half_of_the_write(self) -> None:
+        inner, elsewhere = self.folder / "inner", self.folder / "elsewhere"
+        inner.mkdir()
+
+        def swap(step: str, path: Path) -> None:
+            if step == "rename":
+                inner.rename(elsewhere)
+                inner.mkdir()
+
+        with mock.patch.object(durable, "boundary", swap):
+            durable.write(inner / "x", b"new")
+        self.assertEqual(([p.name for p in inner.iterdir()], [p.name for p in elsewhere.iterdir()]), ([], ["x"]))
+
+    def test_what_need_not_be_durable_is_whole_all_the_same(self) -> None:
+        durable.write(self.folder / "x", b"new", mode=0o644, sync=False)
+        self.assertEqual(self.steps, [("create", "x"), ("rename", "x")])
+        self.assertEqual((self.names(), (self.folder / "x").stat().st_mode & 0o777), (["x"], 0o644))
+
     def test_a_write_that_fails_leaves_the_old_content_and_no_litter(self) -> None:
         path = self.folder / "x"
         path.write_bytes(b"old")
@@ -77,11 +115,12 @@ class Case(unittest.TestCase):
 
     def test_a_disk_that_refuses_the_cleaning_up_too_is_still_the_expected_error(self) -> None:
         self.fail_at = "rename"
-        refused = mock.patch.object(Path, "unlink", side_effect=OSError(errno.EROFS, "read-only"))
+        refused = mock.patch.object(os, "unlink", side_effect=OSError(errno.EROFS, "read-only"))
         with refused, self.assertRaises(StorageError) as caught:
             durable.write(self.folder / "x", b"new")
         self.assertEqual(caught.exception.errno, errno.EIO)
-        self.assertEqual(durable.remove_temporaries(self.folder), [f".x.{os.getpid()}{durable.TEMPORARY_SUFFIX}"])
+        (left,) = durable.remove_temporaries(self.folder)
+        self.assertRegex(left, rf"^\.x\.[0-9a-f]{{12}}{durable.TEMPORARY_SUFFIX}$")
         self.assertEqual(self.names(), [])
 
     def test_short_writes_are_gone_on_with(self) -> None:

@@ -164,8 +164,8 @@ class Records:
         durable.make_directory(path)
         try:
             for name in _RESERVED:
-                _write(path / f"{name}.next", b" " * (_RESERVE_BYTES - 1) + b"\n")
-            _write(path / f"{_WITHDRAWN}.next", _WITHDRAWN.encode() + b"\n")
+                durable.fill(path / f"{name}.next", b" " * (_RESERVE_BYTES - 1) + b"\n")
+            durable.fill(path / f"{_WITHDRAWN}.next", _WITHDRAWN.encode() + b"\n")
             os.mkfifo(path / _PIPE, 0o600)
             durable.write(path / _INTENT, json.dumps(asdict(intent), indent=1).encode() + b"\n")
         except OSError as error:
@@ -213,14 +213,6 @@ class Records:
             return os.listdir(self.folder)
         except FileNotFoundError:
             return []
-
-
-def _write(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(descriptor, data)
-    finally:
-        os.close(descriptor)
 
 
 def _read_intent(path: Path) -> Intent | None:

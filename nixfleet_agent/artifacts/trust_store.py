@@ -15,6 +15,7 @@ from pathlib import Path
 
 from nixfleet_agent import durable
 from nixfleet_agent.config.model import Config
+from nixfleet_agent.config.ownership import unsafe
 from nixfleet_agent.errors import ProtoError, StorageError
 from nixfleet_agent.proto.strict_json import BODY_LIMIT, loads_strict
 from nixfleet_agent.reading import read_regular
@@ -49,8 +50,8 @@ class TrustStore:
         """The trust roots; read again when the file has changed.
 
         Raises:
-            TrustFileError: it is missing or invalid. A file that was good once does not count any more: whoever
-                damaged it may have wanted to take a key away.
+            TrustFileError: it is missing or invalid, or others may change it. A file that was good once does not
+                count any more: whoever damaged it may have wanted to take a key away.
         """
         news: tuple[str, ...] = ()
         with self._lock:
@@ -147,6 +148,8 @@ def _stamp_of(path: Path) -> _Stamp:
 
 
 def _read(path: Path) -> bytes:
+    if (problem := unsafe(path)) is not None:
+        raise TrustFileError(problem)
     try:
         return read_regular(path, BODY_LIMIT)
     except OSError as error:

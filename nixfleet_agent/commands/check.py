@@ -52,6 +52,7 @@ def _findings(loaded: Loaded, *, offline: bool) -> Iterator[Finding]:
     with host_of(config) as host:
         clock = host.clock
         yield from checks.configuration(loaded)
+        yield from checks.ownership(loaded)
         yield from checks.state_directory(config)
         yield from checks.trust_file(config, clock)
         yield from checks.ca_file(config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from nixfleet_agent.activation.host import read_current, read_profile
 from nixfleet_agent.artifacts.trust_store import MARKS_FILE, TrustStore
 from nixfleet_agent.config.load import Loaded
 from nixfleet_agent.config.model import Config
+from nixfleet_agent.config.ownership import believed, unsafe
 from nixfleet_agent.errors import AgentError, ConfigError, IdentityError, ProtoError, TransportError
 from nixfleet_agent.identity.anchors import load_anchors
 from nixfleet_agent.identity.certificate import load_certificate, name_is_ours
@@ -36,6 +36,8 @@ from nixfleet_agent.trust.verify import CLOCK_SKEW, SIGNATURE_LIMIT
 OK, WARN, FAIL = "ok", "warn", "fail"
 #: Below this a release may not even fit its own journal (bytes).
 _LITTLE_SPACE = 64 * 1024 * 1024
+#: A rollout is some thirty files, and nothing is removed in its middle.
+_FEW_INODES = 1000
 _NIX_TIMEOUT_SECS = 20.0
 _REACH_DEADLINE_SECS = 10.0
 #: Exists exactly while systemd is the running init: sd_booted(3).
@@ -54,9 +56,18 @@ class Finding:
 def configuration(loaded: Loaded) -> Iterator[Finding]:
     file, given = loaded.file, sum(origin != "default" for _, origin in loaded.provenance.values())
     where = str(file) if file else "environment and flags, no file"
-    if file is not None and (warning := _writable_by_others(file)):
-        yield Finding("configuration", FAIL, warning)
     yield Finding("configuration", OK, f"{where}; {given} keys set (see --print-config)")
+
+
+def ownership(loaded: Loaded) -> Iterator[Finding]:
+    """What the agent refuses to start with: a file that somebody else than root may change."""
+    # The trust file is refused by whoever reads it, and told of below.
+    paths = [path for path in believed(loaded.config, loaded.file) if path != loaded.config.trust_file]
+    problems = dict.fromkeys(problem for path in paths if (problem := unsafe(path)) is not None)
+    for problem in problems:
+        yield Finding("ownership", FAIL, problem)
+    if not problems:
+        yield Finding("ownership", OK, "nobody else can change what the agent believes or runs")
 
 
 def state_directory(config: Config) -> Iterator[Finding]:
@@ -76,9 +87,17 @@ def state_directory(config: Config) -> Iterator[Finding]:
         return
     if mode & 0o077:
         yield Finding("state directory", FAIL, f"{path} is open to others (mode {mode:04o}): run `chmod 700 {path}`")
-    free = shutil.disk_usage(path).free
-    level = WARN if free < _LITTLE_SPACE else OK
-    yield Finding("state directory", level, f"{path}, {free // (1 << 20)} MiB free")
+    yield _room(path)
+
+
+def _room(path: Path) -> Finding:
+    """A disk can run out of bytes and out of inodes; some file systems make inodes as they need them, and say 0."""
+    disk = os.statvfs(path)
+    free = disk.f_bavail * disk.f_frsize
+    inodes = f"{disk.f_favail} inodes" if disk.f_files else "inodes as needed"
+    little = free < _LITTLE_SPACE or (disk.f_files > 0 and disk.f_favail < _FEW_INODES)
+    advice = ": make room, or set state_dir" if little else ""
+    return Finding("state directory", WARN if little else OK, f"{path}, {free >> 20} MiB and {inodes} free{advice}")
 
 
 def trust_file(config: Config, clock: Clock) -> Iterator[Finding]:
@@ -87,8 +106,6 @@ def trust_file(config: Config, clock: Clock) -> Iterator[Finding]:
     except VerificationError as error:
         yield Finding("trust file", FAIL, str(error))
         return
-    if warning := _writable_by_others(config.trust_file):
-        yield Finding("trust file", FAIL, warning)
     for skipped in roots.warnings:
         yield Finding("trust file", WARN, skipped)
     active = roots.ci_release_key.active(clock.now())
@@ -111,8 +128,6 @@ def ca_file(config: Config) -> Iterator[Finding]:
     except IdentityError as error:
         yield Finding("CA", FAIL, f"{error}; unset, ca_cert means the system's CAs")
         return
-    if warning := _writable_by_others(config.ca_cert):
-        yield Finding("CA", FAIL, warning)
     text = f"{config.ca_cert}: {count} certificate{'' if count == 1 else 's'}, the only ones that are trusted"
     yield Finding("CA", OK, text)
 
@@ -264,13 +279,3 @@ def _welcome(url: str, enrolled: bool, said: str) -> Finding:
         text = f"{url} refuses this host's certificate ({said}): is the host in the fleet, or was it revoked?"
         return Finding("control plane", FAIL, text)
     return Finding("control plane", OK, f"{url} answers; it lets nobody in without a certificate")
-
-
-def _writable_by_others(path: Path) -> str | None:
-    """Why somebody else than root could change what this host trusts; None when nobody can."""
-    status = path.stat()
-    if status.st_uid not in (0, os.geteuid()):
-        return f"{path} belongs to user {status.st_uid}, who can change it: run `chown root {path}`"
-    if status.st_mode & 0o022:
-        return f"{path} can be changed by others (mode {stat.S_IMODE(status.st_mode):04o}): run `chmod go-w {path}`"
-    return None

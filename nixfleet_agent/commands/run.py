@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 
 from nixfleet_agent.commands.invocation import Invocation, Parser
+from nixfleet_agent.config.model import Config
+from nixfleet_agent.config.ownership import believed, require_safe
 
 
 def configure(parser: Parser) -> None:
@@ -14,7 +16,9 @@ def configure(parser: Parser) -> None:
 
 def run(call: Invocation) -> int:
     """Until the agent is told to stop; its exit code."""
-    config = call.config
+    config, file = call.config, call.loaded.file
+    # Before anything of it is believed, and with the state directory before anything is written there.
+    require_safe(believed(config, file))
     # A parent that ignores the ends of its children passes that on, and then every child seems to end with code 0.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     # Only now, so that a mistake in the configuration is answered at once.
@@ -25,4 +29,9 @@ def run(call: Invocation) -> int:
     with without(*ENCODING_GUESSERS, *(() if scraped else SECOND_OPENSSL)):
         from nixfleet_agent.runtime import daemon
 
-    return daemon.run(config, lambda: call.load_again().config)
+    def load_again() -> Config:
+        loaded = call.load_again()
+        require_safe(believed(loaded.config, loaded.file))
+        return loaded.config
+
+    return daemon.run(config, load_again)

@@ -13,6 +13,7 @@ from nixfleet_agent.activation.host import read_current
 from nixfleet_agent.artifacts.cache import ManifestCache
 from nixfleet_agent.artifacts.trust_store import TrustStore
 from nixfleet_agent.config.model import Config
+from nixfleet_agent.config.ownership import require_safe
 from nixfleet_agent.errors import IdentityError, StorageError
 from nixfleet_agent.identity.anchors import load_anchors
 from nixfleet_agent.identity.credentials import Credentials
@@ -87,9 +88,14 @@ class Services:
 
         Each may raise an AgentError: the old certificate stays in use; an invalid trust file fails closed.
         """
-        return self._reload_health_checks, self.trust.trust, self.credentials.reload
+        return self._reload_health_checks, self.trust.trust, self._reload_certificate
+
+    def _reload_certificate(self) -> None:
+        require_safe((self.config.client_cert, self.config.client_key))
+        self.credentials.reload()
 
     def _reload_health_checks(self) -> None:
+        require_safe((self.config.health_checks_file,))
         if not self.inputs.put_latest(HealthChecksReload()):
             log.warning("the agent has no room for another input: health checks are not read again; ask once more")
 

@@ -30,7 +30,7 @@ class StateDir:
         """
         try:
             durable.make_directory(path)
-            descriptor = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = durable.open_lock(path / LOCK_NAME)
         except (StorageError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error).rpartition(": ")[2]
             advice = "run it as root" if getattr(error, "errno", None) == errno.EACCES else "check state_dir"
@@ -44,7 +44,7 @@ class StateDir:
                 f"another agent (pid {holder or 'unknown'}) runs on {path}: "
                 "stop it, or give this one a state_dir of its own"
             ) from error
-        os.truncate(descriptor, 0)
+        os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
         _remove_temporaries(path)
         return cls(path, descriptor)

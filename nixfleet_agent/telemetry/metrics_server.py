@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+from nixfleet_agent import durable
 from nixfleet_agent.config import MetricsConfig
 from nixfleet_agent.config.load import split_address
-from nixfleet_agent.errors import ConfigError
+from nixfleet_agent.errors import ConfigError, StorageError
 from nixfleet_agent.telemetry.listener import Listener
 from nixfleet_agent.telemetry.metrics import CONTENT_TYPE, Metrics
 from nixfleet_agent.threads.clock import Clock
@@ -84,9 +85,11 @@ class MetricsTextfileWorker(Worker):
         super().__init__(shutdown, clock)
         self._path = path
         self._metrics = metrics
-        self._trouble = Trouble(self.log, f"can't write the metrics to {path}")
+        self._trouble = Trouble(self.log, "no metrics")
 
     def run(self) -> None:
+        with suppress(StorageError):  # what is wrong with the folder, the first write says
+            durable.remove_temporaries(self._path.parent, f".{self._path.name[:200]}.")
         timer = Timer(TEXTFILE_INTERVAL_SECS, self.clock, self.shutdown)
         while timer.wait():
             self.alive()
@@ -94,14 +97,11 @@ class MetricsTextfileWorker(Worker):
 
     def write(self) -> None:
         """One write; a folder that refuses it is said once, for metrics must not stop the agent."""
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         try:
             # Not durable on purpose: after a power cut these figures are worth nothing.
-            temporary.write_bytes(self._metrics.exposition())
-            temporary.chmod(0o644)
-            temporary.replace(self._path)
-        except OSError as error:
-            self._trouble.failed(error.strerror or error)
+            durable.write(self._path, self._metrics.exposition(), mode=0o644, sync=False)
+        except StorageError as error:
+            self._trouble.failed(str(error))
         else:
             self._trouble.over()
 

@@ -74,6 +74,14 @@ class TrustFile(StoreTestCase):
         self.assertEqual(self.store.trust(), good)
         self.assertIsNone(self.store.problem())
 
+    def test_that_others_may_change_fails_closed_until_they_may_not(self) -> None:
+        self.store.trust()
+        self.trust_path.chmod(0o666)
+        with self.assertRaisesRegex(TrustFileError, f"can be changed by others .* run `chmod go-w {self.trust_path}`"):
+            self.store.trust()
+        self.trust_path.chmod(0o644)
+        self.store.trust()
+
     def test_that_is_gone_fails_closed(self) -> None:
         self.store.trust()
         self.trust_path.unlink()

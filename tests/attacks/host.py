@@ -217,8 +217,12 @@ class Life:
 
     def log(self) -> list[dict[str, Any]]:
         """The log lines so far."""
+        return [json.loads(line) for line in self.output().splitlines()]
+
+    def output(self) -> str:
+        """The log so far, as it is."""
         self.logs.flush(60)
-        return [json.loads(line) for line in self.stream.getvalue().splitlines()]
+        return self.stream.getvalue()
 
     def said(self, words: str) -> bool:
         return any(words in str(line.get("message")) for line in self.log())

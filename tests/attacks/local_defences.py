@@ -5,6 +5,10 @@ from __future__ import annotations
 from tests.attacks.defence import Defence
 
 _LINES = "tests.telemetry.test_line_writer.NobodyReads.test_"
+_WRITES = "tests.test_durable.Case.test_nothing_that_another_user_put_into_the_folder_is_opened_or_followed"
+_SWAPPED = "tests.test_durable.Case.test_a_folder_that_is_replaced_in_the_middle_gets_no_half_of_the_write"
+_OWNERS = "tests.config.test_ownership."
+_STARTS = "tests.commands.test_run.Believes.test_"
 _HTTP = "tests.telemetry.test_metrics.Http.test_"
 
 LOCAL = (
@@ -49,5 +53,68 @@ LOCAL = (
         "if len(self._calls) >= MAX_CALLERS:",
         "if False:",
         (_HTTP + "one_more_than_it_serves_ends_the_oldest_call_and_not_the_newest",),
+    ),
+    Defence(
+        "files: a name that was guessed is opened",
+        "durable.py",
+        "_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC",
+        "_NEW = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC",
+        (_WRITES,),
+    ),
+    Defence(
+        "files: the lock is a link to somewhere else",
+        "durable.py",
+        "os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC",
+        "os.O_RDWR | os.O_CREAT | os.O_CLOEXEC",
+        (_WRITES,),
+    ),
+    Defence(
+        "files: the folder is looked up twice",
+        "durable.py",
+        "os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)",
+        "os.replace(temporary, path, src_dir_fd=folder)",
+        (_SWAPPED,),
+    ),
+    Defence(
+        "owners: a file that others may write is believed",
+        "commands/run.py",
+        "    require_safe(believed(config, file))\n",
+        "",
+        (_STARTS + "nothing_that_others_may_change",),
+    ),
+    Defence(
+        "owners: what others made of it since is read again",
+        "commands/run.py",
+        "        require_safe(believed(loaded.config, loaded.file))\n",
+        "",
+        (_STARTS + "nor_when_it_reads_again",),
+    ),
+    Defence(
+        "owners: a trust file that others may write is believed",
+        "artifacts/trust_store.py",
+        "if (problem := unsafe(path)) is not None:",
+        "if (problem := None) is not None:",
+        ("tests.artifacts.test_trust_store",),
+    ),
+    Defence(
+        "owners: the folders above do not count",
+        "config/ownership.py",
+        "    for place in _way(path):\n",
+        "    for place in (path,):\n",
+        (_OWNERS + "Modes", _OWNERS + "Links"),
+    ),
+    Defence(
+        "owners: another user's own file is believed",
+        "config/ownership.py",
+        "if status.st_uid not in (0, os.geteuid()):",
+        "if False:",
+        (_OWNERS + "Modes.test_an_owner_can_change_what_is_his_whatever_its_mode",),
+    ),
+    Defence(
+        "disk: a release takes every inode",
+        "journal/reserve.py",
+        "        return self._ensure_bytes() and self._ensure_inodes()\n",
+        "        return self._ensure_bytes()\n",
+        ("tests.journal.test_reserve.Case.test_its_inodes_are_held_and_given_up_with_its_bytes",),
     ),
 )

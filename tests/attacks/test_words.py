@@ -99,8 +99,8 @@ class Words(AttackCase):
         self.renewal_is_due()
         life = self.start()
         self.attack()
-        self.assert_harmless(life.stream.getvalue(), "JSON log")
-        for line in life.stream.getvalue().splitlines():
+        self.assert_harmless(life.output(), "JSON log")
+        for line in life.output().splitlines():
             self.assertIsInstance(json.loads(line), dict)
             self.assertLess(len(line), 32 * 1024)
         self.show()
@@ -111,13 +111,13 @@ class Words(AttackCase):
         life = self.start(logging=LoggingConfig(level="debug", format="text"))
 
         def lines() -> list[dict[str, Any]]:
-            said = life.stream.getvalue().splitlines()
+            said = life.output().splitlines()
             return [{"message": line, "reason": word} for line in said for word in reasons(line)]
 
         life.log = lines  # type: ignore[method-assign]
         self.attack()
-        self.assert_harmless(life.stream.getvalue(), "text log")
-        for line in life.stream.getvalue().splitlines():
+        self.assert_harmless(life.output(), "text log")
+        for line in life.output().splitlines():
             self.assertRegex(line, r"^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ |    )")
         self.assert_untouched()
 
@@ -142,7 +142,7 @@ class Words(AttackCase):
                     code, text = self.host.command("queue", "show", f"{self.rollout_id}/1")
                     self.assert_harmless(text, f"queue show ({code})")
                 self.show()
-        self.assert_harmless(self.life.stream.getvalue(), "JSON log")
+        self.assert_harmless(self.life.output(), "JSON log")
 
     def renewal_is_due(self) -> None:
         self.authority.write_client(

@@ -108,6 +108,12 @@ class Check(HostCase):
         elsewhere.start()
         self.addCleanup(elsewhere.stop)
 
+    def no_inodes(self) -> None:
+        room = {"f_flag": 0, "f_bavail": 1 << 30, "f_frsize": 4096, "f_files": 1000, "f_favail": 12}
+        few = mock.patch("nixfleet_agent.commands.checks.os.statvfs", return_value=mock.Mock(**room))
+        few.start()
+        self.addCleanup(few.stop)
+
     def test_a_control_plane_that_refuses_this_host(self) -> None:
         self.serve().route(*PROOF, Reply(403))
         ran = self.call("check")
@@ -209,9 +215,10 @@ BREAKS: dict[str, tuple[Callable[[Check], object], str, tuple[str, ...]]] = {
     ),
     "CA missing": (lambda c: c.ca.unlink(), "fail", ("can't read ca_cert", "No such file", "the system's CAs")),
     "CA that is a key": (lambda c: c.ca.write_text("x"), "fail", ("is not a PEM certificate",)),
-    "CA that anybody can change": (lambda c: c.ca.chmod(0o666), "fail", ("CA", "chmod go-w")),
+    "CA that anybody can change": (lambda c: c.ca.chmod(0o666), "fail", ("ownership", "ca.pem", "chmod go-w")),
     "no CA, so the system's": (lambda c: c.settings.pop("ca_cert"), "ok", ("judged by the system's CAs",)),
     "state directory open to others": (lambda c: c.state.chmod(0o755), "fail", ("chmod 700",)),
+    "state directory without inodes": (Check.no_inodes, "warn", ("12 inodes free", "make room")),
     "health checks are no JSON": (lambda c: c.health("{"), "fail", ("health checks",)),
     "a probe that can only fail": (lambda c: c.health('{"a": {"kind": "htpp"}}'), "fail", ("a: ",)),
     "one whose name looks like a line of this": (lambda c: c.health('{"a: b": {}}'), "fail", ("a: b: ",)),

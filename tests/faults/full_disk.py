@@ -14,6 +14,8 @@ from tests.faults.rig import Problem, Rig
 from tests.faults.runs import KEPT, Outcome, Runs
 
 SIZE = "12M"
+#: Enough for an agent and a rollout, and soon used up.
+INODES = 700
 
 
 def taken_back(runs: Runs) -> Outcome:
@@ -31,24 +33,32 @@ def taken_back_without_a_guard(runs: Runs) -> Outcome:
     return _filled(runs, kill=False, activation={"guard_secs": 0})
 
 
-def _filled(runs: Runs, *, kill: bool, **config: Any) -> Outcome:
+def taken_back_without_inodes(runs: Runs) -> Outcome:
+    """The release's switch leaves no inode: as good as no room, though there are megabytes."""
+    return _filled(runs, kill=False, release="litterer", options=f"nr_inodes={INODES}")
+
+
+def _filled(
+    runs: Runs, *, kill: bool, release: str = "filler", options: str = f"size={SIZE}", **config: Any
+) -> Outcome:
     outcome = Outcome(tries=1)
     rig = runs.rig("full", **config)
-    if not mounted(rig.host.state_dir):
+    if not mounted(rig.host.state_dir, options):
         rig.close()
         return Outcome(skipped="a tmpfs can't be mounted here")
     rig.closers.append(lambda: unmount(rig.host.state_dir))
 
     def tell(rig: Rig) -> None:
-        rig.publish("filler")
+        rig.publish(release)
         rig.start()
         rig.until(lambda: (rig.host.state_dir / "filler").exists(), "the filler")
         if kill:
-            rig.until(lambda: rig.host.running() == rig.world.closures["filler"], "the flip")
+            rig.until(lambda: rig.host.running() == rig.world.closures[release], "the flip")
             rig.kill()
-        rig.until_state("filler", State.REVERTED)
+        rig.until_state(release, State.REVERTED)
         rig.until_delivered()
-        (rig.host.state_dir / "filler").unlink()
+        filler = rig.host.state_dir / "filler"
+        shutil.rmtree(filler) if filler.is_dir() else filler.unlink()
 
     try:
         finished = runs.finish(rig, tell)
@@ -61,11 +71,11 @@ def _filled(runs: Runs, *, kill: bool, **config: Any) -> Outcome:
     return outcome
 
 
-def mounted(folder: Path) -> bool:
+def mounted(folder: Path, options: str) -> bool:
     """Put a small tmpfs at ``folder``; False where that is not allowed."""
     if os.geteuid() != 0 or shutil.which("mount") is None:
         return False
-    command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE},mode=0700", "tmpfs", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", f"{options},mode=0700", "tmpfs", str(folder)]
     return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
@@ -77,4 +87,5 @@ ITEMS: dict[str, Callable[[Runs], Outcome]] = {
     "full-disk": taken_back,
     "full-disk-killed": taken_back_after_a_kill,
     "full-disk-no-guard": taken_back_without_a_guard,
+    "no-inodes": taken_back_without_inodes,
 }

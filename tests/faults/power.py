@@ -108,10 +108,10 @@ class _Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(os, name)
 
-    def open(self, path: Any, flags: int, mode: int = 0o777) -> int:
-        name = os.fspath(path)
+    def open(self, path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        name = _whole(path, dir_fd)
         created = bool(flags & os.O_CREAT) and not os.path.lexists(name)
-        descriptor = os.open(path, flags, mode)
+        descriptor = os.open(name, flags, mode)
         if flags & (os.O_WRONLY | os.O_RDWR):
             self._unsynced.opened(name, descriptor, created=created)
         return descriptor
@@ -120,9 +120,18 @@ class _Watched:
         os.fsync(descriptor)
         self._unsynced.synced(descriptor)
 
-    def replace(self, source: Any, destination: Any) -> None:
-        self._unsynced.before_replace(os.fspath(source), os.fspath(destination))
-        os.replace(source, destination)
+    def replace(
+        self, source: Any, destination: Any, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None
+    ) -> None:
+        before, after = _whole(source, src_dir_fd), _whole(destination, dst_dir_fd)
+        self._unsynced.before_replace(before, after)
+        os.replace(before, after)
+
+
+def _whole(path: Any, folder: int | None) -> str:
+    """The path of a name in a folder that is known by its descriptor."""
+    name = os.fspath(path)
+    return name if folder is None else os.path.join(os.readlink(f"/proc/self/fd/{folder}"), name)
 
 
 def _identity(descriptor: int) -> tuple[int, int]:

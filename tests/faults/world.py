@@ -37,6 +37,11 @@ _FILL = f"""
 dd if=/dev/zero of="$TEST_STATE/filler" bs=64k 2>/dev/null
 dd if=/dev/zero bs=512 2>/dev/null >>"$TEST_STATE/filler"
 {_FLIP}"""
+#: Leaves it without one inode, and with room for many bytes.
+_LITTER = f"""
+mkdir "$TEST_STATE/filler"
+{{ n=0; while true >"$TEST_STATE/filler/$n"; do n=$((n + 1)); done; }} 2>/dev/null
+{_FLIP}"""
 _FAIL = 'echo "starting units"; echo "could not start it" >&2; exit 11'
 
 #: What a host declares; the probe looks at the closure that runs, as a real one looks at a service.
@@ -77,6 +82,7 @@ class World:
             "settling": self._system("settling", _HANG, well),
             "sick": self._system("sick", _FLIP, {}),
             "filler": self._system("filler", _FILL, {}),
+            "litterer": self._system("litterer", _LITTER, {}),
             "broken": self._system("broken", _FAIL, well),
             "kernel": self._system("kernel", _FLIP, well, kernel=other),
         }

@@ -8,7 +8,8 @@ import unittest
 from pathlib import Path
 from unittest import mock
 
-from nixfleet_agent.journal.reserve import SIZE, Reserve
+from nixfleet_agent import durable
+from nixfleet_agent.journal.reserve import INODES, SIZE, Reserve
 from tests.runtime.harness import temporary
 
 
@@ -31,6 +32,24 @@ class Case(unittest.TestCase):
             self.assertTrue(self.reserve.release())
         self.assertFalse(self.path.exists())
         self.assertFalse(self.reserve.release())
+
+    def test_its_inodes_are_held_and_given_up_with_its_bytes(self) -> None:
+        self.reserve.ensure()
+        self.assertEqual(len(list((self.folder / "reserve-inodes").iterdir())), INODES)
+        with self.assertLogs("nixfleet_agent.reserve", "WARNING"):
+            self.assertTrue(self.reserve.release())
+        self.assertEqual(list(self.folder.iterdir()), [])
+        self.assertTrue(self.reserve.ensure())
+        self.assertEqual(len(list((self.folder / "reserve-inodes").iterdir())), INODES)
+
+    def test_without_inodes_for_it_nothing_is_left_behind_and_the_bytes_are_held(self) -> None:
+        def full(path: Path, data: bytes) -> None:
+            if path.name == "40":
+                raise OSError(errno.ENOSPC, "no inodes")
+
+        with mock.patch.object(durable, "fill", full):
+            self.assertFalse(self.reserve.ensure())
+        self.assertEqual([path.name for path in self.folder.iterdir()], ["reserve"])
 
     def test_a_torn_one_is_completed(self) -> None:
         self.path.write_bytes(b"x" * 100)

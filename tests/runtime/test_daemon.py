@@ -60,11 +60,14 @@ _RUN = "import sys\n{defect}\nfrom nixfleet_agent.cli import main\nsys.exit(main
 
 
 class Case(HostCase):
-    def start(self, defect: str = "") -> subprocess.Popen[bytes]:
+    def start(self, defect: str = "", config_mode: int | None = None) -> subprocess.Popen[bytes]:
         """The agent of this host; its log is a file, for a pipe that nobody empties would stop it."""
         self.tables += '[logging]\nformat = "json"\n' if "[logging]" not in self.tables else ""
         self.log_file = self.folder / f"log-{len(list(self.folder.glob('log-*')))}"
-        command = [sys.executable, "-c", _RUN.format(defect=defect), str(self.write_config())]
+        config = self.write_config()
+        if config_mode is not None:
+            config.chmod(config_mode)
+        command = [sys.executable, "-c", _RUN.format(defect=defect), str(config)]
         with self.log_file.open("wb") as log:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=TOP)
         self.addCleanup(process.wait)
@@ -171,6 +174,20 @@ class Ends(Case):
                 self.assertEqual(self.ended(self.start()), 78)
                 self.assertIn(str(self.trust), self.log_file.read_text())
 
+    def test_with_78_and_one_line_where_others_may_change_what_it_believes(self) -> None:
+        config = self.folder / "agent.toml"
+        self.write_config()
+        for path in (config, self.trust, self.ca, self.state, self.folder):
+            with self.subTest(path.name):
+                mode = path.stat().st_mode & 0o7777
+                path.chmod(mode | 0o002)
+                log = self.start(config_mode=path.stat().st_mode & 0o7777 if path == config else None)
+                self.assertEqual(self.ended(log), 78)
+                (line,) = self.log_file.read_text().splitlines()
+                self.assertRegex(line, rf"^nixfleet-agent: .*can be changed by others .*: run `chmod go-w {path}`$")
+                self.assertEqual(list(self.state.iterdir()), [])
+                path.chmod(mode)
+
     def test_with_70_when_the_reducer_dies(self) -> None:
         self.assertEqual(self.ended(self.start(_REDUCER_DIES)), 70)
         death = next(line for line in self.lines() if "reducer died" in str(line["message"]))
@@ -232,6 +249,15 @@ class GoesOn(Case):
         process.send_signal(signal.SIGHUP)
         self.until_logged("reloaded certificate")
         self.assertEqual(ask(self.state, "status")["maintenance"]["windows"], ["Sun", "Mon 01:00-02:00"])
+        self.terminated(process)
+
+    def test_with_what_it_has_where_others_may_change_what_it_would_believe_on_sighup(self) -> None:
+        process = self.started()
+        for path in (self.trust, self.certificate, self.folder / "agent.toml"):
+            path.chmod(0o666)
+        process.send_signal(signal.SIGHUP)
+        until(lambda: sum("can be changed by others" in str(line["message"]) for line in self.lines()) >= 3, "refusals")
+        self.assertIn("can be changed by others", ask(self.state, "status")["trust_error"])
         self.terminated(process)
 
     def test_with_what_it_has_where_everything_on_disk_is_broken_on_sighup(self) -> None:
