@@ -23,7 +23,7 @@ from nixfleet_agent.demo.errors import ScenarioError
 #: What ``demo`` tells when nothing is asked for.
 PLAIN = "plain"
 #: What can go wrong, by the argument of ``--fault``: the scenario of the same name.
-FAULTS = ("kill", "partition", "slow", "wipe-cp", "bad-signature", "stale", "wrong-closure")
+FAULTS = ("kill", "partition", "slow", "wipe-cp", "forgetful-cp", "bad-signature", "stale", "wrong-closure")
 #: The system that every host is installed with.
 INSTALLER = "v0"
 #: In ``end``: the host was never given this release.
@@ -140,13 +140,13 @@ def _problems(tree: Mapping[str, Any]) -> Iterator[str]:
             if version == INSTALLER:
                 yield f"{where}.version: {INSTALLER} is what hosts are installed with: start with v1"
             released.add(version)
-        elif step["do"] in ("reach", "event", "runs") and version not in released:
+        elif step["do"] in ("reach", "event", "forgotten", "runs") and version not in released:
             yield f"{where}.version: {version} has not been released before this step"
         elif step["do"] in ("kill-cp", "start-cp"):
             if down is (step["do"] == "kill-cp"):
                 yield f"{where}.do: the control plane is {'down' if down else 'up'} already"
             down = not down
-        elif down and step["do"] in ("partition", "slow", "tamper", "misname"):
+        elif down and step["do"] in ("partition", "slow", "tamper", "misname", "forget"):
             yield f"{where}.do: a control plane that is down can't be told to {step['do']}"
     if down:
         yield "steps: the control plane is still down after the last one: start-cp is missing"

@@ -11,6 +11,7 @@ from nixfleet_agent.demo.errors import DemoError
 from nixfleet_agent.demo.fleet import DemoFleet, rollout_id_of
 from nixfleet_agent.demo.scenario import Scenario
 from nixfleet_agent.demo.timeline import Timeline
+from nixfleet_agent.local_cp.happenings import FORGOTTEN
 
 #: How long a step may take, in seconds, and what each agent adds to it on a small machine.
 STEP_SECS = 60.0
@@ -121,6 +122,16 @@ class Story:
         self._fleet.plane.fault("wrong_closures", {rollout_id_of(version): closure})
         self._timeline.note(f"the control plane names the closure of {closure_of} in the turns of {version}")
 
+    def forget(self, kinds: Sequence[str]) -> None:
+        self._fleet.plane.fault("forgotten", list(kinds))
+        told = (
+            f"answers each host's {', '.join(kinds)} with 204 and forgets it, once" if kinds else "forgets nothing more"
+        )
+        self._timeline.note(f"the control plane {told}")
+
+    def forgotten(self, version: str, kind: str, hosts: str = "all") -> None:
+        self.event(version, FORGOTTEN.format(kind), hosts)
+
     def watch(self, seconds: float) -> None:
         self._timeline.wait(lambda: False, seconds, self._fleet.look_after)
 
@@ -149,6 +160,8 @@ VERBS: Mapping[str, Callable[..., Any]] = {
     "slow": Story.slow,
     "tamper": Story.tamper,
     "misname": Story.misname,
+    "forget": Story.forget,
+    "forgotten": Story.forgotten,
     "watch": Story.watch,
     "note": Story.note,
 }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nixfleet_agent.demo.logs import LoggedRefusal
-from nixfleet_agent.local_cp.happenings import Notification
+from nixfleet_agent.local_cp.happenings import FORGOTTEN, Notification
 from nixfleet_agent.state_machine import State
 from nixfleet_agent.text import printable
 from nixfleet_agent.threads.clock import Clock
@@ -182,6 +182,8 @@ def _words(happening: Notification, version: str, before: State | None) -> str:
         return f"{version} gets no more turns, {printable(detail.get('reason'), 300)}"
     if happening.what == "Dispatched":
         return "its turn: dispatched"
+    if happening.what.startswith(FORGOTTEN.format("")):
+        return f"{happening.what.removeprefix(FORGOTTEN.format(''))} is answered with 204, and forgotten"
     if happening.what == "ProbeFailureFirst":
         return f"probe {printable(detail.get('probeName'), 100)} fails"
     if happening.state is None or happening.state is before or happening.what == "Queued":

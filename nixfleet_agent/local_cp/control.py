@@ -16,7 +16,7 @@ from nixfleet_agent.local_cp.catalogue import Catalogue, Publication
 from nixfleet_agent.local_cp.dispatcher import Dispatcher, Options, fresh_record
 from nixfleet_agent.local_cp.errors import RequestRefused
 from nixfleet_agent.local_cp.faults import Faults
-from nixfleet_agent.local_cp.happenings import Notification
+from nixfleet_agent.local_cp.happenings import FORGOTTEN, Notification
 from nixfleet_agent.local_cp.replays import Replays
 from nixfleet_agent.local_cp.store import HostRow, Store
 from nixfleet_agent.local_cp.waiters import Waiters
@@ -75,6 +75,9 @@ class ControlPlane:
         Raises:
             RequestRefused: with the status that tells the host what to do with the event.
         """
+        if self.faults.forgets(hostname, rollout_id, event.kind):
+            self._tell(hostname, rollout_id, FORGOTTEN.format(event.kind))
+            return
         now = self._clock.now()
         with self.store.transaction():
             before = self.store.record(rollout_id, hostname) or self._rebuilt(rollout_id, hostname)

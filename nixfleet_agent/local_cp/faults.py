@@ -19,6 +19,8 @@ class Faults:
         self._delay = 0.0
         self._tampered: frozenset[str] = frozenset()
         self._wrong_closures: dict[str, str] = {}
+        self._forgotten: frozenset[str] = frozenset()
+        self._forgot: set[tuple[str, str, str]] = set()
 
     def set(self, name: str, value: object) -> None:
         """Turn one knob by its name, with a value as JSON has it.
@@ -33,6 +35,8 @@ class Faults:
                 self.delay = float(value)
             case ("tampered", list()):
                 self.tampered = frozenset(map(str, value))
+            case ("forgotten", list()):
+                self.forgotten = frozenset(map(str, value))
             case ("wrong_closures", dict()):
                 self.wrong_closures = {str(rollout_id): str(closure) for rollout_id, closure in value.items()}
             case _:
@@ -81,3 +85,25 @@ class Faults:
     def wrong_closures(self, closures: Mapping[str, str]) -> None:
         with self._lock:
             self._wrong_closures = dict(closures)
+
+    @property
+    def forgotten(self) -> frozenset[str]:
+        """Kinds of events of which the first of each host and rollout is answered with 204 and not kept, as by a
+        control plane whose cache is cold."""
+        with self._lock:
+            return self._forgotten
+
+    @forgotten.setter
+    def forgotten(self, kinds: frozenset[str]) -> None:
+        with self._lock:
+            self._forgotten = kinds
+            self._forgot.clear()
+
+    def forgets(self, hostname: str, rollout_id: str, kind: str) -> bool:
+        """Whether this event is one to forget; True once for each."""
+        with self._lock:
+            event = (hostname, rollout_id, kind)
+            if kind not in self._forgotten or event in self._forgot:
+                return False
+            self._forgot.add(event)
+            return True

@@ -35,6 +35,14 @@ class Dispatch:
             enqueued_at=parse_time(value.get("enqueued_at"), "enqueued_at of a Dispatch"),
         )
 
+    def is_same_turn(self, other: Dispatch) -> bool:
+        """Whether both ask for the same; a planner that gives a turn again at each of its ticks gives it new times."""
+        return (self.hostname, self.rollout_id, self.target_closure) == (
+            other.hostname,
+            other.rollout_id,
+            other.target_closure,
+        )
+
     def to_json(self) -> dict[str, Any]:
         """The body as on the wire."""
         return {

@@ -20,7 +20,7 @@ _nixfleet_agent() {
         --state-dir|--dir)
             mapfile -t COMPREPLY < <(compgen -d -- "$cur"); return ;;
         --fault)
-            mapfile -t COMPREPLY < <(compgen -W "kill partition slow wipe-cp bad-signature stale wrong-closure" -- "$cur"); return ;;
+            mapfile -t COMPREPLY < <(compgen -W "kill partition slow wipe-cp forgetful-cp bad-signature stale wrong-closure" -- "$cur"); return ;;
         --until)
             mapfile -t COMPREPLY < <(compgen -W "90m 4h 1d" -- "$cur"); return ;;
     esac

@@ -80,6 +80,6 @@ complete -c nixfleet-agent -n '__nixfleet_agent_told demo' -l agents -x -d 'how 
 complete -c nixfleet-agent -n '__nixfleet_agent_told demo' -l keep -d 'leave everything running'
 complete -c nixfleet-agent -n '__nixfleet_agent_told demo' -l scenario -r -F -a '(__nixfleet_agent_scenarios)' -d 'what is told'
 complete -c nixfleet-agent -n '__nixfleet_agent_told demo' -l list-scenarios -d 'the names that --scenario knows'
-complete -c nixfleet-agent -n '__nixfleet_agent_told demo' -l fault -x -a 'kill partition slow wipe-cp bad-signature stale wrong-closure' -d 'what goes wrong'
+complete -c nixfleet-agent -n '__nixfleet_agent_told demo' -l fault -x -a 'kill partition slow wipe-cp forgetful-cp bad-signature stale wrong-closure' -d 'what goes wrong'
 complete -c nixfleet-agent -n '__nixfleet_agent_told demo' -l dir -x -a '(__fish_complete_directories)' -d 'an empty or new folder'
 complete -c nixfleet-agent -n '__nixfleet_agent_told demo' -l port -x -d 'of the control plane'

@@ -24,6 +24,9 @@ class Killed(DemoCase):
         self.assert_ends(document, "v2", {"v2": "Converged", "v3": "Reverted"})
         self.assertEqual(len(self.logs()), 4)  # of v1, which is over, nobody speaks any more
 
+    def test_the_control_plane_which_forgets_what_it_has_answered(self) -> None:
+        self.assert_ends(self.demo("--fault", "forgetful-cp", "--agents", "2"), "v2", ROLLED_BACK)
+
 
 class CutOff(DemoCase):
     def test_hosts_go_back_without_the_control_plane(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import random
 import signal
 import subprocess
@@ -173,6 +174,43 @@ def _wiped(runs: Runs, kind: str) -> Outcome:
     return judged(runs, runs.rig(f"wiped-{kind}"), tell, "rollback", f"wiped after {kind}")
 
 
+def forgets(runs: Runs) -> Outcome:
+    """One event is answered with 204 and forgotten, whichever it is: the control plane learns of it all the same."""
+    kinds = ["DispatchAck", "Failed", "RollbackComplete"]
+    if not runs.quick:
+        kinds += [
+            "ActivationStarted",
+            "ActivationCompleted",
+            "ProbeTopologyDeclared",
+            "ProbeFailureFirst",
+            "ProbeResult",
+        ]
+    return runs.each(
+        [*(partial(_forgets, runs, "sick", kind) for kind in kinds), partial(_forgets, runs, "good", "Converged")]
+    )
+
+
+def _forgets(runs: Runs, release: str, kind: str) -> Outcome:
+    forgotten: list[bytes] = []
+
+    def misbehave(request: Request) -> Response | None:
+        if request.path != EVENTS or forgotten or json.loads(request.body)["event"]["kind"] != kind:
+            return None
+        forgotten.append(request.body)
+        return Response(status=204)
+
+    def tell(rig: Rig) -> None:
+        rig.publish(release)
+        rig.start()
+        rig.wire.misbehave = misbehave
+        rig.until_state(release, State.REVERTED if release == "sick" else State.CONVERGED)
+        if not forgotten:
+            raise Problem(f"{kind} was never sent")
+
+    ending = "rollback" if release == "sick" else "forward"
+    return judged(runs, runs.rig(f"forgets-{kind}"), tell, ending, f"{kind} forgotten")
+
+
 # -- dispatches out of order ------------------------------------------------------------------
 
 
@@ -276,6 +314,7 @@ ITEMS: dict[str, Callable[[Runs], Outcome]] = {
     **{name: partial(flapping, name=name, fault=fault) for name, fault in FAULTS.items()},
     "cp-killed": killed_control_plane,
     "cp-wiped": wiped,
+    "cp-forgets": forgets,
     "dispatch-storm": dispatch_storm,
     "dispatch-reordered": dispatch_reordered,
     "newer-at-any-moment": newer_at_any_moment,

@@ -13,7 +13,7 @@ from unittest import mock
 
 from nixfleet_agent import durable
 from nixfleet_agent.errors import ProtoError, StorageError
-from nixfleet_agent.journal.entries import Entry, Name, decode, entry_of, file_name, parse_name
+from nixfleet_agent.journal.entries import Entry, Name, decode, entry_of, file_name, parse_name, read_raw
 from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.proto.times import format_time
 from nixfleet_agent.state_machine import ProbeStatus
@@ -297,6 +297,32 @@ class AReplay(Case):
         self.assertEqual(self.journal.replay(R, 0), 5)
         self.assertEqual([self.deliver() for _ in range(5)], [1, 2, 3, 4, 5])
         self.assertEqual(self.journal.replay("stable@99", 1), 0)
+
+    def test_brings_back_what_was_refused_without_the_refusal_and_in_its_place(self) -> None:
+        self.fill(*range(1, 5))
+        self.deliver()
+        self.refuse()
+        self.deliver()
+        self.assertEqual(self.journal.replay(R, 2), 2)
+        self.assertEqual((self.journal.counts(), list((self.folder / REJECTED).iterdir())), ((3, 0), []))
+        path = self.journal.first(R)
+        assert path is not None
+        self.assertIsNone(decode(read_raw(path)).refusal)
+        self.assertEqual([self.deliver() for _ in range(3)], [2, 3, 4])
+
+    def test_leaves_a_refused_event_that_can_not_be_read_where_it_is(self) -> None:
+        self.fill(1, 2)
+        self.refuse()
+        [damaged] = (self.folder / REJECTED).iterdir()
+        damaged.write_bytes(b"{")
+        with self.assertLogs("nixfleet_agent.journal", "WARNING"):
+            self.assertEqual(self.journal.replay(R, 1), 0)
+        self.assertEqual((damaged.exists(), self.journal.counts()), (True, (1, 1)))
+
+    def refuse(self) -> None:
+        path = self.journal.first(R)
+        assert path is not None
+        self.journal.reject(R, path, 422, b"no", T0)
 
     def test_that_takes_an_event_back_while_it_is_being_filed_loses_nothing(self) -> None:
         self.fill(1)

@@ -7,7 +7,7 @@ import time
 import unittest
 from typing import Any
 
-from tests.local_cp.scripted import ControlPlaneCase
+from tests.local_cp.scripted import ControlPlaneCase, until_soaking
 from tests.support.signing import closure_name
 
 ONE = ("web-01",)
@@ -46,6 +46,15 @@ class Faults(ControlPlaneCase):
         turn = self.web.poll(wait=5)
         assert turn is not None
         self.assertEqual(turn["rollout_id"], self.rollout_id)
+
+    def test_an_event_of_a_forgotten_kind_is_answered_well_and_not_kept_the_first_time(self) -> None:
+        self.web.beat()
+        self.assertIsNotNone(self.web.poll(wait=10))
+        self.cp.faults.set("forgotten", ["DispatchAck"])
+        [(kind, fields), *_] = until_soaking(self.target(self.rollout_id, "web-01"))
+        for kept in ([], [(1, "DispatchAck")]):
+            reply = self.web.event(self.rollout_id, kind, seq=1, **fields)
+            self.assertEqual((reply.status, self.logged("web-01", self.rollout_id)), (204, kept))
 
     def test_a_slow_answer_is_late_and_whole(self) -> None:
         self.web.beat()

@@ -236,6 +236,8 @@ class Reducer(Worker):
         snapshot, known = item.snapshot, self._host.rollouts.get(item.snapshot.rollout_id)
         if known is not None:
             self._raise_seq(known, snapshot.last_event_seq)
+            self._replays.behind(snapshot.rollout_id, snapshot.last_event_seq, known.record.last_event_seq)
+            self._applier.kick_outbound()
         elif item.acceptance is not None and self._host.active_id is None:
             self._adopt(item)
 

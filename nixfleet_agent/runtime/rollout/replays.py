@@ -1,4 +1,8 @@
-"""Queues events again that a control plane says it has lost; at most once a minute and rollout, whatever it says."""
+"""Queues events again that a control plane has lost; at most once a minute and rollout, whatever it says.
+
+It asks by a `Replay-From`, by a snapshot that ends before our log does, or by a Dispatch of a rollout that ran here
+already. None of the three is signed, and none can do more than have the same bytes sent again.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,11 @@ class Replays:
         self._clock = clock
         self._last: dict[str, float] = {}
 
+    def behind(self, rollout_id: str, seq: int, last_seq: int) -> None:
+        """The control plane's log of a rollout ends at ``seq``, ours at ``last_seq``."""
+        if seq < last_seq:
+            self.run(ReplayRequested((rollout_id,), seq + 1))
+
     def run(self, request: ReplayRequested) -> None:
         """Move what was asked for back into the queue; a rollout that nobody knows has nothing to move."""
         now = self._clock.monotonic()
@@ -37,4 +46,5 @@ class Replays:
             except StorageError as error:
                 log.error("replay stopped: %s", error, extra=fields)
                 continue
-            log.info("replay from seq %d: %d events queued again", request.seq, moved, extra=fields)
+            say = log.info if moved else log.debug
+            say("replay from seq %d: %d events queued again", request.seq, moved, extra=fields)

@@ -22,6 +22,7 @@ from nixfleet_agent.runtime.dispatch.check import DispatchCheck, Gates
 from nixfleet_agent.runtime.dispatch.decision import Done, Expire, Pending, Refuse, Retry
 from nixfleet_agent.runtime.dispatch.pending import PendingDispatch
 from nixfleet_agent.runtime.dispatch.refusals import Refusals
+from nixfleet_agent.runtime.rollout.inputs import ReplayRequested
 from nixfleet_agent.runtime.services import Services
 from nixfleet_agent.threads.backoff import Backoff
 from nixfleet_agent.threads.worker import Worker, start_thread
@@ -82,6 +83,8 @@ class LongPollWorker(Worker):
         self._last: Retry | None = None
         self._last_start = -LEAST_INTERVAL
         self._trouble = Trouble(self.log, "long poll failed", "the control plane answers again")
+        self._inputs = services.inputs
+        self._repeated = ""
 
     def run(self) -> None:
         """Decide what is pending when its time has come; poll; and so on until shutdown."""
@@ -141,7 +144,7 @@ class LongPollWorker(Worker):
             self._done(dispatch, decision.REPEAT)
             return
         replaced = self._pending
-        if replaced is not None and replaced.dispatch == dispatch:
+        if replaced is not None and dispatch.is_same_turn(replaced.dispatch):
             self.log.debug("a kept Dispatch was handed out again", extra={"rollout_id": dispatch.rollout_id})
             return
         if replaced is not None:
@@ -228,7 +231,13 @@ class LongPollWorker(Worker):
     def _done(self, dispatch: Dispatch, outcome: Done) -> None:
         fields = {"rollout_id": dispatch.rollout_id, "closure": dispatch.target_closure}
         self._board.count("dispatches", outcome=outcome.label)
-        self.log.info("Dispatch: %s", outcome.label, extra=fields)
+        said_before = outcome == decision.REPEAT and self._repeated == dispatch.rollout_id
+        say = self.log.debug if said_before else self.log.info
+        say("Dispatch: %s", outcome.label, extra=fields)
+        if outcome == decision.REPEAT:
+            self._repeated = dispatch.rollout_id
+            # Whoever asks for what ran here has lost what was told of it.
+            self._inputs.put(ReplayRequested((dispatch.rollout_id,), 1), self.alive)
 
     def _settle(self) -> None:
         """Wait until what was received is on disk, or has been said not to be."""

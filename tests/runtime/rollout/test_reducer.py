@@ -578,6 +578,30 @@ class Hints(Case):
         self.probe(PASS)
         self.assertEqual(self.host.log()[-1], (41, "ProbeResult"))
 
+    def test_that_ends_before_our_log_asks_for_what_comes_after_it(self) -> None:
+        self.host.soaking(R)
+        while (path := self.host.journal.first(R)) is not None:
+            self.host.journal.delivered(R, path)
+        before = self.host.record()
+        self.hint(self.snapshot(last_event_seq=2))
+        self.assertEqual([seq for seq, _ in self.host.log(folder="outbound-queue")], [3, 4])
+        self.assertEqual(self.host.record(), before)
+
+    def test_that_ends_before_the_log_of_a_finished_rollout_asks_too(self) -> None:
+        self.host.soaking(R)
+        self.host.dispatch(S, NEWER)
+        while (path := self.host.journal.first(R)) is not None:
+            self.host.journal.delivered(R, path)
+        self.hint(self.snapshot(state=State.PENDING, last_event_seq=0))
+        self.assertEqual([seq for seq, _ in self.host.log(folder="outbound-queue")], [1, 2, 3, 4])
+
+    def test_that_ends_where_our_log_ends_asks_for_nothing(self) -> None:
+        self.host.soaking(R)
+        while (path := self.host.journal.first(R)) is not None:
+            self.host.journal.delivered(R, path)
+        self.hint(self.snapshot(last_event_seq=4))
+        self.assertEqual(self.host.log(folder="outbound-queue"), [])
+
     def test_by_at_most_a_thousand(self) -> None:
         self.host.soaking(R)
         last = self.host.record().last_event_seq

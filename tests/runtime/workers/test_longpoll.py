@@ -18,7 +18,7 @@ from nixfleet_agent.journal.header import Acceptance
 from nixfleet_agent.proto.times import format_time
 from nixfleet_agent.runtime.dispatch.check import Gates
 from nixfleet_agent.runtime.rollout.input_queue import InputQueue
-from nixfleet_agent.runtime.rollout.inputs import Activate, Answer
+from nixfleet_agent.runtime.rollout.inputs import Activate, Answer, ReplayRequested
 from nixfleet_agent.runtime.workers.longpoll import LongPollWorker
 from nixfleet_agent.state_machine.states import Policy
 from nixfleet_agent.threads.shutdown import ShutdownToken
@@ -58,6 +58,7 @@ class LongPollTestCase(ReleaseTestCase):
         self.server.route("GET", PATH, handler=self._next_body)
         self.answers: list[tuple[Answer, str]] = []
         self.accepted: list[Acceptance] = []
+        self.replays: list[ReplayRequested] = []
         self.until: list[float] = []
         self.hold: str | None = None
         self.window: str | None = None
@@ -111,6 +112,8 @@ class LongPollTestCase(ReleaseTestCase):
                     self.accepted.append(item.acceptance)
                     self.known.add(item.acceptance.rollout_id)
                 item.ack.reply(answer, reason)
+            elif isinstance(item, ReplayRequested):
+                self.replays.append(item)
 
     def _next_body(self, request: Request) -> Reply:
         body = self.bodies.pop(0) if self.bodies else Reply(204)
@@ -236,6 +239,34 @@ class Accepting(LongPollTestCase):
         self.assertEqual((self.accepted, self.pending()), ([], None))
         self.assertEqual(self.counted("dispatches"), {"received": 1, "repeat": 1})
         self.assertEqual(self.asked(rollout_path()), [])
+
+    def test_a_dispatch_of_a_rollout_that_ran_here_asks_for_its_whole_log_and_is_said_once(self) -> None:
+        """Whoever asks for it again has lost what was told of it."""
+        release = self.publish()
+        self.known.add(ROLLOUT)
+        with self.assertLogs("nixfleet_agent.longpoll", "INFO") as logs:
+            self.run_worker(self.dispatch(release), self.dispatch(release))
+            self.seconds(1)
+            until(lambda: len(self.replays) == 2, "both asked")
+        self.assertEqual(self.replays, [ReplayRequested((ROLLOUT,), 1)] * 2)
+        self.assertEqual(sum("repeat" in line for line in logs.output), 1)
+
+    def test_a_planner_that_gives_a_pending_turn_again_at_each_tick_costs_nothing(self) -> None:
+        """New times on the same turn are no news: it is logged once, and nothing is fetched before its next try."""
+        self.hold = "audit"
+        release = self.publish()
+        with self.assertLogs("nixfleet_agent.longpoll", "INFO") as logs:
+            self.run_worker(self.dispatch(release))
+            self.seconds(1)
+            asked = len(self.asked(rollout_path()))
+            for second in range(3):
+                at = format_time(self.clock.now() + timedelta(seconds=second))
+                self.bodies.append(self.dispatch(release, enqueued_at=at, soak_due_at=at))
+                self.seconds(1)
+        self.assertEqual(len(self.asked(rollout_path())), asked)
+        self.assertEqual(self.counted("dispatches"), {"received": 4, "kept": 1})
+        self.assertEqual(sum("kept for later" in line for line in logs.output), 1)
+        self.assertFalse(any("replaces" in line for line in logs.output))
 
     def test_a_repeat_of_what_ran_here_does_not_replace_what_is_pending(self) -> None:
         """The queue of the control plane forgets what it has handed out: what is kept may never come again."""
