@@ -8,6 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from nixfleet_agent.config.model import LoggingConfig
+from nixfleet_agent.runtime.rollout.inputs import HostEvent
+from nixfleet_agent.state_machine import SwitchMethod
+from nixfleet_agent.state_machine.events import LocalActivationStarted
 from tests.attacks.case import AttackCase
 from tests.attacks.host import MACHINE
 from tests.attacks.liar import DISPATCH, EVENTS, FLEET, HEARTBEAT, RENEW
@@ -129,9 +132,18 @@ class Words(AttackCase):
             with self.attempt(status):
                 self.publish()
                 evil = refusal(status, EVIL * 20) if status == 422 else Reply(status, EVIL.encode() * 200)
-                self.liar.lies["POST", EVENTS] = evil
+                # What later events rest on is not set aside for ten minutes.
+                self.liar.lies["POST", EVENTS] = lambda request, r=evil, s=status: (
+                    None if s == 422 and request.json()["event"]["kind"] == "DispatchAck" else r
+                )
                 before = self.life.counted("requests", endpoint=EVENTS, outcome=str(status))
                 self.liar.dispatch(self.rollout_id, self.closure)
+                if status == 422:
+                    self.until(
+                        lambda: any(order.rollout_id == self.rollout_id for order in self.life.switches), "it is taken"
+                    )
+                    started = LocalActivationStarted(started_at=now(), switch_method=SwitchMethod.NOOP)
+                    self.life.worker("longpoll")._inputs.put(HostEvent(self.rollout_id, started), lambda: None)
                 self.until(
                     lambda s=status, n=before: self.life.counted("requests", endpoint=EVENTS, outcome=str(s)) > n,
                     "it is posted",
@@ -139,7 +151,7 @@ class Words(AttackCase):
                 if status == 422:
                     rejected = self.host.state_dir / "outbound-rejected"
                     self.until(lambda r=rejected: list(r.glob("*.json")), "it is set aside")
-                    code, text = self.host.command("queue", "show", f"{self.rollout_id}/1")
+                    code, text = self.host.command("queue", "show", f"{self.rollout_id}/2")
                     self.assert_harmless(text, f"queue show ({code})")
                 self.show()
         self.assert_harmless(self.life.output(), "JSON log")

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from nixfleet_agent.errors import ProtoError, StorageError, TransportError, TrustError
-from nixfleet_agent.journal.delivery import BLOCKED_LIMIT, Disposition, disposition
+from nixfleet_agent.journal.delivery import BLOCKED_LIMIT, REFUSALS, Disposition, disposition
 from nixfleet_agent.journal.entries import DAMAGED, Entry, decode, read_raw
 from nixfleet_agent.net.answers import Answer, retry_after
 from nixfleet_agent.net.failures import ForeignAnswerError
@@ -39,15 +39,15 @@ EVENTS = "/v1/agent/events"
 class RolloutQueue:
     """One rollout's way out: its backoff, and when (monotonic seconds) it may be tried again.
 
-    ``conflict`` is the event that was answered with 409, and since when; ``blocked`` the one that something before
-    the control plane refuses.
+    ``refused`` is the event that was answered with 409 or as one that can't be taken, which of both, and since when;
+    ``blocked`` the one that something before the control plane refuses.
     """
 
     trouble: Trouble
     backoff: Backoff
     long_backoff: Backoff
     not_before: float = 0.0
-    conflict: tuple[str, float] | None = None
+    refused: tuple[str, bool, float] | None = None
     blocked: tuple[str, float] | None = None
 
 
@@ -201,13 +201,14 @@ class Outbound(Worker):
 
     def _judge(self, rollout_id: str, lane: RolloutQueue, path: Path, kind: str, answer: Answer, now: datetime) -> None:
         monotonic = self.clock.monotonic()
-        if answer.status != 409:
-            lane.conflict = None
-        elif lane.conflict is None or lane.conflict[0] != path.name:
-            lane.conflict = (path.name, monotonic)
-        conflict_for = 0.0 if lane.conflict is None else monotonic - lane.conflict[1]
+        conflict = answer.status == 409
+        if not conflict and answer.status not in REFUSALS:
+            lane.refused = None
+        elif lane.refused is None or lane.refused[:2] != (path.name, conflict):
+            lane.refused = (path.name, conflict, monotonic)
+        refused_for = 0.0 if lane.refused is None else monotonic - lane.refused[2]
         label, said = f"status {answer.status}", answer.told()
-        match self._disposition(rollout_id, answer, conflict_for):
+        match self._disposition(rollout_id, kind, answer, refused_for):
             case Disposition.DELIVERED:
                 self._journal.delivered(rollout_id, path)
                 self._board.count("events_sent", kind=kind)
@@ -228,10 +229,10 @@ class Outbound(Worker):
             case Disposition.BLOCKED:
                 self._blocked(rollout_id, lane, Block(path, kind, answer.status, said))
 
-    def _disposition(self, rollout_id: str, answer: Answer, conflict_for: float = 0.0) -> Disposition:
+    def _disposition(self, rollout_id: str, kind: str, answer: Answer, refused_for: float = 0.0) -> Disposition:
         own = answer.verdict is Verdict.ERROR
         over = self._board.is_over(rollout_id)
-        return disposition(answer.status, own_error=own, conflict_for=conflict_for, over=over)
+        return disposition(answer.status, own_error=own, refused_for=refused_for, kind=kind, over=over)
 
     # -- refused, and not by the control plane ------------------------------------------------
 
@@ -267,7 +268,7 @@ class Outbound(Worker):
                 continue
             except TransportError:
                 return False
-            meaning = self._disposition(rollout_id, answer)
+            meaning = self._disposition(rollout_id, entry.kind, answer)
             if meaning is Disposition.BLOCKED:
                 blocks.append(Block(path, entry.kind, answer.status, answer.told()))
                 continue

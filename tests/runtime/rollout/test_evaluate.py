@@ -6,12 +6,12 @@ import unittest
 from dataclasses import replace
 from typing import Any
 
-from nixfleet_agent.journal.delivery import CONFLICT_LIMIT, Disposition, disposition
+from nixfleet_agent.journal.delivery import CONFLICT_LIMIT, REFUSALS, Disposition, disposition
 from nixfleet_agent.journal.header import Accepted
 from nixfleet_agent.runtime.rollout.dedup import Journaled, should_record
 from nixfleet_agent.runtime.rollout.evaluate import Moment, due_event, expected_closure, needs_probes
 from nixfleet_agent.runtime.rollout.rollouts import Host, Rollout, handed_back, prunable, rollback_target, why_not_now
-from nixfleet_agent.state_machine import Mode, ProbeStatus, State
+from nixfleet_agent.state_machine import KINDS, Mode, ProbeStatus, State
 from nixfleet_agent.state_machine.events import LocalProbeResult, SubResult
 from nixfleet_agent.state_machine.timing import ProbeTimer, Timers
 from tests.state_machine.machine import PRIOR, ROLLBACK, TARGET, THIRD, at, event, record
@@ -207,7 +207,9 @@ class WhatAnAnswerMeans(unittest.TestCase):
                 for status in statuses:
                     for over in (True, False):
                         with self.subTest(status=status, over=over, own_error=own_error):
-                            found = disposition(status, own_error=own_error, conflict_for=0.0, over=over)
+                            found = disposition(
+                                status, own_error=own_error, refused_for=0.0, kind="ProbeResult", over=over
+                            )
                             self.assertIs(found, meaning)
 
     def test_a_conflict_is_given_up_after_a_day_and_only_when_its_rollout_is_over(self) -> None:
@@ -216,8 +218,25 @@ class WhatAnAnswerMeans(unittest.TestCase):
             (CONFLICT_LIMIT, False, Disposition.RETRY),
             (CONFLICT_LIMIT - 1, True, Disposition.RETRY),
         ):
-            self.assertIs(disposition(409, own_error=True, conflict_for=seconds, over=over), meaning)
+            found = disposition(409, own_error=True, refused_for=seconds, kind="Converged", over=over)
+            self.assertIs(found, meaning)
         self.assertEqual(CONFLICT_LIMIT, 86_400)
+
+    def test_a_refusal_of_what_later_events_rest_on_holds_them_for_ten_minutes_and_of_any_other_for_none(self) -> None:
+        for status in sorted(REFUSALS):
+            for kind in KINDS:
+                for seconds in (0.0, 599.9, 600.0):
+                    needed = kind in (
+                        "DispatchAck",
+                        "ActivationCompleted",
+                        "ActivationDeferred",
+                        "ActivationFailed",
+                        "Failed",
+                    )
+                    meaning = Disposition.RETRY if needed and seconds < 600 else Disposition.REFUSED
+                    with self.subTest(status=status, kind=kind, seconds=seconds):
+                        found = disposition(status, own_error=True, refused_for=seconds, kind=kind, over=False)
+                        self.assertIs(found, meaning)
 
 
 if __name__ == "__main__":

@@ -301,6 +301,35 @@ class Refusals(Case):
                 self.assertEqual(self.journal.counts(), (0, 1))
                 self.assertEqual(self.trouble(), {})
 
+    def test_one_that_later_events_rest_on_holds_them_for_ten_minutes_and_goes_out_if_it_is_taken_meanwhile(
+        self,
+    ) -> None:
+        self.fill()
+        for seq, kind in ((1, "DispatchAck"), (2, "ActivationStarted")):
+            self.journal.append(entry_of(event(kind, seq), HOSTNAME, R, T0))
+        self.answer(refusal(422, "no such rollout"))
+        self.worker.drain()
+        self.clock.advance(599)
+        self.worker.drain()
+        self.assertEqual((self.seqs(), self.seqs(REJECTED), self.posted()), ([1, 2], [], [(R, 1)] * 2))
+        self.assertIn("422", self.trouble()[R])
+        self.answer(Reply(204))
+        self.clock.advance(60)
+        self.worker.drain()
+        self.assertEqual((self.seqs(), self.seqs(f"outbound-sent/{R}")), ([], [0, 1, 2]))
+
+    def test_and_is_set_aside_after_that(self) -> None:
+        self.fill()
+        for seq, kind in ((1, "DispatchAck"), (2, "ActivationStarted")):
+            self.journal.append(entry_of(event(kind, seq), HOSTNAME, R, T0))
+        self.answer(refusal(422, "no such rollout"))
+        self.worker.drain()
+        self.clock.advance(600)
+        self.answer(refusal(400, "no such rollout"), Reply(204))
+        with self.assertLogs("nixfleet_agent.outbound", "ERROR"):
+            self.worker.drain()
+        self.assertEqual((self.seqs(), self.seqs(REJECTED)), ([], [1]))
+
     def conflict_for(self, seconds: float) -> None:
         self.answer(Reply(409, b"the soak is not over"))
         until = self.clock.monotonic() + seconds
