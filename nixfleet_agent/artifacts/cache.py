@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
-from nixfleet_agent.artifacts.fetch import Fetched, Tags, fetch_pair
+from nixfleet_agent.artifacts import fetch
+from nixfleet_agent.artifacts.fetch import Fetched, Tags, UnavailableError, fetch_pair
 from nixfleet_agent.artifacts.files import ArtifactFiles
 from nixfleet_agent.artifacts.memory import ArtifactCache, CachedArtifact, Seen
 from nixfleet_agent.artifacts.trust_store import TrustStore
 from nixfleet_agent.config.model import Config
+from nixfleet_agent.errors import TransportError
 from nixfleet_agent.net.client import ControlPlane
 from nixfleet_agent.proto import ids
 from nixfleet_agent.telemetry.status import StatusBoard
@@ -66,6 +68,7 @@ class ManifestCache:
         self._shelf = ArtifactCache(ArtifactFiles(config.state_dir), board)
         self._loading = threading.Lock()
         self._loaded = False
+        self._fetching = threading.Semaphore(1)
 
     def load(self) -> None:
         """Take up, once, what the last process left on disk; done by the first fetch where nobody did before.
@@ -217,14 +220,38 @@ class ManifestCache:
         self, path: str, limit: int, last: CachedArtifact[Seen] | None, see: Callable[[Fetched], Seen], anew: bool
     ) -> tuple[Seen, Tags]:
         known = None if last is None or anew else last.fetched()
-        fetched = fetch_pair(self._control_plane, path, limit, known, self._clock)
-        with self._counting():
-            try:
-                return see(fetched), fetched.tags
-            except BadSignatureError:
-                # Body and signature are two requests, and a publication may have come between: once more, both whole.
-                fetched = fetch_pair(self._control_plane, path, limit, None, self._clock)
-                return see(fetched), fetched.tags
+        try:
+            with self._turn() as waited, self._counting():
+                fetched = fetch_pair(self._control_plane, path, limit, known, self._clock, waited)
+                try:
+                    return see(fetched), fetched.tags
+                except BadSignatureError:
+                    # Body and signature are two requests, and a publication may have come between: both once more.
+                    del fetched
+                    fetched = fetch_pair(self._control_plane, path, limit, None, self._clock)
+                    return see(fetched), fetched.tags
+        except UnavailableError as error:
+            if error.objects and last is not None:
+                self._shelf.forget_tags(last)
+            raise
+
+    @contextmanager
+    def _turn(self) -> Iterator[float]:
+        """One artifact at a time in memory before it is verified, for three of 64 MiB are more than a small host has.
+
+        The seconds waited are the next request's: no call takes longer than it did alone. The shutdown ends the call
+        that everybody waits for, and with it every wait.
+
+        Raises:
+            TransportError: another artifact took all of the time.
+        """
+        began = self._clock.monotonic()
+        if not self._fetching.acquire(timeout=fetch.BODY_DEADLINE):
+            raise TransportError("another artifact took all of the time to fetch this one", "timeout")
+        try:
+            yield min(self._clock.monotonic() - began, fetch.BODY_DEADLINE - fetch.LEAST_SECS)
+        finally:
+            self._fetching.release()
 
     @contextmanager
     def _counting(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from nixfleet_agent.artifacts.fetch import Fetched, Tags
 from nixfleet_agent.artifacts.files import ArtifactFiles
@@ -78,6 +78,15 @@ class ArtifactCache:
             self._manifests[rollout_id] = _newer(
                 self._manifests.pop(rollout_id, None), CachedArtifact(seen, tags, saved)
             )
+
+    def forget_tags(self, kept: CachedArtifact[Any]) -> None:
+        """The server objected to a request that carried them: the next one asks for the whole of it."""
+        with self._lock:
+            if self._fleet is kept:
+                self._fleet = replace(self._fleet, tags=Tags())
+            for rollout_id, manifest in self._manifests.items():
+                if manifest is kept:
+                    self._manifests[rollout_id] = replace(manifest, tags=Tags())
 
     def load(self, trust: TrustRoots, now: datetime) -> None:
         """Take up what the last process left; what does not verify any more is left out, counted and said."""

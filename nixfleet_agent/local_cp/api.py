@@ -86,8 +86,11 @@ def dispatch(api: Api, request: Request) -> Response:
         raise RequestRefused(HTTPStatus.BAD_REQUEST, "wait is not a number of seconds") from error
     if math.isnan(wait):  # it is neither more nor less than any limit: the poll would never end
         raise RequestRefused(HTTPStatus.BAD_REQUEST, "wait is not a number of seconds")
-    turn = api.control.next_turn(peer.hostname, min(max(wait, 0.0), LONGEST_WAIT), request.gone)
+    turn = api.control.next_turn(
+        peer.hostname, min(max(wait, 0.0), LONGEST_WAIT), lambda: request.gone() or api.registrar.revoked(peer)
+    )
     if turn is None:
+        caller(api, request)  # refused, where it was revoked while it waited
         return NO_CONTENT
     body = json.dumps(turn.to_json()).encode()
     return Response(status=HTTPStatus.OK, body=body, undelivered=lambda: api.control.not_delivered(turn))

@@ -6,7 +6,7 @@ import base64
 import binascii
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from http import HTTPStatus
@@ -56,8 +56,10 @@ class Registrar:
         org_root: bytes,
         lifetime: timedelta,
         clock: Clock,
+        on_revoke: Callable[[str], None] = lambda hostname: None,
     ) -> None:
         self._store = store
+        self._on_revoke = on_revoke
         self._catalogue = catalogue
         self._authority = authority
         self._org_root = Ed25519PublicKey.from_public_bytes(org_root)
@@ -105,6 +107,7 @@ class Registrar:
         with self._lock:
             self._store.revoke(hostname, not_before)
             self._revocations = {**self._revocations, hostname: not_before}
+        self._on_revoke(hostname)
 
     def revoked(self, peer: Peer) -> bool:
         """Whether the caller's certificate is older than the host's revocation."""

@@ -55,7 +55,15 @@ class LocalControlPlane:
         context = tls_context(certificate, key, self.ca_file)
         catalogue = Catalogue(folder / PUBLISHED)
         self.control = ControlPlane(folder / DATABASE_FILE, catalogue, clock, self.faults, options, watcher)
-        self.registrar = Registrar(self.control.store, catalogue, self.authority, org_root, certificate_lifetime, clock)
+        self.registrar = Registrar(
+            self.control.store,
+            catalogue,
+            self.authority,
+            org_root,
+            certificate_lifetime,
+            clock,
+            self.control.waiters.wake,
+        )
         self.api = Api(self.control, self.registrar, clock)
         try:
             self.server = HttpsServer((HOST, port), context, self.api.answer, self.faults)

@@ -15,6 +15,9 @@ from nixfleet_agent.proto.dispatch import Dispatch
 from nixfleet_agent.proto.times import format_time, parse_time
 from nixfleet_agent.state_machine import RolloutRecord, State
 
+#: Bootstrap reports that are kept: the newest.
+REPORTS_KEPT = 1000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostRow:
@@ -236,6 +239,8 @@ class Store(Database):
         self.run(
             "INSERT INTO bootstrap_reports (received_at, report) VALUES (?, ?)", format_time(now), json.dumps(report)
         )
+        # Anybody may report, with no certificate at all.
+        self.run("DELETE FROM bootstrap_reports WHERE id <= (SELECT max(id) FROM bootstrap_reports) - ?", REPORTS_KEPT)
 
     def bootstrap_reports(self) -> list[dict[str, Any]]:
         return [json.loads(row[0]) for row in self.rows("SELECT report FROM bootstrap_reports ORDER BY id")]

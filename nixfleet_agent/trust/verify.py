@@ -174,12 +174,11 @@ def _signed_value(
     """The parsed value, the hash of the signed bytes, and the slot and key that signed them."""
     if len(signature) > SIGNATURE_LIMIT:
         raise errors.MalformedArtifactError(f"{what}: its signature has {len(signature)} bytes, not 64")
-    try:
-        value = loads_strict(raw, limit=limit, what=what)
-    except ProtoError as error:
-        raise errors.MalformedArtifactError(str(error)) from error
+    if len(raw) > limit:
+        raise errors.MalformedArtifactError(f"{what} has more than {limit} bytes")
     keys = _supported_keys(trust, now, what)
-    # Bytes that verify are what was signed; only others (indented, reordered on their way) are canonicalised.
+    # Bytes that verify are what was signed; only others (indented, reordered on their way) are canonicalised. Before
+    # they are parsed: what becomes of a document in memory is several times its size.
     signer = _signer(keys, signature, raw)
     signed = raw
     if signer is None and len(raw) * CANONICAL_SHARE > limit:
@@ -187,6 +186,10 @@ def _signed_value(
             f"{what}: its {len(raw)} bytes as they are were not signed by an active CI release key, and they are too "
             f"many to look at in another form (at most {limit // CANONICAL_SHARE})"
         )
+    try:
+        value = loads_strict(raw, limit=limit, what=what)
+    except ProtoError as error:
+        raise errors.MalformedArtifactError(str(error)) from error
     if signer is None:
         signed = canonical(value)
         signer = _signer(keys, signature, signed) if signed != raw else None

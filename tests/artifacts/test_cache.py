@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 import unittest
 from datetime import timedelta
 from pathlib import Path
+from unittest import mock
 
 from nixfleet_agent import durable
+from nixfleet_agent.artifacts import fetch
 from nixfleet_agent.artifacts.fetch import UnavailableError
 from nixfleet_agent.errors import TransportError
 from nixfleet_agent.state_machine.states import Policy
 from nixfleet_agent.trust import errors
 from tests.artifacts.release_base import FLEET_PATH, MINUTE, ROLLOUT, SECOND, ReleaseTestCase, rollout_path, target
-from tests.support.https_server import Reply
+from tests.support.clock import PATIENCE
+from tests.support.https_server import Reply, Request
 from tests.support.signing import CiSigner, Signed, closure_name, manifest_value
 
 
@@ -48,6 +52,65 @@ class Fetching(ReleaseTestCase):
         self.publish()
         self.server.route("GET", FLEET_PATH, Reply(304))
         self.assertRaises(UnavailableError, self.cache.fetch_fleet)
+
+    def test_a_tag_that_no_header_may_have_is_not_sent_back(self) -> None:
+        release = self.publish()
+        for tag in ('"caf\xe9"', '"a b"', '"' + "x" * 300 + '"', '"a"b"', "\x7f"):
+            with self.subTest(tag):
+                self.server.route("GET", FLEET_PATH, Reply(200, release.fleet.raw, {"ETag": tag}))
+                self.cache.fetch_fleet()
+                self.cache.fetch_fleet()
+                self.assertIsNone(self.asked(FLEET_PATH)[-1].headers["If-None-Match"])
+        for tag in ('"abc"', 'W/"abc"', "unquoted"):
+            with self.subTest(tag):
+                self.server.route("GET", FLEET_PATH, Reply(200, release.fleet.raw, {"ETag": tag}))
+                self.cache.fetch_fleet()
+                self.cache.fetch_fleet()
+                self.assertEqual(self.asked(FLEET_PATH)[-1].headers["If-None-Match"], tag)
+
+    def test_after_any_4xx_the_tag_is_dropped(self) -> None:
+        """A front that objects to the tag would otherwise keep the host from every fleet to come."""
+        release = self.publish(etags=True)
+        for get in (self.cache.fetch_fleet, lambda: self.cache.fetch_manifest(ROLLOUT, window=None)):
+            path = FLEET_PATH if get == self.cache.fetch_fleet else rollout_path()
+            get()
+            self.server.route("GET", path, Reply(400, b"bad header"))
+            self.assertRaises(UnavailableError, get)
+            self.assertIsNotNone(self.asked(path)[-1].headers["If-None-Match"])
+            self.publish(release, etags=True)
+            get()
+            self.assertIsNone(self.asked(path)[-1].headers["If-None-Match"])
+        self.server.route("GET", FLEET_PATH, Reply(503))
+        self.assertRaises(UnavailableError, self.cache.fetch_fleet)
+        self.publish(release, etags=True)
+        self.cache.fetch_fleet()
+        self.assertIsNotNone(self.asked(FLEET_PATH)[-1].headers["If-None-Match"])
+
+    def test_one_artifact_is_fetched_at_a_time(self) -> None:
+        release, together, most = self.publish(), [0], []
+
+        def count(request: Request) -> Reply:
+            together[0] += 1
+            most.append(together[0])
+            threading.Event().wait(0.1)
+            together[0] -= 1
+            return Reply(200, release.fleet.raw)
+
+        self.server.route("GET", FLEET_PATH, handler=count)
+        threads = [threading.Thread(target=self.cache.fetch_fleet) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+        self.assertEqual(most, [1, 1, 1])
+
+    def test_who_waits_for_another_ones_artifact_waits_no_longer_than_for_its_own(self) -> None:
+        self.publish()
+        short, caught = mock.patch.object(fetch, "BODY_DEADLINE", 0.2), self.assertRaises(TransportError)
+        with short, self.cache._turn(), caught:
+            self.cache.fetch_fleet()
+        self.assertEqual(caught.exception.kind, "timeout")
+        self.cache.fetch_fleet()
 
     def test_an_answer_that_is_no_artifact_says_when_to_come_again(self) -> None:
         self.server.route("GET", FLEET_PATH, Reply(503, b"later\x1b[31m", {"Retry-After": "7"}))

@@ -335,14 +335,14 @@ _READERS = (
     _gone(
         "bodies: decompressed size",
         "net/body.py",
-        "self._size > self._limit",
+        "self.body.tell() > self._limit",
         _BODIES + "Sizes.test_decompression_bombs",
     ),
     Defence(
         "bodies: plain size",
         "net/body.py",
-        "        if size > limit:\n            raise _too_large(limit)\n        pieces.append(piece)",
-        "        pieces.append(piece)",
+        "        if body.tell() > limit:\n            raise _too_large(limit)\n",
+        "",
         ("tests.net.test_limits.Sizes.test_an_endless_body_ends_at_the_limit",),
     ),
     _gone("bodies: negative chunks", "net/pool.py", "size < 0", _BODIES + "Sizes.test_broken_answers"),
@@ -629,7 +629,7 @@ _HINTS = (
     Defence(
         "snapshots: any seq raises an open log's",
         "runtime/rollout/reducer.py",
-        "raised = min(seq, record.last_event_seq + SEQ_RAISE_LIMIT)",
+        "raised = min(seq, durable + SEQ_RAISE_LIMIT)",
         "raised = seq",
         ("tests.attacks_slow.test_hints.Hints.test_seqs_of_an_open_rollout_rise_by_little",),
     ),

@@ -117,4 +117,41 @@ LOCAL = (
         "        return self._ensure_bytes()\n",
         ("tests.journal.test_reserve.Case.test_its_inodes_are_held_and_given_up_with_its_bytes",),
     ),
+    Defence(
+        "memory: three artifacts at once before any is verified",
+        "artifacts/cache.py",
+        "threading.Semaphore(1)",
+        "threading.Semaphore(3)",
+        ("tests.artifacts.test_cache.Fetching.test_one_artifact_is_fetched_at_a_time",),
+    ),
+    Defence(
+        "memory: who waits for an artifact waits without an end",
+        "artifacts/cache.py",
+        "self._fetching.acquire(timeout=fetch.BODY_DEADLINE)",
+        "self._fetching.acquire()",
+        (
+            "tests.artifacts.test_cache.Fetching.test_who_waits_for_another_ones_artifact_waits_no_longer_than_for_its_own",
+        ),
+    ),
+    Defence(
+        "caches: a tag of any bytes is sent back",
+        "artifacts/fetch.py",
+        "given if given and _TAG.fullmatch(given) else None",
+        "given",
+        ("tests.artifacts.test_cache.Fetching.test_a_tag_that_no_header_may_have_is_not_sent_back",),
+    ),
+    Defence(
+        "caches: a tag that the server objects to is sent for ever",
+        "artifacts/cache.py",
+        "if error.objects and last is not None:",
+        "if False:",
+        ("tests.artifacts.test_cache.Fetching.test_after_any_4xx_the_tag_is_dropped",),
+    ),
+    Defence(
+        "snapshots: one after the other, any seq is reached",
+        "runtime/rollout/reducer.py",
+        "durable = max(self._journal.last_seq(record.rollout_id), rollout.accepted.adopted_seq)",
+        "durable = record.last_event_seq",
+        ("tests.runtime.rollout.test_reducer",),
+    ),
 )

@@ -8,8 +8,10 @@ import ssl
 import threading
 import unittest
 from datetime import timedelta
+from unittest import mock
 
 from nixfleet_agent.identity.csr import make_csr
+from nixfleet_agent.local_cp import store
 from nixfleet_agent.local_cp.ca import CertificateAuthority
 from nixfleet_agent.local_cp.dispatcher import Options
 from nixfleet_agent.threads.clock import SystemClock
@@ -299,6 +301,12 @@ class Doors(ControlPlaneCase):
         self.assertEqual(stranger.call("POST", "/v1/agent/bootstrap-report", report).status, 204)
         (kept,) = self.cp.control.store.bootstrap_reports()
         self.assertNotIn("token", kept)
+        with mock.patch.object(store, "REPORTS_KEPT", 3):
+            for number in range(6):
+                report["event"] = {"kind": "EnrollmentFailed", "reason": str(number)}
+                self.assertEqual(stranger.call("POST", "/v1/agent/bootstrap-report", report).status, 204)
+        newest = [kept["event"]["reason"] for kept in self.cp.control.store.bootstrap_reports()]
+        self.assertEqual(newest, ["3", "4", "5"], "anybody may report: the newest are kept")
 
     def test_another_protocol_an_unknown_path_and_a_wrong_method(self) -> None:
         stranger = self.agent("web-01", enrolled=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import threading
 import unittest
 from datetime import datetime, timedelta, timezone
 
@@ -21,6 +22,8 @@ from nixfleet_agent.local_cp.catalogue import NONCES_FILE
 from nixfleet_agent.local_cp.server import Peer
 from nixfleet_agent.local_cp.service import PUBLISHED
 from tests.local_cp.scripted import ControlPlaneCase, ScriptedAgent
+from tests.runtime.harness import until
+from tests.support.clock import PATIENCE
 
 ONE = ("web-01",)
 
@@ -168,6 +171,17 @@ class Renewal(ControlPlaneCase):
                 self.web.install(self.cp.authority.issue(csr, "web-01", begin, timedelta(hours=1)).pem)
                 with self.assertRaises((OSError, http.client.HTTPException)):
                     self.web.beat()
+
+    def test_the_open_poll_of_a_host_that_is_revoked_ends_at_once_and_as_refused(self) -> None:
+        answers: list[int] = []
+        thread = threading.Thread(
+            target=lambda: answers.append(self.web.call("GET", "/v1/agent/dispatch?wait=60").status)
+        )
+        thread.start()
+        until(lambda: len(self.cp.control.waiters) == 1, "an open poll")
+        self.cp.registrar.revoke("web-01")
+        thread.join(PATIENCE / 2)
+        self.assertEqual(answers, [403])
 
     def test_a_revoked_certificate_opens_no_door_and_a_newer_one_does(self) -> None:
         self.cp.registrar.revoke("web-01")

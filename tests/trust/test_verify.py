@@ -181,6 +181,16 @@ class Refused(unittest.TestCase):
         with self.assertRaises(errors.MalformedArtifactError):
             opened_manifest(Signed(b" " * (16 * 1024 * 1024 + 1), bytes(64)))
 
+    def test_what_is_too_large_to_canonicalise_is_not_parsed_unless_it_is_signed_as_it_is(self) -> None:
+        """What becomes of 64 MiB of JSON in memory is several times as much, and anybody can serve them."""
+        with mock.patch.object(verify, "FLEET_LIMIT", 300), mock.patch.object(verify, "loads_strict") as parsed:
+            with self.assertRaisesRegex(errors.MalformedArtifactError, "not signed by an active CI release key"):
+                verify.open_fleet(b"[" * 101, bytes(64), parse_trust(CI.trust_bytes(), "t"), now=NOW)
+            parsed.assert_not_called()
+            with self.assertRaisesRegex(errors.MalformedArtifactError, "has more than 300 bytes"):
+                verify.open_fleet(b"[" * 301, bytes(64), parse_trust(CI.trust_bytes(), "t"), now=NOW)
+            parsed.assert_not_called()
+
     def test_bytes_in_another_form_are_canonicalised_up_to_a_share_of_the_limit(self) -> None:
         asked = CI.sign(fleet(edges=[{"gated": "a", "gates": "b", "reason": "x" * 10_000}]))
         indented = Signed(json.dumps(asked.value, indent=1).encode(), asked.signature)

@@ -244,7 +244,9 @@ class Reducer(Worker):
     def _raise_seq(self, rollout: Rollout, seq: int) -> None:
         """A hint may keep us from using a number twice, and do nothing else."""
         record = rollout.record
-        raised = min(seq, record.last_event_seq + SEQ_RAISE_LIMIT)
+        # Counted from what is on disk: hint by hint, the numbers could be used up otherwise.
+        durable = max(self._journal.last_seq(record.rollout_id), rollout.accepted.adopted_seq)
+        raised = min(seq, durable + SEQ_RAISE_LIMIT)
         if record.terminal or raised <= record.last_event_seq:
             return
         self.log.warning(

@@ -605,8 +605,11 @@ class Hints(Case):
     def test_by_at_most_a_thousand(self) -> None:
         self.host.soaking(R)
         last = self.host.record().last_event_seq
-        self.hint(self.snapshot(last_event_seq=2**53 - 1))
-        self.assertEqual(self.host.record().last_event_seq, last + 1000)
+        for _ in range(5):  # above the last one on disk, and not above what the hint before said
+            self.hint(self.snapshot(last_event_seq=2**53 - 1))
+            self.assertEqual(self.host.record().last_event_seq, last + 1000)
+        self.probe(PASS)
+        self.assertEqual(self.host.log()[-1], (last + 1001, "ProbeResult"))
 
     def test_never_lowers_it_and_leaves_a_finished_rollout_alone(self) -> None:
         self.host.soaking(R, policy=HALT)
