@@ -16,7 +16,7 @@ NAME = "nixfleet_agent"
 #: command line) and config.model; `top` is the command line.
 LAYERS = (
     *("base", "state_machine", "proto", "trust", "config", "threads", "identity", "net"),
-    *("telemetry", "journal", "artifacts", "operator", "probes", "activation", "certificates"),
+    *("telemetry", "journal", "artifacts", "operator", "probes", "activation", "hooks", "certificates"),
     *("runtime", "local_cp", "demo", "top"),
 )
 IMPURE = {"time", "threading", "queue", "os", "socket", "requests", "schedule", "OpenSSL", "logging", "subprocess"}

@@ -59,6 +59,8 @@ def _findings(loaded: Loaded, *, offline: bool) -> Iterator[Finding]:
         yield from checks.clock_and_marks(config, clock)
         yield from checks.identity(config, clock)
         yield from checks.health_check_file(config)
+        yield from checks.hooks(config)
+        yield from checks.windows(config, clock)
         yield from checks.nix(config, _context(loaded, clock))
         if offline:
             return

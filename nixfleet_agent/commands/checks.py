@@ -14,10 +14,14 @@ from nixfleet_agent.activation.context import Context, child_environment
 from nixfleet_agent.activation.errors import ActivationError
 from nixfleet_agent.activation.host import read_current, read_profile
 from nixfleet_agent.artifacts.trust_store import MARKS_FILE, TrustStore
+from nixfleet_agent.commands.times import local_time
 from nixfleet_agent.config.load import Loaded
 from nixfleet_agent.config.model import Config
 from nixfleet_agent.config.ownership import believed, unsafe
+from nixfleet_agent.config.windows import overlapping, parse_windows
 from nixfleet_agent.errors import AgentError, ConfigError, IdentityError, ProtoError, TransportError
+from nixfleet_agent.hooks import folder as hook_folder
+from nixfleet_agent.hooks.moments import FOLDERS
 from nixfleet_agent.identity.anchors import load_anchors
 from nixfleet_agent.identity.certificate import load_certificate, name_is_ours
 from nixfleet_agent.identity.host_key import load_host_key, permission_warnings
@@ -191,6 +195,31 @@ def _certificate(config: Config, clock: Clock, public_raw: bytes) -> Finding:
             "certificate", FAIL, f"{expired}: `nixfleet-agent renew --force`; where that is refused, enroll again"
         )
     return Finding("certificate", OK, f"{where}, valid until {certificate.not_after:%F %T}Z ({left:.0%} left)")
+
+
+def hooks(config: Config) -> Iterator[Finding]:
+    """The programs that are told what happens; silent where this host has none."""
+    folder = config.hooks.folder
+    for problem in hook_folder.problems(folder):
+        yield Finding("hooks", FAIL, problem)
+    counts = {moment: len(hook_folder.find(folder, moment).hooks) for moment in FOLDERS}
+    told = ", ".join(f"{count} {moment}" for moment, count in counts.items() if count)
+    if told:
+        yield Finding("hooks", OK, f"{folder}: {told}")
+
+
+def windows(config: Config, clock: Clock) -> Iterator[Finding]:
+    """The maintenance windows; silent where there are none."""
+    found = parse_windows(config.maintenance.windows, config.maintenance.time_zone)
+    if not found:
+        return
+    for one, other in overlapping(found):
+        yield Finding("windows", WARN, f"{one!r} and {other!r} overlap: harmless, if it is meant")
+    now = clock.now()
+    change = found.next_change(now)
+    state, verb = ("open", "closes") if found.is_open(now) else ("closed", "opens")
+    when = f", {verb} {local_time(change)}" if change else ""
+    yield Finding("windows", OK, f"{len(found.windows)} maintenance windows, {state} now{when}")
 
 
 def health_check_file(config: Config) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from nixfleet_agent.commands.invocation import Invocation, Parser
 from nixfleet_agent.commands.journal_view import Replay, Step
 from nixfleet_agent.commands.times import length, local_time, utc_time
 from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_OK, EXIT_USAGE, AgentError
+from nixfleet_agent.hooks.ledger import HookOutput, outputs
 from nixfleet_agent.journal.entries import Entry
 from nixfleet_agent.proto.times import format_time
 
@@ -99,6 +100,9 @@ def _timeline(call: Invocation, replay: Replay) -> None:
     call.print(f"{record.rollout_id}: {record.state}; {record.target_closure}")
     call.print(f"accepted {local_time(begin)}, policy {replay.accepted.policy}; times below in UTC")
     rows = []
+    hooks: dict[int, list[HookOutput]] = {}
+    for said in outputs(call.config.state_dir, record.rollout_id):
+        hooks.setdefault(said.seq, []).append(said)
     for step in replay.steps:
         state = str(step.after) if step.after is step.before else f"{step.before} -> {step.after}"
         shown = step.refused or _details(step.entry)
@@ -113,9 +117,16 @@ def _timeline(call: Invocation, replay: Replay) -> None:
                 shown,
             )
         )
+        for said in hooks.get(step.entry.seq, ()):
+            rows.append(("", "", step.entry.seq, f"hook {said.hook}", "", said.moment, _words(said)))
     call.table(("TIME", "AFTER", "SEQ", "EVENT", "STATE", "WHERE", "DETAILS"), rows)
     for problem in replay.unreadable:
         call.print(f"unreadable: {problem}")
+
+
+def _words(said: HookOutput) -> str:
+    ended = "" if said.exit_code == 0 else f"exit code {said.exit_code}: "
+    return ended + " / ".join(line for line in said.output.splitlines() if line.strip())
 
 
 def _details(entry: Entry) -> str:

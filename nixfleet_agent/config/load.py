@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from nixfleet_agent.config.model import (
     ActivationConfig,
     Config,
+    HooksConfig,
     LoggingConfig,
     MaintenanceConfig,
     MetricsConfig,
@@ -41,6 +42,7 @@ CREDENTIALS_OF_THE_UNIT = "/run/credentials/nixfleet-agent.service"
 _TABLES = {
     "activation": ActivationConfig,
     "maintenance": MaintenanceConfig,
+    "hooks": HooksConfig,
     "tuning": TuningConfig,
     "logging": LoggingConfig,
     "metrics": MetricsConfig,

@@ -33,6 +33,14 @@ class MaintenanceConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HooksConfig:
+    """``[hooks]``: programs that are told what happens, and how many seconds each may take."""
+
+    folder: Path = Path("/etc/nixfleet/agent/hooks.d")
+    timeout_secs: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TuningConfig:
     """``[tuning]``: intervals in seconds; fractions are for tests and demos."""
 
@@ -84,6 +92,7 @@ class Config:
     quarantine_hours: float = 24.0
     activation: ActivationConfig = field(default_factory=ActivationConfig)
     maintenance: MaintenanceConfig = field(default_factory=MaintenanceConfig)
+    hooks: HooksConfig = field(default_factory=HooksConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)

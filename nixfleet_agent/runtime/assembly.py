@@ -26,6 +26,7 @@ from nixfleet_agent.runtime.workers.activation import ActivationWorker
 from nixfleet_agent.runtime.workers.advance_ticker import AdvanceTicker
 from nixfleet_agent.runtime.workers.cert_renewal import CertRenewalWorker
 from nixfleet_agent.runtime.workers.heartbeat import HeartbeatWorker
+from nixfleet_agent.runtime.workers.hooks import HooksWorker
 from nixfleet_agent.runtime.workers.longpoll import LongPollWorker
 from nixfleet_agent.runtime.workers.manifest_poll import ManifestPollWorker
 from nixfleet_agent.runtime.workers.outbound import Outbound
@@ -68,9 +69,11 @@ def assemble(config: Config, clock: Clock, events: queue.SimpleQueue[object], lo
     services = open_services(config, clock, board, scraped.observer)
     host = restore(services)
     outbound = Outbound(services, EventSigner(config.ssh_host_key_file).sign)
-    reducer = _reducer(services, host, outbound.kick)
+    hooks = HooksWorker(services, host)
+    reducer = _reducer(services, host, outbound.kick, hooks)
     workers = [
         outbound,
+        hooks,
         *_workers(services, events),
         status_socket(services, logs, outbound.retry_now),
         *scraped.workers(services),
@@ -98,7 +101,7 @@ def assemble(config: Config, clock: Clock, events: queue.SimpleQueue[object], lo
     )
 
 
-def _reducer(services: Services, host: Host, kick_outbound: Callable[[], None]) -> Reducer:
+def _reducer(services: Services, host: Host, kick_outbound: Callable[[], None], hooks: HooksWorker) -> Reducer:
     def on_transition(transition: RecordTransition) -> None:
         services.board.count("transitions", before=str(transition.before), after=str(transition.after))
 
@@ -111,12 +114,13 @@ def _reducer(services: Services, host: Host, kick_outbound: Callable[[], None]) 
         kick_outbound,
         on_transition,
         services.quarantine_closure,
+        hooks.tell,
     )
     return Reducer(services, applier, rules, host)
 
 
 def _workers(services: Services, events: queue.SimpleQueue[object]) -> list[Worker]:
-    """The nine workers but outbound."""
+    """Those that neither the reducer nor another part has to know."""
     config, clock, shutdown = services.config, services.clock, services.shutdown
     identity = (config, services.control_plane, services.credentials, clock, services.anchors)
 

@@ -82,6 +82,7 @@ class TestHost:
         self.current: str | None = PRIOR
         self.boot_id = "boot-1"
         self.transitions: list[RecordTransition] = []
+        self.hooked: list[tuple[str, str, int]] = []
         self.kicks = 0
         self.retry_secs = 0.001
         self.capacity = CAPACITY
@@ -104,7 +105,13 @@ class TestHost:
         self.reserve = Reserve(self.state_dir)
         self.reserve.ensure()
         applier = Applier(
-            self.activation, self.probes, self.board, self._kicked, self.transitions.append, self._quarantined
+            self.activation,
+            self.probes,
+            self.board,
+            self._kicked,
+            self.transitions.append,
+            self._quarantined,
+            lambda record, event: self.hooked.append((record.rollout_id, event.kind, event.seq)),
         )
         self.reducer = Reducer(
             self.services(),

@@ -41,7 +41,10 @@ _LOOK_AT = (State.FAILED, State.REVERTED, State.DEFERRED)
 
 @dataclass(slots=True)
 class Applier:
-    """The doors out of the reducer; none of them waits for a worker. ``quarantine`` takes rollout, closure, reason."""
+    """The doors out of the reducer; none of them waits for a worker.
+
+    ``quarantine`` takes rollout, closure and reason; ``tell_hooks`` each durable event with the record after it.
+    """
 
     activation: Mailbox[ActivationOrder]
     probes: Mailbox[ProbeOrder]
@@ -49,9 +52,10 @@ class Applier:
     kick_outbound: Callable[[], None]
     on_transition: Callable[[RecordTransition], None]
     quarantine: Callable[[str, str, str], None]
+    tell_hooks: Callable[[RolloutRecord, Event], None]
 
     def carry_out(self, effects: tuple[Effect, ...], rollout: Rollout) -> None:
-        """Every effect but EmitEvent, which was durable before this was called.
+        """Carry out every effect; the event of an EmitEvent was durable before this was called.
 
         A rollout that took over what an unfinished rollback owed replaces that one's order by its own.
         """
@@ -63,6 +67,8 @@ class Applier:
                 self.activation.put(forward_order(rollout), replace=rollout.accepted.inherited)
             elif isinstance(effect, FireRollbackTo):
                 self.activation.put(rollback_order(rollout, effect.closure))
+            elif isinstance(effect, EmitEvent):
+                self.tell_hooks(rollout.record, effect.event)
             elif isinstance(effect, ResetProbeCache):
                 self.probes.put(ResetProbes(effect.rollout_id))
         self.kick_outbound()

@@ -1,0 +1,79 @@
+"""Finds the hooks of a moment, and says of each file there why it may not be run: it would be run as root."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from nixfleet_agent.hooks.moments import FOLDERS
+
+#: More programs than this in one folder are a mistake, such as a hooks folder that is a link to /usr/bin.
+MOST_HOOKS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """``hooks`` in the order of their names; ``problems`` are lines for the log and ``check``."""
+
+    hooks: tuple[Path, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+def find(folder: Path, moment: str) -> Found:
+    """The programs in ``folder/moment``. A file that may not be run is a problem, and is not run."""
+    place = folder / moment
+    try:
+        names = sorted(name for name in os.listdir(place) if not name.startswith(".") and not name.endswith("~"))
+    except FileNotFoundError:
+        return Found()
+    except OSError as error:
+        return Found(problems=(f"can't read the hooks in {place}: {error.strerror}",))
+    if problem := _writable_by_others(folder) or _writable_by_others(place):
+        return Found(problems=(problem,))
+    if len(names) > MOST_HOOKS:
+        return Found(problems=(f"{place} has {len(names)} files, more than {MOST_HOOKS}: none of them is run",))
+    hooks, problems = [], []
+    for name in names:
+        path = place / name
+        if problem := _unfit(path):
+            problems.append(problem)
+        else:
+            hooks.append(path)
+    return Found(tuple(hooks), tuple(problems))
+
+
+def problems(folder: Path) -> list[str]:
+    """What is wrong with a whole hooks folder, a line each, for ``check`` and the start."""
+    if not folder.is_dir():
+        return []
+    found = [problem for moment in FOLDERS for problem in find(folder, moment).problems]
+    unknown = sorted(entry.name for entry in os.scandir(folder) if entry.name not in FOLDERS)
+    named = ", ".join(FOLDERS)
+    return [*found, *(f"{folder / name} is no moment that hooks run at: use {named}" for name in unknown)]
+
+
+def _unfit(path: Path) -> str | None:
+    try:
+        status = path.stat()
+    except OSError as error:
+        return f"the hook {path} can't be read ({error.strerror}): it is not run"
+    if not stat.S_ISREG(status.st_mode):
+        return f"the hook {path} is not a file: it is not run"
+    if not status.st_mode & stat.S_IXUSR:
+        return f"the hook {path} is not executable, and so not run: chmod 755 it, or remove it"
+    return _writable_by_others(path)
+
+
+def _writable_by_others(path: Path) -> str | None:
+    """Root runs what is there, so nobody else may put it there; links are looked through, as the kernel does."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        return f"{path} can't be read ({error.strerror}): its hooks are not run"
+    if status.st_uid not in (0, os.geteuid()):
+        return f"{path} belongs to user {status.st_uid}: hooks are not run from it until root owns it"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"{path} can be written by others: hooks are not run from it until `chmod go-w {path}`"
+    return None
