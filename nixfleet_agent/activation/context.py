@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nixfleet_agent.activation import processes
 from nixfleet_agent.activation.errors import PhaseInterrupted
+from nixfleet_agent.activation.model import Forward
 from nixfleet_agent.config.model import ActivationConfig
 from nixfleet_agent.threads.backoff import Backoff
 from nixfleet_agent.threads.clock import Clock
@@ -53,10 +54,19 @@ def _no_wait(waiting: Waiting | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Retrying:
-    """How tries are spread, and who is told what is waited for (None: it is over)."""
+    """How tries are spread, and who is told what is waited for (None: it is over).
+
+    ``recheck_secs`` lie between two times that a refusal of this host's own programs is asked about.
+    """
 
     backoff: Callable[[], Backoff] = lambda: Backoff(1.0, 60.0)
     on_wait: Callable[[Waiting | None], None] = _no_wait
+    recheck_secs: float = 60.0
+
+
+def _no_veto(intent: Forward, check: Callable[[], None]) -> str | None:
+    """Nobody has to be asked before a switch."""
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +75,8 @@ class Context:
 
     ``interrupted`` says why the work in hand should be left (``shutdown``, ``superseded``) or None; ``wait``
     blocks for that many seconds, or until such a reason comes up. ``on_phase`` is told each step's name and the
-    seconds that it took; ``base_environment`` is what children get, by default the agent's own.
+    seconds that it took; ``base_environment`` is what children get, by default the agent's own. ``consent`` is asked
+    before a live switch for the reason to wait, if there is one; its second argument may raise to end the asking.
     """
 
     config: ActivationConfig
@@ -76,6 +87,7 @@ class Context:
     log: logging.Logger
     on_phase: Callable[[str, float], None] = _no_report
     retrying: Retrying = Retrying()
+    consent: Callable[[Forward, Callable[[], None]], str | None] = _no_veto
     base_environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nixfleet_agent.activation import host, inhibitors, profile, realise, verify_poll, way_back
+from nixfleet_agent.activation.consent import await_consent
 from nixfleet_agent.activation.errors import PhaseFailed
 from nixfleet_agent.activation.model import EXIT_THIRD_CLOSURE, Completed, Deferred, Forward
 from nixfleet_agent.activation.patience import Patience
@@ -49,6 +50,8 @@ class ForwardRun:
         component = inhibitors.inhibitor(context.config.store_root, running, intent.target)
         if component is not None:
             return self._defer(component)
+        with context.phase("consent"):
+            await_consent(context, intent)
         context.check()
         self._announce(self._parts.backend.method)
         return switch_until_unlocked(self._parts, self._fire, self._verify)

@@ -7,6 +7,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from nixfleet_agent.config.ownership import unsafe
 from nixfleet_agent.hooks.moments import FOLDERS
 
 #: More programs than this in one folder are a mistake, such as a hooks folder that is a link to /usr/bin.
@@ -30,8 +31,8 @@ def find(folder: Path, moment: str) -> Found:
         return Found()
     except OSError as error:
         return Found(problems=(f"can't read the hooks in {place}: {error.strerror}",))
-    if problem := _writable_by_others(folder) or _writable_by_others(place):
-        return Found(problems=(problem,))
+    if problem := unsafe(place):
+        return Found(problems=(f"hooks are not run: {problem}",))
     if len(names) > MOST_HOOKS:
         return Found(problems=(f"{place} has {len(names)} files, more than {MOST_HOOKS}: none of them is run",))
     hooks, problems = [], []
@@ -63,17 +64,5 @@ def _unfit(path: Path) -> str | None:
         return f"the hook {path} is not a file: it is not run"
     if not status.st_mode & stat.S_IXUSR:
         return f"the hook {path} is not executable, and so not run: chmod 755 it, or remove it"
-    return _writable_by_others(path)
-
-
-def _writable_by_others(path: Path) -> str | None:
-    """Root runs what is there, so nobody else may put it there; links are looked through, as the kernel does."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        return f"{path} can't be read ({error.strerror}): its hooks are not run"
-    if status.st_uid not in (0, os.geteuid()):
-        return f"{path} belongs to user {status.st_uid}: hooks are not run from it until root owns it"
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return f"{path} can be written by others: hooks are not run from it until `chmod go-w {path}`"
-    return None
+    problem = unsafe(path)
+    return f"a hook is not run: {problem}" if problem else None

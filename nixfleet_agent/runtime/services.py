@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from cryptography import x509
 
+from nixfleet_agent.activation.context import child_environment
 from nixfleet_agent.activation.host import read_current
 from nixfleet_agent.artifacts.cache import ManifestCache
 from nixfleet_agent.artifacts.trust_store import TrustStore
 from nixfleet_agent.config.model import Config
 from nixfleet_agent.config.ownership import require_safe
 from nixfleet_agent.errors import IdentityError, StorageError
+from nixfleet_agent.hooks.runner import HookRunner
+from nixfleet_agent.hooks.veto import Veto
 from nixfleet_agent.identity.anchors import load_anchors
 from nixfleet_agent.identity.credentials import Credentials
 from nixfleet_agent.journal.journal import Journal
@@ -68,6 +72,15 @@ class Services:
     def backoff(self) -> Backoff:
         """A new one, as configured."""
         return Backoff(self.config.tuning.backoff_initial, self.config.tuning.backoff_max)
+
+    def hook_runner(self) -> HookRunner:
+        """Runs hooks in the environment of the agent's other children."""
+        environment = child_environment(os.environ, self.config.activation.store_root)
+        return HookRunner(self.clock, self.config.hooks.timeout_secs, environment)
+
+    def veto(self) -> Veto:
+        """What a switch is asked of before it is fired."""
+        return Veto(self.config.hooks.folder, self.hook_runner())
 
     def anchors(self) -> tuple[x509.Certificate, ...]:
         """The issuers that a certificate of this host may come from; raises TrustError, IdentityError."""

@@ -74,6 +74,7 @@ class PipelineCase(unittest.TestCase):
         self.asked = 0
         self.methods: list[str] = []
         self.waits: list[Waiting | None] = []
+        self.consent: Callable[[Forward], str | None] = lambda intent: None
         self.phases: list[tuple[str, float]] = []
         self.after_phase: dict[str, Callable[[], object]] = {}
         self.log = logging.getLogger(f"test.{name}")
@@ -101,7 +102,8 @@ class PipelineCase(unittest.TestCase):
             lambda seconds: void(self.wake.wait(seconds)),
             self.log,
             on_phase=self.note_phase,
-            retrying=Retrying(lambda: Backoff(0.05, 0.4), self.waits.append),
+            retrying=Retrying(lambda: Backoff(0.05, 0.4), self.waits.append, recheck_secs=0.05),
+            consent=lambda intent, check: self.consent(intent),
             base_environment=self.host.environment,
         )
         return Pipeline(context)

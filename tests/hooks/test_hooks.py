@@ -12,11 +12,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from nixfleet_agent.activation.model import Forward
 from nixfleet_agent.config.model import Config, HooksConfig
 from nixfleet_agent.hooks.folder import find, problems
 from nixfleet_agent.hooks.ledger import outputs
-from nixfleet_agent.hooks.moments import FOLDERS, Occasion, owed
+from nixfleet_agent.hooks.moments import BEFORE_SWITCH, FOLDERS, Occasion, owed
 from nixfleet_agent.hooks.runner import OUTPUT_LIMIT, HookRunner
+from nixfleet_agent.hooks.veto import Veto
 from nixfleet_agent.journal.entries import Entry
 from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.runtime.rollout.recovery import recover
@@ -69,13 +71,13 @@ class Fitness(Case):
         found = find(self.folder, "converged")
         self.assertEqual([path.name for path in found.hooks], ["good"])
         self.assertEqual(len(found.problems), 4)
-        for word in ("can be written by others", "chmod 755", "not a file", "can't be read"):
+        for word in ("can be changed by others", "chmod 755", "not a file", "can't be read"):
             self.assertTrue(any(word in problem for problem in found.problems), word)
 
     def test_a_link_is_judged_by_what_it_leads_to(self) -> None:
         target = self.top / "program"
         target.write_text("#!/bin/sh\n")
-        target.chmod(0o775)
+        target.chmod(0o777)
         (self.folder / "failed").mkdir(mode=0o755)
         (self.folder / "failed" / "link").symlink_to(target)
         self.assertEqual(find(self.folder, "failed").hooks, ())
@@ -149,6 +151,33 @@ class Running(Case):
         ran = HookRunner(SystemClock(), 5.0, {}).run(path, Occasion("deferred", ROLLOUT, 1, "", None, {}), lambda: None)
         self.assertEqual(ran.exit_code, -1)
         self.assertIn("can't run", ran.reason)
+
+
+class Vetoes(Case):
+    def veto(self) -> Veto:
+        return Veto(self.folder, HookRunner(SystemClock(), 20.0, {"PATH": os.defpath}))
+
+    def asked(self, veto: Veto) -> str | None:
+        return veto(Forward(ROLLOUT, TARGET, PRIOR, "halt"), lambda: None)
+
+    def test_without_hooks_nobody_refuses(self) -> None:
+        self.assertIsNone(self.asked(self.veto()))
+
+    def test_the_first_that_fails_refuses_with_its_last_line_and_no_other_is_asked(self) -> None:
+        said = self.top / "said"
+        self.hook(BEFORE_SWITCH, "10-good", f'echo "$NIXFLEET_TARGET_CLOSURE" >>{said}')
+        self.hook(BEFORE_SWITCH, "20-bad", "echo draining; echo three users left >&2; exit 1")
+        self.hook(BEFORE_SWITCH, "30-late", f"echo late >>{said}")
+        self.assertEqual(self.asked(self.veto()), "the hook 20-bad refuses it: three users left")
+        self.assertEqual(said.read_text(), f"{TARGET}\n")
+
+    def test_one_that_root_should_not_run_is_not_asked_and_said_once(self) -> None:
+        self.hook(BEFORE_SWITCH, "10-theirs", "exit 1").chmod(0o777)
+        veto = self.veto()
+        with self.assertLogs("nixfleet_agent.hooks", "ERROR") as logged:
+            self.assertIsNone(self.asked(veto))
+            self.assertIsNone(self.asked(veto))
+        self.assertEqual(len(logged.records), 1)
 
 
 class Owed(unittest.TestCase):

@@ -23,25 +23,12 @@ from tests.support.tls import DAY
 
 TOP = Path(__file__).resolve().parents[2]
 #: Every worker of an agent that serves no metrics, and the main thread.
-THREADS = (
-    {"MainThread", "reducer", "activation", "advance_ticker", "cert_renewal", "heartbeat", "hooks"}
-    | {
-        "longpoll",
-        "MainThread",
-        "reducer",
-        "activation",
-        "advance_ticker",
-        "cert_renewal",
-        "heartbeat",
-        "hooks",
-        "longpoll",
-    }
-    | {
-        "manifest_poll",
-        "outbound",
-        "probe",
-    }
-)
+THREADS = {"MainThread", "reducer", "activation", "advance_ticker", "cert_renewal", "heartbeat", "longpoll"} | {
+    "hooks",
+    "manifest_poll",
+    "outbound",
+    "probe",
+}
 #: An open long poll lasts longer. That two seconds are enough is measured by tests.faults.
 STOP_SECS = 10.0
 #: A defect put into the agent before it starts.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+from nixfleet_agent.activation.consent import VETO
 from nixfleet_agent.activation.context import SHUTDOWN, SUPERSEDED, Context, Retrying, Waiting
 from nixfleet_agent.activation.errors import PhaseInterrupted
 from nixfleet_agent.activation.model import (
@@ -72,6 +73,7 @@ class ActivationWorker(Worker):
                 self.log,
                 on_phase=self._note_phase,
                 retrying=Retrying(services.backoff, self._note_wait),
+                consent=services.veto(),
             )
         )
 
@@ -287,7 +289,8 @@ class ActivationWorker(Worker):
             "next_try_at": self.clock.now() + timedelta(seconds=waiting.seconds),
         }
         self._board.publish("waiting", section)
-        self._board.count("realise_retries", reason=waiting.kind)
+        if waiting.kind != VETO:
+            self._board.count("realise_retries", reason=waiting.kind)
 
     def _tell(self, item: ReducerInput) -> None:
         self._inputs.put(item, self.alive)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import queue
 from collections.abc import Iterable
 from pathlib import Path
 
-from nixfleet_agent.activation.context import child_environment
 from nixfleet_agent.activation.errors import PhaseInterrupted
 from nixfleet_agent.errors import StorageError
 from nixfleet_agent.hooks.folder import find
 from nixfleet_agent.hooks.ledger import Ledger
 from nixfleet_agent.hooks.moments import MOMENTS, Occasion, owed
-from nixfleet_agent.hooks.runner import HookRunner, Ran
+from nixfleet_agent.hooks.runner import Ran
 from nixfleet_agent.proto.events import to_wire
 from nixfleet_agent.runtime.rollout.rollouts import Host
 from nixfleet_agent.runtime.services import Services
@@ -40,8 +38,7 @@ class HooksWorker(Worker):
         self.limit = config.hooks.timeout_secs + 180.0
         self._folder: Path = config.hooks.folder
         self._ledger = Ledger(config.state_dir)
-        environment = child_environment(os.environ, config.activation.store_root)
-        self._runner = HookRunner(services.clock, config.hooks.timeout_secs, environment)
+        self._runner = services.hook_runner()
         self._waiting: queue.Queue[Occasion] = queue.Queue(MOST_WAITING)
         self._timer = Timer(IDLE_SECS, services.clock, services.shutdown)
         self._problems: dict[str, tuple[str, ...]] = {}
