@@ -28,6 +28,9 @@ setup(
     },
     install_requires=[
         "requests>=2.32,<3",
+        # Below requests its pools and connections are subclassed, for deadlines and for TLS by pyOpenSSL: 2.0.2 is the
+        # oldest that the tests of the network and of the probes ran with.
+        "urllib3>=2.0.2,<3",
         "pyopenssl>=24.3",
         "cryptography>=43",
         "jsonschema>=4.18,<5",

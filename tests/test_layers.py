@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import io
 import sys
+import tokenize
 import unittest
 from collections.abc import Container, Iterator
 from pathlib import Path
@@ -21,6 +23,11 @@ LAYERS = (
 )
 IMPURE = {"time", "threading", "queue", "os", "socket", "requests", "schedule", "OpenSSL", "logging", "subprocess"}
 LONGEST_MODULE = 400
+#: In lines of code: blank lines, comments and docstrings are not counted.
+LONGEST_FUNCTION = 40
+NO_CODE = {
+    *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER),
+}
 
 
 def modules() -> Iterator[tuple[str, ast.Module, str]]:
@@ -99,6 +106,18 @@ def writing_mode(call: ast.Call, place: int) -> bool:
         return False  # an archive in memory; a method of ours that opens something else
     given = [keyword.value for keyword in call.keywords if keyword.arg == "mode"] or call.args[place : place + 1]
     return any(not isinstance(mode, ast.Constant) or not set(str(mode.value)) <= set("rbt") for mode in given)
+
+
+def lines_of_code(tree: ast.Module, source: str) -> set[int]:
+    """Lines with a token of the language on them: no blank lines, comments and docstrings."""
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in NO_CODE:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            lines -= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    return lines
 
 
 def part(module: str) -> str:
@@ -203,6 +222,15 @@ class Layers(unittest.TestCase):
         for module, _, source in modules():
             with self.subTest(module=module):
                 self.assertLessEqual(source.count("\n"), LONGEST_MODULE)
+
+    def test_no_function_is_a_giant(self) -> None:
+        for module, tree, source in modules():
+            code = lines_of_code(tree, source)
+            for node in ast.walk(tree):
+                if isinstance(node, ast.FunctionDef):
+                    last = node.end_lineno or 0
+                    with self.subTest(module=module, name=node.name):
+                        self.assertLessEqual(sum(node.lineno <= line <= last for line in code), LONGEST_FUNCTION)
 
 
 def catches_all(handler: ast.ExceptHandler) -> bool:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from nixfleet_agent.errors import ProtoError
 from nixfleet_agent.journal.entries import Entry, Name, decode, parse_name, read_raw
+from nixfleet_agent.journal.folders import CORRUPT, DROPPED, QUEUE, REJECTED, SENT
 from nixfleet_agent.journal.header import Accepted
-from nixfleet_agent.journal.journal import CORRUPT, DROPPED, QUEUE, REJECTED, SENT
 from nixfleet_agent.state_machine import RolloutRecord, State, TransitionError, advance
 
 #: Where an entry can be, in the words of `queue list`, and its folder.

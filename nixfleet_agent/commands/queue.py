@@ -11,7 +11,7 @@ from nixfleet_agent.commands.invocation import Invocation, Parser, add_action
 from nixfleet_agent.commands.journal_view import Found
 from nixfleet_agent.commands.times import ago
 from nixfleet_agent.errors import EXIT_OK, EXIT_USAGE, AgentError, ProtoError
-from nixfleet_agent.journal.journal import DROPPED, QUEUE
+from nixfleet_agent.journal.folders import DROPPED, QUEUE
 from nixfleet_agent.proto.times import format_time
 from nixfleet_agent.telemetry.status_socket import AgentNotRunningError, ask
 from nixfleet_agent.threads.clock import SystemClock

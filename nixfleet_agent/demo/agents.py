@@ -247,20 +247,24 @@ class Host:
                 "settle_budget_secs": 30.0,
                 "guard_secs": 400.0,
             },
-            "tuning": {
-                "dispatch_wait": 20,
-                "heartbeat_interval": 1.0 * around.pace,
-                "manifest_poll_interval": 5.0 * around.pace,
-                "drain_interval": 2.0 * around.pace,
-                "advance_interval": 0.25 * around.pace,
-                "probe_min_interval": 1.0,
-                "probe_repeat_interval": 10.0,
-                "cert_check_interval": 1.0 * around.pace,
-                "backoff_initial": 0.2,
-                "backoff_max": 2.0,
-            },
+            "tuning": _tuning(around.pace),
         }
         return "\n".join(line for name, table in tables.items() for line in _table(name, table))
+
+
+def _tuning(pace: float) -> dict[str, object]:
+    return {
+        "dispatch_wait": 20,
+        "heartbeat_interval": 1.0 * pace,
+        "manifest_poll_interval": 5.0 * pace,
+        "drain_interval": 2.0 * pace,
+        "advance_interval": 0.25 * pace,
+        "probe_min_interval": 1.0,
+        "probe_repeat_interval": 10.0,
+        "cert_check_interval": 1.0 * pace,
+        "backoff_initial": 0.2,
+        "backoff_max": 2.0,
+    }
 
 
 @functools.cache

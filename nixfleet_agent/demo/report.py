@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nixfleet_agent.demo.agents import Host
 from nixfleet_agent.demo.fleet import DemoFleet
 from nixfleet_agent.demo.scenario import Scenario
 from nixfleet_agent.demo.timeline import Timeline
@@ -56,7 +57,6 @@ def document(
     """The report for programs; ``seconds_per_agent`` is without making keys, closures and stores."""
     hosts = fleet.hosts
     told = outcome.seconds - outcome.set_up_secs
-    states = timeline.states
     return {
         "ok": not outcome.problems,
         "scenario": scenario.name,
@@ -78,21 +78,18 @@ def document(
         "control_plane": fleet.plane.url,
         "page": fleet.plane.page_url,
         "commands": [command for command, _ in commands(fleet)],
-        "hosts": [
-            {
-                "name": name,
-                "pid": host.pid,
-                "runs": host.running_closure(),
-                "states": {version: state.value for (version, of), state in states.items() if of == name},
-            }
-            for name, host in hosts.items()
-        ],
+        "hosts": [_host(host, timeline) for host in hosts.values()],
         "refusals": sorted({(r.hostname, r.reason) for r in timeline.refusals}),
         "timeline": [
             {"seconds": round(e.seconds, 2), "host": e.hostname, "version": e.version, "text": e.text}
             for e in timeline.entries
         ],
     }
+
+
+def _host(host: Host, timeline: Timeline) -> dict[str, Any]:
+    states = {version: state.value for (version, of), state in timeline.states.items() if of == host.name}
+    return {"name": host.name, "pid": host.pid, "runs": host.running_closure(), "states": states}
 
 
 def commands(fleet: DemoFleet) -> list[tuple[str, str]]:

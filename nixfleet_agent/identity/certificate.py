@@ -158,17 +158,7 @@ def check_answer(
             f"the certificate in the answer names {printable(new.common_name, 200)!r},"
             f" not {machine_id!r} or 'agent-{machine_id}.<suffix>'"
         )
-    judged_at = max(now, min(new.not_before, now + _CLOCK_SKEW))
-    if not new.not_before <= judged_at <= new.not_after:
-        raise CertificateError(
-            f"the certificate in the answer is valid from {format_time(new.not_before)}"
-            f" to {format_time(new.not_after)}, and this host's clock reads {format_time(now)}"
-        )
-    if new.not_after - new.not_before > _LONGEST_LIFE:
-        raise CertificateError(
-            f"the certificate in the answer lives for {(new.not_after - new.not_before).days} days,"
-            f" and more than {_LONGEST_LIFE.days} is no lifetime of an agent's"
-        )
+    judged_at = _check_lifetime(new, now)
     if current is not None and new.not_after <= current.not_after:
         raise CertificateError(
             f"the certificate in the answer expires at {format_time(new.not_after)},"
@@ -183,6 +173,22 @@ def check_answer(
     if len(installed.pem()) > _INSTALLED_LIMIT:
         raise CertificateError(f"the certificate in the answer takes more than {_INSTALLED_LIMIT // 1024} KiB")
     return installed
+
+
+def _check_lifetime(new: AgentCertificate, now: datetime) -> datetime:
+    """The moment at which its chain is to be valid (raises CertificateError)."""
+    judged_at = max(now, min(new.not_before, now + _CLOCK_SKEW))
+    if not new.not_before <= judged_at <= new.not_after:
+        raise CertificateError(
+            f"the certificate in the answer is valid from {format_time(new.not_before)}"
+            f" to {format_time(new.not_after)}, and this host's clock reads {format_time(now)}"
+        )
+    if new.not_after - new.not_before > _LONGEST_LIFE:
+        raise CertificateError(
+            f"the certificate in the answer lives for {(new.not_after - new.not_before).days} days,"
+            f" and more than {_LONGEST_LIFE.days} is no lifetime of an agent's"
+        )
+    return judged_at
 
 
 def name_is_ours(common_name: str | None, machine_id: str) -> bool:

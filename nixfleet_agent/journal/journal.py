@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
@@ -25,15 +23,13 @@ from pathlib import Path
 from nixfleet_agent import durable
 from nixfleet_agent.errors import ProtoError, StorageError
 from nixfleet_agent.journal.entries import DAMAGED, Entry, Name, decode, file_name, parse_name, read_raw
+from nixfleet_agent.journal.folders import CORRUPT, DROPPED, QUEUE, REJECTED, SENT, JournalFolders
 from nixfleet_agent.journal.index import JournalIndex
 from nixfleet_agent.proto.times import format_time
 from nixfleet_agent.text import clip, printable
 
 log = logging.getLogger("nixfleet_agent.journal")
 
-QUEUE, SENT, REJECTED = "outbound-queue", "outbound-sent", "outbound-rejected"
-DROPPED, CORRUPT = "outbound-dropped", "outbound-corrupt"
-_TOMBSTONE = ".tombstone"
 #: How much of a control plane's answer is kept with an event that it refused, in bytes.
 ANSWER_LIMIT = 2048
 
@@ -44,6 +40,7 @@ class Journal:
     def __init__(self, state_dir: Path, hostname: str) -> None:
         self.hostname = hostname
         self._root = state_dir
+        self._folders = JournalFolders(state_dir, hostname)
         self._index = JournalIndex()
 
     # -- life ---------------------------------------------------------------------------------
@@ -54,61 +51,24 @@ class Journal:
         Raises:
             StorageError: the state directory can't be written.
         """
-        for folder in (QUEUE, SENT, REJECTED, DROPPED, CORRUPT):
-            durable.make_directory(self._root / folder)
-            durable.remove_temporaries(self._root / folder)
-        for file in self._files(self._root / QUEUE):
+        self._folders.make()
+        for file in self._folders.files(self._root / QUEUE):
             if parse_name(file, self.hostname) is None:
                 self.set_aside(self._root / QUEUE / file, "not a journal file of this host")
-        for rollout in self._sent_rollouts():
-            durable.remove_temporaries(self._root / SENT / rollout)
-            if self._is_pruned(rollout):
-                self._remove_log(rollout)
         self.learn()
-        self._make_durable()
-
-    def _make_durable(self) -> None:
-        """What is read back is acted on and sent: it must not be gone after a power cut.
-
-        A process that was killed may have left a name that no fsync has seen. That is the last event's, or seq 0's
-        where nothing followed it.
-        """
-        begun = [f"{SENT}/{rollout_id}" for rollout_id, last in self._index.last_seqs().items() if last == 0]
-        for folder in (QUEUE, SENT, *begun):
-            try:
-                durable.sync_directory(self._root / folder)
-            except OSError as error:
-                log.warning("what is in %s may not survive a power cut: %s", self._root / folder, error.strerror)
+        self._folders.make_durable(rollout for rollout, last in self._index.last_seqs().items() if last == 0)
 
     def learn(self) -> None:
         """Learn the names of all entries and change nothing: enough for a command that only reads."""
-        for name, _ in self._names(self._root / QUEUE):
+        for name, _ in self._folders.names(self._root / QUEUE):
             self._index.add(name)
-        for folder in (REJECTED, DROPPED, CORRUPT, *(f"{SENT}/{rollout}" for rollout in self._sent_rollouts())):
+        for folder in (REJECTED, DROPPED, CORRUPT, *(f"{SENT}/{rollout}" for rollout in self._folders.sent_rollouts())):
             highest: dict[str, int] = {}
-            for name, _ in self._names(self._root / folder):
+            for name, _ in self._folders.names(self._root / folder):
                 highest[name.rollout_id] = max(name.seq, highest.get(name.rollout_id, 0))
             for rollout_id, seq in highest.items():
                 self._index.seen(rollout_id, seq)
         self._count_rejected()
-
-    def _sent_rollouts(self) -> list[str]:
-        return [name for name in self._files(self._root / SENT) if not name.endswith(_TOMBSTONE)]
-
-    @staticmethod
-    def _files(folder: Path) -> list[str]:
-        try:
-            with os.scandir(folder) as found:
-                return [entry.name for entry in found]
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-
-    def _names(self, folder: Path) -> Iterator[tuple[Name, str]]:
-        """(what a name says, the file): of the journal files of this host in ``folder``."""
-        for file in self._files(folder):
-            name = parse_name(file, self.hostname)
-            if name is not None:
-                yield name, file
 
     # -- writing (reducer) --------------------------------------------------------------------
 
@@ -146,7 +106,9 @@ class Journal:
         """
         found: list[tuple[Name, Path]] = []
         for folder in (self._root / SENT / rollout_id, self._root / REJECTED):
-            found += [(name, folder / file) for name, file in self._names(folder) if name.rollout_id == rollout_id]
+            found += [
+                (name, folder / file) for name, file in self._folders.names(folder) if name.rollout_id == rollout_id
+            ]
         moved = 0
         for name, path in sorted(found):
             if name.seq >= max(1, from_seq) and self._queue_again(path):
@@ -274,7 +236,7 @@ class Journal:
                 if not path.exists():
                     self._take(rollout_id, path)
         found = 0
-        for name, file in self._names(self._root / QUEUE):
+        for name, file in self._folders.names(self._root / QUEUE):
             path = self._root / QUEUE / file
             if not self._index.is_news(name) or not path.exists():
                 continue
@@ -286,13 +248,13 @@ class Journal:
         return found
 
     def _count_rejected(self) -> None:
-        self._index.rejected(counted=sum(1 for _ in self._names(self._root / REJECTED)))
+        self._index.rejected(counted=sum(1 for _ in self._folders.names(self._root / REJECTED)))
 
     # -- reading ------------------------------------------------------------------------------
 
     def rollouts(self) -> list[str]:
         """Every rollout with at least one entry on disk, but for those whose log was pruned."""
-        return [rollout_id for rollout_id in sorted(self._index.last_seqs()) if not self._is_pruned(rollout_id)]
+        return [rollout_id for rollout_id in sorted(self._index.last_seqs()) if not self._folders.is_pruned(rollout_id)]
 
     def last_seq(self, rollout_id: str) -> int:
         """The highest seq over all names of the rollout, readable or not; 0 when there is none."""
@@ -300,10 +262,7 @@ class Journal:
 
     def knows(self, rollout_id: str) -> bool:
         """Whether the rollout has entries, or had some before they were pruned."""
-        return self._index.last_seq(rollout_id) is not None or self._is_pruned(rollout_id)
-
-    def _is_pruned(self, rollout_id: str) -> bool:
-        return (self._root / SENT / f"{rollout_id}{_TOMBSTONE}").exists()
+        return self._index.last_seq(rollout_id) is not None or self._folders.is_pruned(rollout_id)
 
     def counts(self) -> tuple[int, int]:
         """(queued, rejected) entries."""
@@ -329,7 +288,7 @@ class Journal:
         # Plain strings: a Path for each of ten thousand files would cost more than reading them.
         found: dict[int, str] = {}
         for folder in (self._root / DROPPED, self._root / REJECTED, self._root / SENT / rollout_id):
-            mine = ((name.seq, file) for name, file in self._names(folder) if name.rollout_id == rollout_id)
+            mine = ((name.seq, file) for name, file in self._folders.names(folder) if name.rollout_id == rollout_id)
             found |= {seq: f"{folder}/{file}" for seq, file in mine}
         for seq, kind in self._index.queued(rollout_id).items():
             found[seq] = f"{self._root}/{QUEUE}/{file_name(seq, self.hostname, rollout_id, kind)}"
@@ -356,21 +315,9 @@ class Journal:
             StorageError: the file system refused; the next try goes on where this one stopped.
         """
         line = {"rolloutId": rollout_id, "lastEventSeq": self.last_seq(rollout_id), "prunedAt": format_time(at)}
-        durable.write(self._root / SENT / f"{rollout_id}{_TOMBSTONE}", json.dumps(line).encode() + b"\n")
-        self._remove_log(rollout_id)
+        durable.write(self._folders.tombstone(rollout_id), json.dumps(line).encode() + b"\n")
+        self._folders.remove_log(rollout_id)
         self._index.forget(rollout_id)
-
-    def _remove_log(self, rollout_id: str) -> None:
-        """Seq 0 goes last: as long as anything is there, the rest says which rollout it was."""
-        folder = self._root / SENT / rollout_id
-        for file in sorted(self._files(folder), reverse=True):
-            durable.remove(folder / file)
-        try:
-            folder.rmdir()
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise StorageError(f"can't remove the folder {folder}: {error.strerror}", error.errno) from error
 
 
 def _unused(path: Path) -> Path:

@@ -27,12 +27,39 @@ def read_body(response: urllib3.BaseHTTPResponse, limit: int) -> bytes:
     announced = response.headers.get("content-length", "")
     if announced.isdecimal() and len(announced) < 20 and int(announced) > limit:
         raise _too_large(limit)
+    return _read_plain(response, limit) if _encoding(response) == "identity" else _read_gzip(response, limit)
+
+
+def read_start(response: urllib3.BaseHTTPResponse, most: int) -> bytes:
+    """The first ``most`` bytes of a body, decompressed; what comes after them is not read.
+
+    The libraries' own decompression has a limit since urllib3 2.6 only.
+
+    Raises:
+        TransportError: ``protocol``, as ``read_body``, or what the connection raises.
+    """
+    decoder = None if _encoding(response) == "identity" else zlib.decompressobj(16 + zlib.MAX_WBITS)
+    start = bytearray()
+    try:
+        while len(start) < most and (piece := response.read(most - len(start), decode_content=False)):
+            start += piece if decoder is None else decoder.decompress(piece, most - len(start))
+            while decoder is not None and decoder.unconsumed_tail and len(start) < most:
+                start += decoder.decompress(decoder.unconsumed_tail, most - len(start))
+    except zlib.error as error:
+        raise TransportError(f"the gzip body is damaged ({error})", "protocol") from error
+    if decoder is not None and start and len(start) < most and not decoder.eof:
+        raise TransportError("the gzip body is cut short", "protocol")
+    return bytes(start)
+
+
+def _encoding(response: urllib3.BaseHTTPResponse) -> str:
     encoding = response.headers.get("content-encoding", "identity").strip().lower() or "identity"
-    if encoding == "identity":
-        return _read_plain(response, limit)
     if encoding in ("gzip", "x-gzip"):
-        return _read_gzip(response, limit)
-    raise TransportError(f"the body has the encoding {printable(encoding, 60)!r}, which was not asked for", "protocol")
+        return "gzip"
+    if encoding != "identity":
+        shown = printable(encoding, 60)
+        raise TransportError(f"the body has the encoding {shown!r}, which was not asked for", "protocol")
+    return encoding
 
 
 def _read_plain(response: urllib3.BaseHTTPResponse, limit: int) -> bytes:

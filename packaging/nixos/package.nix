@@ -15,6 +15,7 @@ python3Packages.buildPythonApplication {
   nativeBuildInputs = [ installShellFiles ];
   propagatedBuildInputs = with python3Packages; [
     requests
+    urllib3
     pyopenssl
     cryptography
     jsonschema

@@ -18,7 +18,7 @@ import rfc8785
 
 from nixfleet_agent import durable
 from nixfleet_agent.errors import StorageError
-from nixfleet_agent.journal.journal import CORRUPT, DROPPED, QUEUE, REJECTED, SENT
+from nixfleet_agent.journal.folders import CORRUPT, DROPPED, QUEUE, REJECTED, SENT
 from nixfleet_agent.runtime.state_dir import StateDir
 from nixfleet_agent.state_machine.events import LocalActivationCompleted, Phase
 from nixfleet_agent.telemetry.status_socket import Handler, StatusSocketWorker

@@ -16,7 +16,8 @@ from typing import Any
 
 from nixfleet_agent.durable import TEMPORARY_SUFFIX
 from nixfleet_agent.journal.entries import parse_name
-from nixfleet_agent.journal.journal import DROPPED, REJECTED, SENT, Journal
+from nixfleet_agent.journal.folders import DROPPED, REJECTED, SENT
+from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.proto.ids import file_part
 from nixfleet_agent.runtime.rollout.recovery import recover
 from tests.faults.processes import processes_of

@@ -508,8 +508,8 @@ class LookingAgain(Case):
         self.fill(1, 2)
         path = self.journal.first(R)
         assert path is not None
-        listed = self.journal._names(self.folder / QUEUE)
-        with mock.patch.object(self.journal, "_names", side_effect=[iter(list(listed)), iter(())]):
+        listed = self.journal._folders.names(self.folder / QUEUE)
+        with mock.patch.object(self.journal._folders, "names", side_effect=[iter(list(listed)), iter(())]):
             self.journal.delivered(R, path)
             self.assertEqual(self.journal.rescan_queue(), 0)
         self.assertEqual(self.journal.waiting(), {R: 1})

@@ -21,6 +21,8 @@ from urllib3.connection import HTTPConnection
 from urllib3.util import parse_url
 
 from nixfleet_agent import __version__
+from nixfleet_agent.errors import TransportError
+from nixfleet_agent.net.body import read_start
 from nixfleet_agent.net.pool import HTTPS_PORT, BoundedResponse, TlsConnection, TlsPool
 from nixfleet_agent.probes.declarations import HttpDecl
 from nixfleet_agent.probes.runners.context import RunnerContext
@@ -100,7 +102,10 @@ def _judge(decl: HttpDecl, response: requests.Response) -> None:
     if decl.body_contains is None:
         return
     # All of it before a look: a server that hangs or dies behind the text that is looked for has not passed.
-    body: bytes = response.raw.read(BODY_LIMIT, decode_content=True)
+    try:
+        body = read_start(response.raw, BODY_LIMIT)
+    except TransportError as error:
+        raise _ProbeError(str(error)) from error
     if decl.body_contains.encode() not in body:
         raise _ProbeError(f"{decl.body_contains!r} is not in the first {len(body)} bytes of the body")
 

@@ -196,31 +196,35 @@ class ActivationWorker(Worker):
                 self._room_made = True
                 return False
             case RollbackFailed() as failed:
-                seconds = self._backoff.next()
-                self.log.error(
-                    "rollback to %s failed (%s), next try in %.0f s: %s",
-                    order.target,
-                    failed.phase,
-                    seconds,
-                    failed.stderr_tail,
-                    extra={"rollout_id": order.rollout_id, "closure": order.target},
-                )
-                self._board.publish(
-                    "rollback",
-                    {
-                        "rollout_id": order.rollout_id,
-                        "failures": self._backoff.failures,
-                        "reason": failed.stderr_tail,
-                        "next_try_at": self.clock.now() + timedelta(seconds=seconds),
-                    },
-                )
-                self._board.count("rollback_failures")
-                self._tell(RollbackAttemptFailed(order.rollout_id, failed.phase))
-                return self._pause(order, seconds)
+                return self._pause(order, self._attempt_failed(order, failed))
             case RollbackDrift(observed):
                 self._drifted(order, observed)
                 return self._pause(order, DRIFT_RECHECK)
         return True
+
+    def _attempt_failed(self, order: RollBack, failed: RollbackFailed) -> float:
+        """Tell everybody; the seconds until the next try."""
+        seconds = self._backoff.next()
+        self.log.error(
+            "rollback to %s failed (%s), next try in %.0f s: %s",
+            order.target,
+            failed.phase,
+            seconds,
+            failed.stderr_tail,
+            extra={"rollout_id": order.rollout_id, "closure": order.target},
+        )
+        self._board.publish(
+            "rollback",
+            {
+                "rollout_id": order.rollout_id,
+                "failures": self._backoff.failures,
+                "reason": failed.stderr_tail,
+                "next_try_at": self.clock.now() + timedelta(seconds=seconds),
+            },
+        )
+        self._board.count("rollback_failures")
+        self._tell(RollbackAttemptFailed(order.rollout_id, failed.phase))
+        return seconds
 
     def _drifted(self, order: RollBack, observed: str) -> None:
         fields = {"rollout_id": order.rollout_id, "closure": observed}
