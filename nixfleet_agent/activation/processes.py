@@ -12,6 +12,7 @@ from typing import IO
 
 from nixfleet_agent.activation.errors import CommandError
 from nixfleet_agent.threads.clock import Clock
+from nixfleet_agent.threads.deadline import Deadline
 
 #: How much of each output is kept: its end. A child that floods can't fill our memory.
 KEPT_BYTES = 64 * 1024
@@ -66,17 +67,16 @@ def run(
     if on_start is not None:
         on_start(child.pid)
     try:
-        return _follow(child, arguments[0], clock, clock.monotonic() + timeout, timeout, check, on_stderr)
+        return _follow(child, Deadline(clock, timeout), check, on_stderr)
+    except TimeoutError as error:
+        raise CommandError(f"{arguments[0]} did not end within {timeout:g} s") from error
     finally:
         _end(child)
 
 
 def _follow(
     child: subprocess.Popen[bytes],
-    name: str,
-    clock: Clock,
-    deadline: float,
-    timeout: float,
+    deadline: Deadline,
     check: Callable[[], None],
     on_stderr: Callable[[bytes], None] | None,
 ) -> Finished:
@@ -96,12 +96,12 @@ def _follow(
             if not ready and child.poll() is not None:
                 break
             check()
-            if clock.monotonic() >= deadline:
-                raise CommandError(f"{name} did not end within {timeout:g} s")
+            if deadline.over:
+                raise TimeoutError
     while child.poll() is None:  # it closed its output and goes on
         check()
-        if clock.monotonic() >= deadline:
-            raise CommandError(f"{name} did not end within {timeout:g} s")
+        if deadline.over:
+            raise TimeoutError
         try:
             child.wait(SLICE_SECS)
         except subprocess.TimeoutExpired:

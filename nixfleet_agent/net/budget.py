@@ -7,46 +7,13 @@ shutdown wakes a long poll without touching another thread's socket.
 
 from __future__ import annotations
 
-import os
 import select
-import threading
 
 from nixfleet_agent.errors import TransportError
 from nixfleet_agent.net.failures import AnswerTooLargeError
+from nixfleet_agent.threads.cancel import CancelToken
 from nixfleet_agent.threads.clock import Clock
-
-
-class CancelToken:
-    """Thrown once: every wait that watches ``fileno()`` ends at once, and stays ended."""
-
-    def __init__(self) -> None:
-        self._watched, self._held_open = os.pipe()
-        self._lock = threading.Lock()
-        self._thrown = False
-        self._closed = False
-
-    @property
-    def thrown(self) -> bool:
-        return self._thrown
-
-    def fileno(self) -> int:
-        """The descriptor that becomes readable (end of file) when the switch is thrown."""
-        return self._watched
-
-    def cancel(self) -> None:
-        """Wake every waiter; again is harmless."""
-        with self._lock:
-            if not self._thrown:
-                self._thrown = True
-                os.close(self._held_open)
-
-    def close(self) -> None:
-        """Throw, and give the descriptor back; only when no thread waits any more."""
-        self.cancel()
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                os.close(self._watched)
+from nixfleet_agent.threads.deadline import Deadline
 
 
 class CallBudget:
@@ -66,6 +33,15 @@ class CallBudget:
         self._seconds = seconds
         self._until = self._clock.monotonic() + seconds
 
+    @property
+    def cancel(self) -> CancelToken:
+        """What ends the call from outside."""
+        return self._switch
+
+    def deadline(self) -> Deadline:
+        """The end of the call, for waits that have no descriptor (raises as ``remaining``)."""
+        return Deadline(self._clock, self.remaining())
+
     def monotonic(self) -> float:
         """The clock that the deadline is on, for a limit within the call."""
         return self._clock.monotonic()
@@ -76,7 +52,7 @@ class CallBudget:
         Raises:
             TransportError: ``aborted`` or ``timeout``.
         """
-        if self._switch.thrown:
+        if self._switch.is_set:
             raise aborted()
         left = self._until - self._clock.monotonic()
         if left <= 0:
@@ -106,7 +82,7 @@ class CallBudget:
         poller.register(self._switch.fileno(), select.POLLIN)
         # Rounded up: a poll that ends a fraction of a millisecond early would spin until the deadline.
         ready = poller.poll(int((at_most if limited and at_most is not None else left) * 1000) + 1)
-        if self._switch.thrown:
+        if self._switch.is_set:
             raise aborted()
         if ready:
             return True
@@ -119,5 +95,5 @@ class CallBudget:
 
 
 def aborted() -> TransportError:
-    """What every call ends with once the switch is thrown."""
+    """What every call ends with once the token is set."""
     return TransportError("given up because the agent is stopping", "aborted")

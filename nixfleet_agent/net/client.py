@@ -23,15 +23,17 @@ from nixfleet_agent import __version__
 from nixfleet_agent.errors import ConfigError, TransportError
 from nixfleet_agent.identity.credentials import Credentials, Identity
 from nixfleet_agent.net.answers import Answer
-from nixfleet_agent.net.budget import CallBudget, CancelToken
+from nixfleet_agent.net.budget import CallBudget
 from nixfleet_agent.net.failures import ClientCertificateRefusedError, ForeignAnswerError
 from nixfleet_agent.net.foreign import ForeignAnswers
-from nixfleet_agent.net.session import Endpoint, Session
-from nixfleet_agent.net.sockets import CONNECT_TIMEOUT
+from nixfleet_agent.net.resolver import Resolver
+from nixfleet_agent.net.session import Session
+from nixfleet_agent.net.sockets import CONNECT_TIMEOUT, Endpoint
 from nixfleet_agent.net.tls import TlsContext
 from nixfleet_agent.net.verdict import Verdict, classify, describe
 from nixfleet_agent.net.welcome import Welcome
 from nixfleet_agent.proto.strict_json import BODY_LIMIT
+from nixfleet_agent.threads.cancel import CancelToken
 from nixfleet_agent.threads.clock import Clock, SystemClock
 
 PROTOCOL_MAJOR = "1"
@@ -98,6 +100,7 @@ class ControlPlane:
         self.foreign = ForeignAnswers()
         self.welcome = Welcome()
         self._switch = CancelToken()
+        self._resolver = Resolver()
         self._lock = threading.Lock()
         self._sessions: dict[threading.Thread, Session] = {}
 
@@ -172,11 +175,11 @@ class ControlPlane:
 
     def abort(self) -> None:
         """End every call in progress, of all threads, at once; later calls fail as ``aborted``."""
-        self._switch.cancel()
+        self._switch.set()
 
     def close(self) -> None:
         """Abort, and close all connections; only when no thread makes calls any more."""
-        self._switch.cancel()
+        self._switch.set()
         with self._lock:
             sessions = list(self._sessions.values())
             self._sessions.clear()
@@ -264,7 +267,9 @@ class ControlPlane:
         return session
 
     def _new_session(self, identity: Identity | None) -> Session:
-        endpoint = Endpoint(self._host, self._port, lambda: self._contexts.get(identity), self._connect_timeout)
+        endpoint = Endpoint(
+            self._host, self._port, lambda: self._contexts.get(identity), self._connect_timeout, self._resolver
+        )
         budget = CallBudget(self._clock, self._switch)
         return Session(endpoint, budget, 0 if identity is None else identity.generation)
 

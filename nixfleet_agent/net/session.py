@@ -6,8 +6,7 @@ whole body of a redirect without a limit. A prepared request goes straight to a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import requests
 import urllib3
@@ -20,20 +19,11 @@ from nixfleet_agent.net.body import read_body
 from nixfleet_agent.net.budget import CallBudget
 from nixfleet_agent.net.failures import describe
 from nixfleet_agent.net.pool import TlsConnection, TlsPool
-from nixfleet_agent.net.tls import TlsContext, TlsStream
+from nixfleet_agent.net.sockets import Endpoint
+from nixfleet_agent.net.tls import TlsStream
 
 #: Bytes that may come around a body, beside as many as the body has for the sizes of its chunks.
 _FRAMING_ALLOWANCE = 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where the control plane listens, and how to get the TLS context for a new connection there."""
-
-    host: str
-    port: int
-    context: Callable[[], TlsContext]
-    connect_timeout: float
 
 
 class Session:
@@ -93,7 +83,7 @@ class _Connection(TlsConnection):
 
     def connect(self) -> None:
         where = self._endpoint
-        raw = sockets.connect(where.host, where.port, self._budget, where.connect_timeout)
+        raw = sockets.connect(where, self._budget)
         try:
             self.stream = where.context().handshake(raw, where.host, self._budget, where.connect_timeout)
         except BaseException:

@@ -5,23 +5,38 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from nixfleet_agent.errors import TransportError
-from nixfleet_agent.net.budget import CallBudget
+from nixfleet_agent.net.budget import CallBudget, aborted
+from nixfleet_agent.net.resolver import Address, Resolver
+from nixfleet_agent.net.tls import TlsContext
 
 #: Seconds that name lookup aside, TCP and TLS together may take before the call gives up on the server.
 CONNECT_TIMEOUT = 10.0
 
 
-def connect(host: str, port: int, budget: CallBudget, timeout: float = CONNECT_TIMEOUT) -> socket.socket:
-    """A connected non-blocking socket to ``host``; environment proxies are not looked at.
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where the control plane listens, and how to get a name looked up and the TLS context for a new connection."""
+
+    host: str
+    port: int
+    context: Callable[[], TlsContext]
+    connect_timeout: float
+    resolver: Resolver
+
+
+def connect(where: Endpoint, budget: CallBudget) -> socket.socket:
+    """A connected non-blocking socket to ``where``; environment proxies are not looked at.
 
     Raises:
         TransportError: ``dns``, ``refused``, ``timeout`` or ``aborted``.
     """
     budget.remaining()
-    addresses = _resolve(host, port)
-    left = timeout
+    addresses = _resolve(where, budget)
+    left = where.connect_timeout
     failure: TransportError | None = None
     for index, (family, kind, protocol, _name, address) in enumerate(addresses):
         # A dead first address (an IPv6 route that leads nowhere) must leave time for the next one.
@@ -33,14 +48,18 @@ def connect(host: str, port: int, budget: CallBudget, timeout: float = CONNECT_T
             if error.kind == "aborted":
                 raise
             failure = error
-    raise failure or TransportError(f"{host} has no address: check control_plane_url and DNS", "dns")
+    raise failure or TransportError(f"{where.host} has no address: check control_plane_url and DNS", "dns")
 
 
-def _resolve(host: str, port: int) -> list[tuple[int, int, int, str, tuple[object, ...]]]:
+def _resolve(where: Endpoint, budget: CallBudget) -> list[Address]:
     try:
-        return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-    except (socket.gaierror, UnicodeError) as error:
-        raise TransportError(f"can't look up {host}: {getattr(error, 'strerror', None) or error}", "dns") from error
+        return where.resolver.addresses(where.host, where.port, budget.deadline(), budget.cancel)
+    except TimeoutError as error:
+        raise TransportError(str(error), "timeout") from error
+    except OSError as error:
+        if budget.cancel.is_set:
+            raise aborted() from error
+        raise TransportError(str(error), "dns") from error
 
 
 def _connect_one(raw: socket.socket, address: object, budget: CallBudget, share: float) -> socket.socket:

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nixfleet_agent.probes.runners import Cancel, RunnerContext
+from nixfleet_agent.probes.runners import RunnerContext
 from nixfleet_agent.probes.runners.context import TlsDefaults
 from nixfleet_agent.probes.runners.evidence_file import EvidenceReader
+from nixfleet_agent.threads.cancel import CancelToken
 from nixfleet_agent.threads.clock import SystemClock
 
 MACHINE = "web-01"
@@ -23,7 +24,7 @@ MACHINE = "web-01"
 def context(
     host_key: Path = Path("/nonexistent/ssh_host_ed25519_key"), tls: Callable[[], ssl.SSLContext] | None = None
 ) -> RunnerContext:
-    return RunnerContext(SystemClock(), Cancel(), EvidenceReader(MACHINE, host_key), tls=TlsDefaults(tls))
+    return RunnerContext(SystemClock(), CancelToken(), EvidenceReader(MACHINE, host_key), tls=TlsDefaults(tls))
 
 
 class RawServer:
@@ -125,7 +126,7 @@ def children() -> set[int]:
     return found
 
 
-def stop_when(condition: Callable[[], bool], cancel: Cancel) -> threading.Thread:
+def stop_when(condition: Callable[[], bool], cancel: CancelToken) -> threading.Thread:
     """Set ``cancel`` as soon as ``condition`` holds."""
 
     def watch() -> None:

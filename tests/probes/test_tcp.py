@@ -76,7 +76,7 @@ class Connections(ProbeCase):
         port, dead = self.listen(), self.full_backlog()
         tcp = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
         both = [(*tcp, ("127.0.0.1", dead)), (*tcp, ("127.0.0.1", port))]
-        with mock.patch("nixfleet_agent.probes.runners.sockets.Resolver.addresses", return_value=both):
+        with mock.patch("nixfleet_agent.net.resolver.Resolver.addresses", return_value=both):
             self.assertTrue(probe(port, "both.example", timeout=0.6).passed)
 
     def test_being_stopped_ends_a_connection_attempt_at_once(self) -> None:
@@ -97,7 +97,7 @@ class Connections(ProbeCase):
         timer = threading.Timer(0.1, ctx.cancel.set)
         timer.start()
         began = time.monotonic()
-        with mock.patch("nixfleet_agent.probes.runners.sockets.Resolver.addresses", return_value=three):
+        with mock.patch("nixfleet_agent.net.resolver.Resolver.addresses", return_value=three):
             self.assertFalse(run(TcpDecl(name="p", host="three.example", port=1, connect_timeout=30), ctx).passed)
         timer.join()
         self.assert_quick(began, 1.0)
@@ -160,7 +160,7 @@ class Names(ProbeCase):
             thread.join()
             released.set()
         for thread in threading.enumerate():
-            if thread.name == "probe-lookup":
+            if thread.name == "name-lookup":
                 thread.join(30)
                 self.assertTrue(thread.daemon)
 

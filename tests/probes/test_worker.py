@@ -19,7 +19,7 @@ from unittest import mock
 from nixfleet_agent.config.model import Config, TuningConfig
 from nixfleet_agent.probes import runners
 from nixfleet_agent.probes.declarations import DeclaredProbes, ProbeDecl, TcpDecl
-from nixfleet_agent.probes.runners import Cancel, RunnerContext, RunnerOutcome, failed, passed
+from nixfleet_agent.probes.runners import RunnerContext, RunnerOutcome, failed, passed
 from nixfleet_agent.probes.runners.evidence_file import EvidenceReader
 from nixfleet_agent.probes.set import ProbeSet
 from nixfleet_agent.runtime.rollout.inputs import HostEvent
@@ -33,6 +33,7 @@ from nixfleet_agent.state_machine.events import (
     LocalProbeTopologyDeclared,
 )
 from nixfleet_agent.state_machine.states import Mode, ProbeStatus
+from nixfleet_agent.threads.cancel import CancelToken
 from nixfleet_agent.threads.clock import SystemClock
 from nixfleet_agent.threads.mailbox import Mailbox
 from nixfleet_agent.threads.shutdown import ShutdownToken
@@ -423,7 +424,7 @@ class Schedule(WorkerCase):
     def starts(self, *lengths: float) -> list[int]:
         """Seconds from the first start to each, at an interval of 10 s, where the runs take as long as given."""
         clock = FakeClock()
-        ctx = RunnerContext(clock, Cancel(), EvidenceReader(MACHINE, self.folder / "key"))
+        ctx = RunnerContext(clock, CancelToken(), EvidenceReader(MACHINE, self.folder / "key"))
         began: list[float] = []
 
         def runner(decl: ProbeDecl, ctx: RunnerContext) -> RunnerOutcome:

@@ -13,8 +13,9 @@ from unittest import mock
 
 from nixfleet_agent.probes import runners
 from nixfleet_agent.probes.declarations import ProbeDecl
-from nixfleet_agent.probes.runners import Cancel, RunnerContext, RunnerOutcome
+from nixfleet_agent.probes.runners import RunnerContext, RunnerOutcome
 from nixfleet_agent.runtime.rollout.orders import StopProbes
+from nixfleet_agent.threads.cancel import CancelToken
 from tests.probes.support import children, descriptors
 from tests.probes.test_worker import WorkerCase
 from tests.support.tls import Authority
@@ -27,7 +28,7 @@ class Begun:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._set: Cancel | None = None
+        self._set: CancelToken | None = None
         self._count = 0
 
     def run(self, decl: ProbeDecl, ctx: RunnerContext) -> RunnerOutcome:
@@ -38,7 +39,7 @@ class Begun:
             self._changed.notify_all()
         return runners.run(decl, ctx)
 
-    def wait(self, before: Cancel | None, count: int) -> None:
+    def wait(self, before: CancelToken | None, count: int) -> None:
         """Until ``count`` runs of the set after ``before`` have begun."""
         with self._changed:
             begun = self._changed.wait_for(lambda: self._set is not before and self._count >= count, 30)
@@ -46,7 +47,7 @@ class Begun:
             raise AssertionError(f"{count} runs never began")
 
     @property
-    def latest(self) -> Cancel | None:
+    def latest(self) -> CancelToken | None:
         return self._set
 
 

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from nixfleet_agent.probes.declarations import BadDecl, EvidenceDecl, ExecDecl, HttpDecl, ProbeDecl, TcpDecl
 from nixfleet_agent.probes.runners import command, evidence, http, tcp
-from nixfleet_agent.probes.runners.cancel import Cancel
 from nixfleet_agent.probes.runners.context import RunnerContext, make_context
 from nixfleet_agent.probes.runners.outcome import RunnerOutcome, failed, passed
 
-__all__ = ["Cancel", "RunnerContext", "RunnerOutcome", "failed", "make_context", "passed", "run"]
+__all__ = ["RunnerContext", "RunnerOutcome", "failed", "make_context", "passed", "run"]
 
 
 def run(decl: ProbeDecl, ctx: RunnerContext) -> RunnerOutcome:

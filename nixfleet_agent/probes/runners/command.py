@@ -13,8 +13,8 @@ from typing import IO
 from nixfleet_agent.probes.declarations import ExecDecl
 from nixfleet_agent.probes.runners.context import RunnerContext
 from nixfleet_agent.probes.runners.outcome import RunnerOutcome, failed, passed
-from nixfleet_agent.probes.runners.sockets import Deadline
 from nixfleet_agent.text import clip_tail
+from nixfleet_agent.threads.deadline import Deadline
 from nixfleet_agent.threads.interrupts import held
 
 #: How much of the end of the output goes into a reason.

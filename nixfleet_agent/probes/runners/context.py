@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from nixfleet_agent.config.model import Config
-from nixfleet_agent.probes.runners.cancel import Cancel
+from nixfleet_agent.net.resolver import Resolver
 from nixfleet_agent.probes.runners.children import Unreaped
 from nixfleet_agent.probes.runners.evidence_file import EvidenceReader
-from nixfleet_agent.probes.runners.sockets import Resolver
+from nixfleet_agent.threads.cancel import CancelToken
 from nixfleet_agent.threads.clock import Clock
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class RunnerContext:
     """Shared by all probes of one host; ``cancel`` alone belongs to one set of them."""
 
     clock: Clock
-    cancel: Cancel
+    cancel: CancelToken
     evidence: EvidenceReader
     resolver: Resolver = field(default_factory=Resolver)
     unreaped: Unreaped = field(default_factory=Unreaped)
@@ -51,9 +51,9 @@ class RunnerContext:
 
     def for_new_set(self) -> RunnerContext:
         """The same with an order to stop of its own; trusted authorities are read anew, a release may bring others."""
-        return replace(self, cancel=Cancel(), tls=TlsDefaults())
+        return replace(self, cancel=CancelToken(), tls=TlsDefaults())
 
 
 def make_context(config: Config, clock: Clock) -> RunnerContext:
     """A context for the host that ``config`` describes."""
-    return RunnerContext(clock, Cancel(), EvidenceReader(config.machine_id, config.ssh_host_key_file))
+    return RunnerContext(clock, CancelToken(), EvidenceReader(config.machine_id, config.ssh_host_key_file))

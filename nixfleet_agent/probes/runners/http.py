@@ -27,7 +27,8 @@ from nixfleet_agent.net.pool import HTTPS_PORT, BoundedResponse, TlsConnection, 
 from nixfleet_agent.probes.declarations import HttpDecl
 from nixfleet_agent.probes.runners.context import RunnerContext
 from nixfleet_agent.probes.runners.outcome import RunnerOutcome, failed, passed
-from nixfleet_agent.probes.runners.sockets import Deadline, PlainSocket, closing_down, connect
+from nixfleet_agent.probes.runners.sockets import PlainSocket, closing_down, connect
+from nixfleet_agent.threads.deadline import Deadline
 
 HTTP_PORT = 80
 REDIRECT_LIMIT = 10
@@ -122,7 +123,7 @@ class _ProbeAdapter(HTTPAdapter):
     def open(self, host: str, port: int) -> PlainSocket:
         """A connection that stays under watch until the run ends."""
         try:
-            sock = connect(host, port, self._deadline, self._ctx.clock, self._ctx.cancel, self._ctx.resolver)
+            sock = connect(host, port, self._deadline, self._ctx.cancel, self._ctx.resolver)
         except OSError as error:
             raise OSError(f"can't connect to {host} port {port}: {error.strerror or error}") from error
         self._stack.callback(sock.close)

@@ -7,7 +7,7 @@ from typing import Any
 
 import requests.utils
 
-from nixfleet_agent.probes.runners.sockets import Deadline
+from nixfleet_agent.threads.deadline import Deadline
 
 
 class TlsSocket(ssl.SSLSocket):

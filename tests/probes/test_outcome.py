@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 import unittest
 
 from nixfleet_agent.probes.declarations import BadDecl, ProbeDecl
-from nixfleet_agent.probes.runners import Cancel, failed, passed, run
+from nixfleet_agent.probes.runners import failed, passed, run
 from nixfleet_agent.state_machine.states import ProbeStatus
 from tests.probes.support import context
 
@@ -53,54 +52,6 @@ class Contexts(unittest.TestCase):
         self.assertIsNot(new.tls, old.tls)
         self.assertIs(new.resolver, old.resolver)
         self.assertIs(new.unreaped, old.unreaped)
-
-
-class Stopping(unittest.TestCase):
-    def test_callbacks_run_once_when_it_is_set_and_at_once_when_it_was(self) -> None:
-        cancel, calls = Cancel(), []
-        with cancel.calling(lambda: calls.append("before")):
-            cancel.set()
-            cancel.set()
-        self.assertEqual(calls, ["before"])
-        with cancel.calling(lambda: calls.append("after")):
-            self.assertEqual(calls, ["before", "after"])
-
-    def test_after_its_block_a_callback_never_runs(self) -> None:
-        cancel, calls = Cancel(), []
-        with cancel.calling(lambda: calls.append("late")):
-            pass
-        cancel.set()
-        self.assertEqual(calls, [])
-
-    def test_a_block_ends_only_when_its_running_callback_has(self) -> None:
-        """Otherwise the callback could kill a process id that was given to somebody else."""
-        cancel, entered, leave, order = Cancel(), threading.Event(), threading.Event(), []
-
-        def callback() -> None:
-            entered.set()
-            leave.wait(30)
-            order.append("callback")
-
-        registered = threading.Event()
-
-        def block() -> None:
-            with cancel.calling(callback):
-                registered.set()
-                entered.wait(30)
-            order.append("left")
-
-        blocker = threading.Thread(target=block)
-        blocker.start()
-        registered.wait(30)
-        setter = threading.Thread(target=cancel.set)
-        setter.start()
-        entered.wait(30)
-        blocker.join(0.05)
-        self.assertEqual(order, [])
-        leave.set()
-        for thread in (blocker, setter):
-            thread.join(30)
-        self.assertEqual(order, ["callback", "left"])
 
 
 if __name__ == "__main__":
