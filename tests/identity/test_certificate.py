@@ -11,6 +11,7 @@ import time
 import unittest
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from cryptography import x509
@@ -356,10 +357,10 @@ class Files(unittest.TestCase):
         inode = self.path.stat().st_ino
         replace = os.replace
 
-        def mounted(source: object, destination: object) -> None:
-            if Path(str(destination)) == self.path:
+        def mounted(source: object, destination: object, **folders: Any) -> None:
+            if Path(str(destination)).name == self.path.name:
                 raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-            replace(source, destination)  # type: ignore[arg-type]
+            replace(source, destination, **folders)  # type: ignore[arg-type]
 
         with mock.patch("os.replace", mounted):
             install.install(self.path, second, keep=first)
