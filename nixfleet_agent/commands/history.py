@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nixfleet_agent import durable
 from nixfleet_agent.commands import journal_view
 from nixfleet_agent.commands.audit import Verdict, audit
 from nixfleet_agent.commands.files import read_input
 from nixfleet_agent.commands.invocation import Invocation, Parser
 from nixfleet_agent.commands.journal_view import Replay, Step
+from nixfleet_agent.commands.timeline_svg import draw
 from nixfleet_agent.commands.times import length, local_time, utc_time
 from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_OK, EXIT_USAGE, AgentError
 from nixfleet_agent.hooks.ledger import HookOutput, outputs
 from nixfleet_agent.journal.entries import Entry
 from nixfleet_agent.proto.times import format_time
+from nixfleet_agent.threads.clock import SystemClock
 
 _AUDIT_LIMIT = 64 * 1024 * 1024
 #: Fields of events that a timeline has in columns of its own, or that say nothing to a person.
@@ -32,9 +35,11 @@ def configure(parser: Parser) -> None:
         "nixfleet-agent history",
         "nixfleet-agent history --list",
         "nixfleet-agent history stable@def4567abc",
+        "nixfleet-agent history --svg rollout.svg",
         "nixfleet-agent history --verify events.json",
     )
     parser.add_argument("rollout", metavar="ROLLOUT", nargs="?", help="a rollout id, or how it begins; default: newest")
+    parser.add_argument("--svg", metavar="FILE", type=Path, help="draw the rollout: states, probes, failure, way back")
     parser.add_argument("--list", action="store_true", help="one line for each rollout")
     parser.add_argument(
         "--verify",
@@ -51,9 +56,17 @@ def run(call: Invocation) -> int:
         return _verify(call, replays)
     if call.options.list:
         _list(call, replays)
+    elif call.options.svg is not None:
+        _draw(call, _chosen(replays, call.options.rollout))
     else:
         _timeline(call, _chosen(replays, call.options.rollout))
     return EXIT_OK
+
+
+def _draw(call: Invocation, replay: Replay) -> None:
+    path = call.options.svg.absolute()
+    durable.write(path, draw(replay, SystemClock().now()).encode(), mode=0o644)
+    call.print(f"{replay.record.rollout_id} is drawn in {path}")
 
 
 def _chosen(replays: list[Replay], wanted: str | None) -> Replay:

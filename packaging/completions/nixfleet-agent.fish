@@ -56,6 +56,7 @@ complete -c nixfleet-agent -n '__nixfleet_agent_told status' -l check -d 'one li
 complete -c nixfleet-agent -n '__nixfleet_agent_told watch' -l turns -x -d 'end after so many looks'
 complete -c nixfleet-agent -n '__nixfleet_agent_told check' -l print-config -d 'each key, its value, and where it comes from'
 complete -c nixfleet-agent -n '__nixfleet_agent_told check' -l offline -d 'do not call the control plane'
+complete -c nixfleet-agent -n '__nixfleet_agent_told history' -l svg -r -F -d 'draw the rollout'
 complete -c nixfleet-agent -n '__nixfleet_agent_told history' -l list -d 'one line for each rollout'
 complete -c nixfleet-agent -n '__nixfleet_agent_told history' -l verify -r -F -d 'check copies of events'
 complete -c nixfleet-agent -n '__nixfleet_agent_told run-now' -l reason -x -d 'what the next operator should know'
