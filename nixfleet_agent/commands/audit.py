@@ -1,74 +1,162 @@
-"""Whether events held elsewhere were signed by this host, and are the ones that this host's own log holds."""
+"""Whether events held elsewhere were signed by a host, follow one another without a gap, and are as in its log."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
-from nixfleet_agent.commands.files import InputFileError
+from nixfleet_agent.commands.files import InputFileError, read_input
 from nixfleet_agent.commands.journal_view import Replay
-from nixfleet_agent.config.model import Config
-from nixfleet_agent.errors import AgentError, ProtoError
-from nixfleet_agent.identity.host_key import load_host_key
+from nixfleet_agent.errors import AgentError, ProtoError, TrustError
+from nixfleet_agent.journal import chain
 from nixfleet_agent.proto.strict_json import loads_strict
 from nixfleet_agent.trust.canonical import canonical
 
 _LIMIT = 64 * 1024 * 1024
+_KEY_LIMIT = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``signature``: good, bad or missing; ``log``: same, differs or absent (pruned, or never ours)."""
+    """Of one envelope.
+
+    Attributes:
+        signature: over the event alone: good, bad or missing.
+        chain: over the host, the rollout and what the event follows: good; bad; gap (signed so, but what it follows is
+            not here); missing (of an older agent); stripped (missing, where the rollout has it on an earlier event).
+        log: same, differs, or absent (pruned, never ours, or not asked).
+    """
 
     event: str
     signature: str
+    chain: str
     log: str
 
     @property
     def genuine(self) -> bool:
-        return self.signature == "good" and self.log != "differs"
+        return self.signature == "good" and self.chain in ("good", "missing") and self.log != "differs"
 
 
-def audit(raw: bytes, config: Config, replays: list[Replay]) -> list[Verdict]:
-    """One verdict for each envelope ``{rolloutId, event, signature}`` in a JSON list.
+def public_key(path: Path) -> Ed25519PublicKey:
+    """A host's public key as ``ssh_host_ed25519_key.pub`` holds it.
+
+    Raises:
+        InputFileError: it is not one.
+    """
+    try:
+        key = load_ssh_public_key(read_input(path, _KEY_LIMIT).strip())
+    except ValueError as error:
+        raise InputFileError(f"{path} holds no public key: give a host's ssh_host_ed25519_key.pub") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise InputFileError(f"{path} is no Ed25519 key: give a host's ssh_host_ed25519_key.pub")
+    return key
+
+
+def audit(raw: bytes, key: Ed25519PublicKey, replays: Sequence[Replay]) -> list[Verdict]:
+    """One verdict for each envelope in a JSON list, in its order; ``replays`` are the host's own logs, where at hand.
 
     Raises:
         InputFileError: ``raw`` is not such a list.
-        HostKeyError: this host's key can't be read.
     """
     try:
         envelopes = loads_strict(raw, limit=_LIMIT, what="the list of events")
     except ProtoError as error:
         raise InputFileError(f"{error}: give a JSON list of event envelopes") from error
     if not isinstance(envelopes, list) or not all(isinstance(item, Mapping) for item in envelopes):
-        raise InputFileError("give a JSON list of event envelopes: [{rolloutId, event, signature}, ...]")
-    key = Ed25519PublicKey.from_public_bytes(load_host_key(config.ssh_host_key_file).public_raw)
+        raise InputFileError("give a JSON list of event envelopes: [{hostname, rolloutId, event, signature}, ...]")
     log = {
         (replay.record.rollout_id, step.entry.seq): dict(step.entry.event)
         for replay in replays
         for step in replay.steps
     }
-    return [_judge(envelope, key, log) for envelope in envelopes]
+    chains = _chains(envelopes, key)
+    return [
+        Verdict(
+            f"{envelope.get('rolloutId')}/{_seq(envelope)}",
+            _signed(envelope.get("event"), envelope.get("signature"), key),
+            verdict,
+            _compared(envelope, log),
+        )
+        for envelope, verdict in zip(envelopes, chains, strict=True)
+    ]
 
 
-def _judge(envelope: Mapping[str, Any], key: Ed25519PublicKey, log: Mapping[tuple[str, int], object]) -> Verdict:
+def _seq(envelope: Mapping[str, Any]) -> int | None:
     event = envelope.get("event")
     seq = event.get("seq") if isinstance(event, Mapping) else None
-    rollout_id = envelope.get("rolloutId")
-    ours = log.get((rollout_id, seq)) if isinstance(rollout_id, str) and isinstance(seq, int) else None
-    same = "absent" if ours is None else ("same" if ours == event else "differs")
-    return Verdict(f"{rollout_id}/{seq}", _signature(event, envelope.get("signature"), key), same)
+    return seq if isinstance(seq, int) else None
 
 
-def _signature(event: object, signature: object, key: Ed25519PublicKey) -> str:
+def _compared(envelope: Mapping[str, Any], log: Mapping[tuple[str, int], object]) -> str:
+    rollout_id, seq = envelope.get("rolloutId"), _seq(envelope)
+    ours = log.get((rollout_id, seq)) if isinstance(rollout_id, str) and seq is not None else None
+    return "absent" if ours is None else ("same" if ours == envelope.get("event") else "differs")
+
+
+def _signed(value: object, signature: object, key: Ed25519PublicKey) -> str:
     if not isinstance(signature, str):
         return "missing"
     try:
-        key.verify(bytes.fromhex(signature), canonical(event))
+        key.verify(bytes.fromhex(signature), canonical(value))
     except (ValueError, InvalidSignature, AgentError):
         return "bad"
     return "good"
+
+
+@dataclass(slots=True)
+class _Follows:
+    """Where one rollout's chain stands: the hash that the next event must name, and the event before, if repeated."""
+
+    previous: str
+    chained: bool = False
+    last: Mapping[str, Any] | None = None
+    verdict: str = ""
+
+
+def _chains(envelopes: Sequence[Mapping[str, Any]], key: Ed25519PublicKey) -> list[str]:
+    """The chain's verdict on each envelope, whatever order they come in."""
+    verdicts = ["bad"] * len(envelopes)
+    standing: dict[tuple[str, str], _Follows] = {}
+    for place in sorted(range(len(envelopes)), key=lambda place: _seq(envelopes[place]) or 0):
+        envelope = envelopes[place]
+        hostname, rollout_id, event = (envelope.get(name) for name in ("hostname", "rolloutId", "event"))
+        if not (isinstance(hostname, str) and isinstance(rollout_id, str) and isinstance(event, Mapping)):
+            # Without its host and rollout there is nothing to link: as older tools keep events.
+            verdicts[place] = "bad" if "chainSignature" in envelope else "missing"
+            continue
+        place_of = (hostname, rollout_id)
+        if place_of not in standing:
+            standing[place_of] = _Follows(chain.beginning(hostname, rollout_id))
+        verdicts[place] = _next(standing[place_of], envelope, key)
+    return verdicts
+
+
+def _next(follows: _Follows, envelope: Mapping[str, Any], key: Ed25519PublicKey) -> str:
+    """The verdict on the next envelope of a rollout, after which ``follows`` stands behind it."""
+    if follows.last is not None and dict(follows.last) == dict(envelope):
+        return follows.verdict  # sent twice, as it may be
+    hostname, rollout_id, event = envelope["hostname"], envelope["rolloutId"], envelope["event"]
+    previous = envelope.get("previous")
+    if "chainSignature" not in envelope and previous is None:
+        verdict, previous = ("stripped" if follows.chained else "missing"), follows.previous
+    elif not isinstance(previous, str):
+        verdict, previous = "bad", follows.previous
+    else:
+        said = chain.statement(hostname, rollout_id, event, previous)
+        verdict = _signed(said, envelope.get("chainSignature"), key)
+        if verdict == "good" and previous != follows.previous:
+            verdict = "gap"
+        verdict = "bad" if verdict == "missing" else verdict
+        follows.chained = True
+    try:
+        follows.previous = chain.link(hostname, rollout_id, event, previous)
+    except TrustError:
+        verdict = "bad"
+    follows.last, follows.verdict = envelope, verdict
+    return verdict

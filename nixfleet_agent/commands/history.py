@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from nixfleet_agent import durable
 from nixfleet_agent.commands import journal_view
-from nixfleet_agent.commands.audit import Verdict, audit
-from nixfleet_agent.commands.files import read_input
+from nixfleet_agent.commands.audit import Verdict, audit, public_key
+from nixfleet_agent.commands.files import InputFileError, read_input
 from nixfleet_agent.commands.invocation import Invocation, Parser
 from nixfleet_agent.commands.journal_view import Replay, Step
 from nixfleet_agent.commands.timeline_svg import draw
 from nixfleet_agent.commands.times import length, local_time, utc_time
 from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_OK, EXIT_USAGE, AgentError
 from nixfleet_agent.hooks.ledger import HookOutput, outputs
+from nixfleet_agent.identity.event_signer import EventSigner
+from nixfleet_agent.identity.host_key import load_host_key
 from nixfleet_agent.journal.entries import Entry
 from nixfleet_agent.proto.times import format_time
 from nixfleet_agent.threads.clock import SystemClock
@@ -37,6 +43,7 @@ def configure(parser: Parser) -> None:
         "nixfleet-agent history stable@def4567abc",
         "nixfleet-agent history --svg rollout.svg",
         "nixfleet-agent history --verify events.json",
+        "nixfleet-agent history --verify events.json --public-key web-01.pub",
     )
     parser.add_argument("rollout", metavar="ROLLOUT", nargs="?", help="a rollout id, or how it begins; default: newest")
     parser.add_argument("--svg", metavar="FILE", type=Path, help="draw the rollout: states, probes, failure, way back")
@@ -46,14 +53,31 @@ def configure(parser: Parser) -> None:
         metavar="FILE",
         type=Path,
         help="events as the control plane has them (a JSON list of envelopes): were they signed by this host's key, "
-        "and are they what this host's log says?",
+        "does each follow the one before it, and are they what this host's log says?",
+    )
+    parser.add_argument(
+        "--public-key",
+        metavar="FILE",
+        type=Path,
+        help="with --verify, anywhere: the host's ssh_host_ed25519_key.pub instead of its key and its log",
+    )
+    parser.add_argument(
+        "--envelopes", action="store_true", help="the rollout's events as they are sent, for --verify elsewhere"
     )
 
 
 def run(call: Invocation) -> int:
+    if call.options.public_key is not None:
+        if call.options.verify is None:
+            raise InputFileError("--public-key goes with --verify EVENTS")
+        return _verify(call, public_key(call.options.public_key), [])
     replays = journal_view.rollouts(call.config.state_dir, call.config.machine_id)
     if call.options.verify is not None:
-        return _verify(call, replays)
+        raw = load_host_key(call.config.ssh_host_key_file).public_raw
+        return _verify(call, Ed25519PublicKey.from_public_bytes(raw), replays)
+    if call.options.envelopes:
+        _envelopes(call, _chosen(replays, call.options.rollout))
+        return EXIT_OK
     if call.options.list:
         _list(call, replays)
     elif call.options.svg is not None:
@@ -172,18 +196,30 @@ def _as_json(step: Step) -> dict[str, object]:
     }
 
 
-def _verify(call: Invocation, replays: list[Replay]) -> int:
+def _envelopes(call: Invocation, replay: Replay) -> None:
+    """As they were sent, for the same file gives the same bytes."""
+    from nixfleet_agent.runtime.workers.outbound import envelope
+
+    signer = EventSigner(call.config.ssh_host_key_file)
+    sent = [step.entry for step in replay.steps if step.entry.seq > 0]
+    call.print_json([json.loads(envelope(entry, signer.sign)) for entry in sent])
+
+
+def _verify(call: Invocation, key: Ed25519PublicKey, replays: list[Replay]) -> int:
     raw = read_input(call.options.verify, _AUDIT_LIMIT)
-    verdicts = audit(raw, call.config, replays)
+    verdicts = audit(raw, key, replays)
     good = all(verdict.genuine for verdict in verdicts)
     if call.json:
-        call.print_json([{"event": v.event, "signature": v.signature, "log": v.log} for v in verdicts])
+        call.print_json([asdict(verdict) for verdict in verdicts])
     else:
-        call.table(("EVENT", "SIGNATURE", "LOG"), [(v.event, v.signature, v.log) for v in verdicts])
+        rows = [(v.event, v.signature, v.chain, v.log) for v in verdicts]
+        call.table(("EVENT", "SIGNATURE", "CHAIN", "LOG"), rows)
         call.print(_summary(verdicts))
     return EXIT_OK if good and verdicts else EXIT_CHECK_FAILED
 
 
 def _summary(verdicts: list[Verdict]) -> str:
     bad = sum(not verdict.genuine for verdict in verdicts)
-    return f"{len(verdicts)} events, {len(verdicts) - bad} genuine, {bad} not."
+    unlinked = sum(verdict.chain == "missing" for verdict in verdicts)
+    more = f" {unlinked} of an older agent are not linked: none may be of another rollout." if unlinked else ""
+    return f"{len(verdicts)} events, {len(verdicts) - bad} genuine, {bad} not.{more}"

@@ -32,6 +32,7 @@ DAMAGED = frozenset(
 #: Longest part of a host's name that goes into a file name, which has room for 255 bytes.
 _HOST_PART = 64
 _SOAK_LEFT = "soakLeftSecs"
+_HASH = re.compile("[0-9a-f]{64}", re.ASCII)
 
 
 class Name(NamedTuple):
@@ -65,7 +66,8 @@ def _names_of(hostname: str) -> re.Pattern[str]:
 class Entry:
     """The content of one journal file; ``event`` is what goes on the wire, ``local`` what stays here.
 
-    ``refusal`` is what the control plane answered to an entry that it rejected.
+    ``refusal`` is what the control plane answered to an entry that it rejected; ``previous`` is what the event follows
+    in its rollout (``journal.chain``), None in the files of a version that wrote none.
     """
 
     seq: int
@@ -76,6 +78,7 @@ class Entry:
     event: Mapping[str, Any]
     local: Mapping[str, Any] = field(default_factory=dict)
     refusal: Mapping[str, Any] | None = None
+    previous: str | None = None
 
     @property
     def name(self) -> str:
@@ -93,6 +96,8 @@ class Entry:
         }
         if self.local:
             body["local"] = self.local
+        if self.previous is not None:
+            body["previous"] = self.previous
         if self.refusal is not None:
             body["refusal"] = self.refusal
         return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
@@ -160,7 +165,7 @@ def decode(raw: bytes) -> Entry:
     body = _loads(raw)
     if not isinstance(body, dict) or not isinstance(body.get("event"), dict):
         raise ProtoError("not a journal entry: it has no event")
-    local, refusal = body.get("local"), body.get("refusal")
+    local, refusal, previous = body.get("local"), body.get("refusal"), body.get("previous")
     return Entry(
         seq=parse_seq(body.get("seq"), "seq"),
         hostname=ids.require(ids.HOSTNAME, body.get("hostname"), "hostname"),
@@ -170,4 +175,5 @@ def decode(raw: bytes) -> Entry:
         event=body["event"],
         local=local if isinstance(local, dict) else {},
         refusal=refusal if isinstance(refusal, dict) else None,
+        previous=previous if isinstance(previous, str) and _HASH.fullmatch(previous) else None,
     )

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from nixfleet_agent import durable
 from nixfleet_agent.errors import ProtoError, StorageError
+from nixfleet_agent.journal.chain import Tails
 from nixfleet_agent.journal.entries import DAMAGED, Entry, Name, decode, file_name, parse_name, read_raw
 from nixfleet_agent.journal.folders import CORRUPT, DROPPED, QUEUE, REJECTED, SENT, JournalFolders
 from nixfleet_agent.journal.index import JournalIndex
@@ -42,6 +43,7 @@ class Journal:
         self._root = state_dir
         self._folders = JournalFolders(state_dir, hostname)
         self._index = JournalIndex()
+        self._tails = Tails(hostname)
 
     # -- life ---------------------------------------------------------------------------------
 
@@ -73,13 +75,26 @@ class Journal:
     # -- writing (reducer) --------------------------------------------------------------------
 
     def append(self, entry: Entry) -> None:
-        """Make an event durable and queue it; writing the same entry again is harmless.
+        """Make an event durable, with what it follows, and queue it; writing the same entry again is harmless.
 
         Raises:
             StorageError: it is not durable, and must not be acted on.
         """
-        durable.write(self._root / QUEUE / entry.name, entry.encode())
+        raw = replace(entry, previous=self._follows(entry.rollout_id)).encode()
+        durable.write(self._root / QUEUE / entry.name, raw)
         self._index.add(Name(entry.seq, entry.rollout_id, entry.kind))
+        self._tails.follow(raw)
+
+    def _follows(self, rollout_id: str) -> str | None:
+        """What the next event of the rollout follows; None while its log can't be read, which stops no event."""
+        known = self._tails.get(rollout_id)
+        if known is not None:
+            return known
+        try:
+            return self._tails.learn(rollout_id, self.read(rollout_id))
+        except StorageError as error:
+            log.warning("an event is not linked to those before it: %s", error, extra={"rollout_id": rollout_id})
+            return None
 
     def accept(self, entry: Entry) -> None:
         """Make seq 0 of a rollout durable; it is never posted.
@@ -186,16 +201,7 @@ class Journal:
         shown = clip(answer[:ANSWER_LIMIT].decode("utf-8", "replace"), ANSWER_LIMIT)
         refusal = {"status": status, "answer": shown, "at": format_time(at)}
         entry = decode(read_raw(path))
-        refused = Entry(
-            seq=entry.seq,
-            hostname=entry.hostname,
-            rollout_id=entry.rollout_id,
-            kind=entry.kind,
-            created_at=entry.created_at,
-            event=entry.event,
-            local=entry.local,
-            refusal=refusal,
-        )
+        refused = replace(entry, refusal=refusal)
         place = self._root / REJECTED / path.name
         known = place.exists()  # a kill before the removal below has it refused a second time
         durable.write(place, refused.encode())
@@ -304,6 +310,8 @@ class Journal:
                     raise StorageError(f"can't read {path}: {error.strerror}", error.errno) from error
                 if Path(path).parent.name != DROPPED:  # what an operator has given up is out of the way already
                     self.set_aside(Path(path), str(error))
+        if entries and entries[-1].previous is not None and self._tails.get(rollout_id) is None:
+            self._tails.learn(rollout_id, entries[-1:])  # so that the first append need not read it all again
         return entries
 
     # -- retention ----------------------------------------------------------------------------
@@ -318,6 +326,7 @@ class Journal:
         durable.write(self._folders.tombstone(rollout_id), json.dumps(line).encode() + b"\n")
         self._folders.remove_log(rollout_id)
         self._index.forget(rollout_id)
+        self._tails.forget(rollout_id)
 
 
 def _unused(path: Path) -> Path:

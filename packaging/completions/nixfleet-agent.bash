@@ -33,7 +33,7 @@ _nixfleet_agent() {
         status) words="--check $common" ;;
         watch) words="--turns $common" ;;
         check) words="--print-config --offline $common" ;;
-        history) words="--svg --list --verify $common" ;;
+        history) words="--svg --list --verify --public-key --envelopes $common" ;;
         run-now) words="--reason --until $common" ;;
         hold) words="--reason --until $common" ;;
         rollback) words="retry give-up $common" ;;

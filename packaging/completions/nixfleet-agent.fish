@@ -59,6 +59,8 @@ complete -c nixfleet-agent -n '__nixfleet_agent_told check' -l offline -d 'do no
 complete -c nixfleet-agent -n '__nixfleet_agent_told history' -l svg -r -F -d 'draw the rollout'
 complete -c nixfleet-agent -n '__nixfleet_agent_told history' -l list -d 'one line for each rollout'
 complete -c nixfleet-agent -n '__nixfleet_agent_told history' -l verify -r -F -d 'check copies of events'
+complete -c nixfleet-agent -n '__nixfleet_agent_told history' -l public-key -r -F -d 'with this key alone'
+complete -c nixfleet-agent -n '__nixfleet_agent_told history' -l envelopes -d 'events as they are sent'
 complete -c nixfleet-agent -n '__nixfleet_agent_told run-now' -l reason -x -d 'what the next operator should know'
 complete -c nixfleet-agent -n '__nixfleet_agent_told run-now' -l until -x -a '30m 1h 4h' -d 'a length or a time'
 complete -c nixfleet-agent -n '__nixfleet_agent_told hold' -l reason -x -d 'what the next operator should know'

@@ -9,6 +9,7 @@ _WRITES = "tests.test_durable.Case.test_nothing_that_another_user_put_into_the_f
 _SWAPPED = "tests.test_durable.Case.test_a_folder_that_is_replaced_in_the_middle_gets_no_half_of_the_write"
 _OWNERS = "tests.config.test_ownership."
 _STARTS = "tests.commands.test_run.Believes.test_"
+_AUDIT = "tests.attacks.test_audit.Audit.test_"
 _HTTP = "tests.telemetry.test_metrics.Http.test_"
 
 LOCAL = (
@@ -153,5 +154,40 @@ LOCAL = (
         "durable = max(self._journal.last_seq(record.rollout_id), rollout.accepted.adopted_seq)",
         "durable = record.last_event_seq",
         ("tests.runtime.rollout.test_reducer",),
+    ),
+    Defence(
+        "chain: an event may be left out",
+        "commands/audit.py",
+        'if verdict == "good" and previous != follows.previous:',
+        "if False:",
+        (_AUDIT + "an_event_that_is_left_out_is_a_gap",),
+    ),
+    Defence(
+        "chain: an event of another rollout or host is as good",
+        "journal/chain.py",
+        'return {"hostname": hostname, "rolloutId": rollout_id, "event": dict(event), "previous": previous}',
+        'return {"event": dict(event), "previous": previous}',
+        (_AUDIT + "an_event_of_another_rollout_or_host_is_none_of_this_one",),
+    ),
+    Defence(
+        "chain: a signature over it is not looked at",
+        "commands/audit.py",
+        'verdict = _signed(said, envelope.get("chainSignature"), key)',
+        'verdict = "good"',
+        (_AUDIT + "an_event_whose_link_is_taken_away_or_changed",),
+    ),
+    Defence(
+        "chain: a link that was taken away was never there",
+        "commands/audit.py",
+        '("stripped" if follows.chained else "missing")',
+        '"missing"',
+        (_AUDIT + "an_event_whose_link_is_taken_away_or_changed",),
+    ),
+    Defence(
+        "chain: what is on disk begins anew in each process",
+        "journal/chain.py",
+        "follows = link(hostname, rollout_id, entry.event, entry.previous or follows)",
+        "pass",
+        ("tests.journal.test_chain",),
     ),
 )

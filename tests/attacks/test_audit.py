@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import unittest
 from pathlib import Path
@@ -11,6 +13,7 @@ import rfc8785
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from nixfleet_agent.cli import main
 from tests.attacks.case import AttackCase
 from tests.support.tls import new_host_key
 
@@ -30,7 +33,10 @@ class Audit(AttackCase):
         self.until(lambda: "Converged" in self.liar.kinds(self.rollout_id), "the rollout converges")
         self.until(lambda: not list((self.host.state_dir / "outbound-queue").glob("*.json")), "all is delivered")
         self.host.stop()
-        self.envelopes = json.loads(json.dumps(self.liar.events))
+        sent = json.loads(json.dumps(self.liar.events))
+        #: Without repeats, which a replay may have brought.
+        self.envelopes = [envelope for place, envelope in enumerate(sent) if envelope not in sent[:place]]
+        self.assertEqual(len(self.envelopes), len({envelope["event"]["seq"] for envelope in self.envelopes}))
 
     def verify(self, envelopes: Any) -> tuple[int, list[dict[str, str]]]:
         """`history --verify` over these events: exit code, and the verdicts."""
@@ -38,6 +44,59 @@ class Audit(AttackCase):
         path.write_text(json.dumps(envelopes))
         code, text = self.host.command("history", "--verify", str(path), "--json")
         return code, json.loads(text)
+
+    def chain(self, envelopes: Any) -> list[str]:
+        """What `history --verify` says of the chain of each, with nothing but the host's public key."""
+        path, key = self.folder / "events.json", self.folder / "host.pub"
+        path.write_text(json.dumps(envelopes))
+        key.write_text(f"{self.host.key.public_openssh} root@web-01\n")
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            code = main(["history", "--verify", str(path), "--public-key", str(key), "--json"])
+        verdicts = json.loads(out.getvalue())
+        self.assertEqual(code, 0 if all(v["chain"] in ("good", "missing") for v in verdicts) else 1)
+        self.assertEqual({(v["signature"], v["log"]) for v in verdicts}, {("good", "absent")})
+        return [verdict["chain"] for verdict in verdicts]
+
+    def test_a_whole_rollout_is_proved_with_the_public_key_alone_in_any_order_and_sent_twice(self) -> None:
+        count = len(self.envelopes)
+        self.assertEqual(self.chain(self.envelopes), ["good"] * count)
+        self.assertEqual(self.chain([*reversed(self.envelopes), *self.envelopes]), ["good"] * 2 * count)
+
+    def test_an_event_that_is_left_out_is_a_gap(self) -> None:
+        count = len(self.envelopes)
+        for missing in range(count - 1):
+            with self.attempt(f"without event {missing}"):
+                found = self.chain(self.envelopes[:missing] + self.envelopes[missing + 1 :])
+                self.assertEqual(found, ["good"] * missing + ["gap"] + ["good"] * (count - 2 - missing))
+
+    def test_an_event_of_another_rollout_or_host_is_none_of_this_one(self) -> None:
+        for field, value in (("rolloutId", "stable@ffff"), ("hostname", "web-02")):
+            with self.attempt(field):
+                moved = [{**envelope, field: value} for envelope in self.envelopes]
+                self.assertEqual(set(self.chain(moved)), {"bad"})
+        with self.attempt("one among its own"):
+            one = {**self.envelopes[1], "rolloutId": "stable@ffff"}
+            self.assertEqual(self.chain([one, *self.envelopes])[:2], ["bad", "good"])
+
+    def test_an_event_whose_link_is_taken_away_or_changed(self) -> None:
+        with self.attempt("taken away"):
+            bare = {k: v for k, v in self.envelopes[2].items() if k not in ("previous", "chainSignature")}
+            found = self.chain([*self.envelopes[:2], bare, *self.envelopes[3:]])
+            self.assertEqual((found[2], set(found[:2] + found[3:])), ("stripped", {"good"}))
+        for change in (
+            {"previous": "0" * 64},
+            {"previous": 7},
+            {"chainSignature": "00" * 64},
+            {"chainSignature": None},
+        ):
+            with self.attempt(change):
+                found = self.chain([*self.envelopes[:2], {**self.envelopes[2], **change}, *self.envelopes[3:]])
+                self.assertEqual(found[2], "bad")
+
+    def test_what_the_host_itself_gives_out_is_what_it_sent(self) -> None:
+        code, text = self.host.command("history", self.rollout_id, "--envelopes")
+        self.assertEqual((code, json.loads(text)), (0, self.envelopes))
 
     def test_anyone_with_the_public_key_can_check_every_event(self) -> None:
         public = Ed25519PublicKey.from_public_bytes(self.host.key.public_raw)

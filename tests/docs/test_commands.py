@@ -54,6 +54,7 @@ class Commands(HostCase):
         signed = [{"event": event, "signature": self.key.sign(canonical(event)).hex()} for event in events]
         envelopes = [{"hostname": MACHINE, "rolloutId": "stable@def4567abc", **item} for item in signed]
         (self.work / "events.json").write_text(json.dumps(envelopes))
+        (self.work / "web-01.pub").write_text(f"{self.key.public_openssh}\n")
         release = self.ci.release({MACHINE: "stable"}, signed_at=self.now)
         for name, artifact in (("fleet.resolved", release.fleet), ("manifest.json", release.rollout("stable"))):
             (self.work / name).write_bytes(artifact.raw)

@@ -40,7 +40,7 @@ class Examples(unittest.TestCase):
             for remote in (True, False):
                 with self.subTest(event["kind"], remote=remote):
                     self.assertEqual(to_wire(from_wire(event, remote=remote)), event)
-        self.assertEqual(set(envelope), {"hostname", "rolloutId", "event", "signature"})
+        self.assertEqual(set(envelope), {"hostname", "rolloutId", "event", "signature", "previous", "chainSignature"})
 
     def test_heartbeat(self) -> None:
         body = example("heartbeat")

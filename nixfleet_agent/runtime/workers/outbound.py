@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from nixfleet_agent.errors import ProtoError, StorageError, TransportError, TrustError
+from nixfleet_agent.journal import chain
 from nixfleet_agent.journal.delivery import BLOCKED_LIMIT, REFUSALS, Disposition, disposition
 from nixfleet_agent.journal.entries import DAMAGED, Entry, decode, read_raw
 from nixfleet_agent.net.answers import Answer, retry_after
@@ -62,7 +63,9 @@ class Block:
 
 
 def envelope(entry: Entry, sign: Callable[[dict[str, object]], str | None]) -> bytes:
-    """The body of an event's POST, with the host's signature over the event where its key can be read.
+    """The body of an event's POST, with the host's signatures where its key can be read.
+
+    ``signature`` is over the event alone, ``chainSignature`` over the host, the rollout and what the event follows too.
 
     Raises:
         TrustError: the event has no canonical form.
@@ -71,6 +74,10 @@ def envelope(entry: Entry, sign: Callable[[dict[str, object]], str | None]) -> b
     signature = sign(dict(entry.event))
     if signature is not None:
         body["signature"] = signature
+    if entry.previous is not None:
+        chained = sign(chain.statement(entry.hostname, entry.rollout_id, entry.event, entry.previous))
+        if chained is not None:
+            body |= {"previous": entry.previous, "chainSignature": chained}
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
 
 
