@@ -23,11 +23,21 @@ def explain(snapshot: Snapshot, now: datetime, quarantine_hours: float) -> str:
         *_trouble(snapshot, now),
         *_rollout(snapshot, now, quarantine_hours),
         *_dispatch(snapshot, now),
+        *_behind(snapshot, now),
         *_hold(snapshot, now),
         *_window(snapshot, now),
         *_contact(snapshot, now),
     ]
     return " ".join(sentences)
+
+
+def _behind(snapshot: Snapshot, now: datetime) -> Iterator[str]:
+    release = snapshot.get("release")
+    if release and release["behind_since"]:
+        yield (
+            f"CI signed {release['rollout_id']} for this host {_ago(release['behind_since'], now)}; no turn has come: "
+            "its wave is not there yet, or the control plane withholds it."
+        )
 
 
 def active_record(snapshot: Snapshot) -> Mapping[str, Any] | None:

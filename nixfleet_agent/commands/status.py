@@ -124,6 +124,9 @@ def _warnings(snapshot: Snapshot, now: datetime) -> Iterator[tuple[str, str, str
     if waiting := snapshot.get("waiting"):
         next_try = f"next try {_ago(waiting['next_try_at'], now)}"
         yield "waiting", f"tries so far: {waiting['tries']}, {next_try}: {waiting['reason']}", YELLOW
+    if (release := snapshot.get("release")) and release["behind_since"]:
+        signed = _ago(release["behind_since"], now)
+        yield "behind", f"CI signed {release['rollout_id']} for this host {signed}; no turn has come", YELLOW
     if dispatch := snapshot.get("dispatch"):
         reason = dispatch.get("reason") or "being verified"
         yield "kept", f"{dispatch['rollout_id']}, {_ago(dispatch['received_at'], now)}: {reason}", YELLOW

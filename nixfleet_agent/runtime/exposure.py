@@ -10,10 +10,11 @@ from nixfleet_agent import __version__
 from nixfleet_agent.config.model import Config
 from nixfleet_agent.net.client import Observer
 from nixfleet_agent.operator import quarantine
+from nixfleet_agent.runtime.release import RELEASE, ReleaseStatus, release_status
 from nixfleet_agent.runtime.services import Services
 from nixfleet_agent.telemetry.contacts import Contacts
 from nixfleet_agent.telemetry.logs import Logs
-from nixfleet_agent.telemetry.status import JOURNAL_ERROR, SILENT_WORKERS, StatusBoard
+from nixfleet_agent.telemetry.status import JOURNAL_ERROR, ROLLOUTS, SILENT_WORKERS, StatusBoard
 from nixfleet_agent.telemetry.status_socket import StatusSocketWorker
 from nixfleet_agent.threads.clock import Clock
 from nixfleet_agent.threads.worker import Worker
@@ -73,9 +74,14 @@ def publish_sections(services: Services, logs: Logs) -> None:
         now, hours = services.clock.now(), services.config.quarantine_hours
         return tuple(entry for entry in services.quarantine.entries() if now < entry.until(hours))
 
+    def release() -> ReleaseStatus | None:
+        kept = getattr(board.get("dispatch"), "rollout_id", None)
+        return release_status(board.read(RELEASE), services.read_current(), board.read(ROLLOUTS), kept)
+
     board = services.board
     board.publish("agent", {"version": __version__, "machine_id": services.config.machine_id, "pid": os.getpid()})
     board.publish("started_at", services.clock.now())
+    board.provide("release", release)
     board.provide("hold", services.hold.current)
     board.provide("maintenance", services.maintenance.status)
     board.provide("quarantine", in_quarantine)

@@ -84,6 +84,7 @@ class _BoardCollector(Collector):
         yield from self._queue()
         yield from self._certificate()
         yield from self._contacts()
+        yield from self._release()
         yield _flag("drift", "Whether another closure runs than the rollout left", self._board.get("drift"))
         yield _flag("hold", "Whether an operator holds back new activations", self._board.get("hold"))
         yield _flag("journal_failing", "Whether events can't be made durable", self._board.read(JOURNAL_ERROR))
@@ -137,6 +138,16 @@ class _BoardCollector(Collector):
         if isinstance(not_after, datetime):
             stamp = not_after.timestamp()
             yield _gauge("certificate_expiry_timestamp_seconds", "When the certificate expires", [({}, stamp)])
+
+    def _release(self) -> Iterator[Metric]:
+        release = self._board.get("release")
+        signed_at, since = (getattr(release, name, None) for name in ("signed_at", "behind_since"))
+        if isinstance(signed_at, datetime):
+            stamp = signed_at.timestamp()
+            yield _gauge("release_signed_timestamp_seconds", "When CI signed what it has for this host", [({}, stamp)])
+            behind = since.timestamp() if isinstance(since, datetime) else 0.0
+            text = "Since when CI has a release for this host whose turn has not come; 0 while there is none"
+            yield _gauge("release_behind_since_timestamp_seconds", text, [({}, behind)])
 
     def _contacts(self) -> Iterator[Metric]:
         contacts = self._board.get("contacts")

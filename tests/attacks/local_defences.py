@@ -190,4 +190,18 @@ LOCAL = (
         "pass",
         ("tests.journal.test_chain",),
     ),
+    Defence(
+        "withholding: a release whose turn never comes does not show",
+        "runtime/release.py",
+        "since = None if had_its_turn else release.first_signed_at",
+        "since = None",
+        ("tests.runtime.test_release",),
+    ),
+    Defence(
+        "withholding: a new signature hides how long",
+        "runtime/release.py",
+        "first = known.first_signed_at if known is not None and same else signed_at",
+        "first = signed_at",
+        ("tests.runtime.test_release",),
+    ),
 )

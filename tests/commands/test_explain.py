@@ -49,6 +49,11 @@ def at(**ago_: float) -> datetime:
 #: Situation -> (record, other sections, parts of the paragraph).
 SITUATIONS: dict[str, tuple[RolloutRecord | None, dict[str, Any], tuple[str, ...]]] = {
     "nothing yet": (None, {}, ("accepted no rollout yet",)),
+    "withheld": (
+        None,
+        {"release": {"rollout_id": "stable@bb", "behind_since": format_time(at(hours=3))}},
+        ("CI signed stable@bb for this host 3 h ago; no turn has come", "withholds"),
+    ),
     "pending": (RECORD, {}, ("accepted 60 min ago", "about to be activated")),
     "fetching": (
         replace(RECORD, state=State.ACTIVATING, dispatch_acked_at=at(minutes=5)),

@@ -46,6 +46,14 @@ ALERTS: dict[str, tuple[str, dict[str, str], dict[str, str]]] = {
         {f"last_contact_timestamp_seconds{HEARTBEAT}": "0x40"},
         {f"last_contact_timestamp_seconds{HEARTBEAT}": "0+60x40"},
     ),
+    "NixfleetReleaseWithheld": (
+        "25h",
+        {"release_behind_since_timestamp_seconds": "60x1600"},
+        {
+            'release_behind_since_timestamp_seconds{instance="a"}': "0x1600",
+            "release_behind_since_timestamp_seconds": "60x1000 0x600",
+        },
+    ),
     "NixfleetQueueOld": ("2m", {"queue_oldest_age_seconds": "3700x5"}, {"queue_oldest_age_seconds": "600x5"}),
     "NixfleetEventsRejected": ("2m", {"queue_rejected_events": "1x5"}, {"queue_rejected_events": "0x5"}),
     "NixfleetJournalFailing": ("5m", {"journal_failing": "1x9"}, {"journal_failing": "0x3 1x1 0x5"}),

@@ -20,6 +20,7 @@ from types import MappingProxyType
 from prometheus_client.parser import text_string_to_metric_families
 
 from nixfleet_agent.runtime.dispatch.window import PollWindow
+from nixfleet_agent.runtime.release import ReleaseStatus
 from nixfleet_agent.state_machine import Mode, ProbeStatus, RolloutRecord, State
 from nixfleet_agent.state_machine.record import ProbeRecord
 from nixfleet_agent.telemetry.listener import CALL_DEADLINE, MAX_CALLERS, OPEN_AGAIN
@@ -117,6 +118,20 @@ class Exposition(Case):
         self.assertEqual(samples["nixfleet_agent_certificate_expiry_timestamp_seconds"], START.timestamp() + 86400)
         self.assertEqual(samples['nixfleet_agent_worker_restarts_total{worker="longpoll"}'], 2)
         self.assertEqual(samples['nixfleet_agent_transitions_total{after="Converged",before="Soaking"}'], 1)
+
+    def test_a_release_whose_turn_has_not_come(self) -> None:
+        signed, since = (
+            "nixfleet_agent_release_signed_timestamp_seconds",
+            "nixfleet_agent_release_behind_since_timestamp_seconds",
+        )
+        self.board.provide("release", lambda: None)
+        self.assertFalse({signed, since} & set(self.samples()))
+        for behind in (None, START - timedelta(hours=3)):
+            status = ReleaseStatus("stable@bb", "y", START, behind)
+            self.board.provide("release", lambda status=status: status)
+            samples = self.samples()
+            self.assertEqual(samples[signed], START.timestamp())
+            self.assertEqual(samples[since], behind.timestamp() if behind else 0)
 
     def test_requests_by_endpoint_and_the_last_contact(self) -> None:
         self.metrics.observe_request("/v1/agent/events", "204", 0.02)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nixfleet_agent.errors import AgentError, TransportError
 from nixfleet_agent.proto import ids
+from nixfleet_agent.runtime.release import RELEASE, signed_release
 from nixfleet_agent.runtime.rollout.inputs import ManifestSetUpdated
 from nixfleet_agent.runtime.services import Services
 from nixfleet_agent.text import printable
@@ -29,6 +30,8 @@ class ManifestPollWorker(Worker):
         self.limit = LONGEST_FETCH + 3 * interval
         self._inputs = services.inputs
         self._cache = services.cache
+        self._board = services.board
+        self._hostname = services.config.machine_id
         self._timer = Timer(interval, services.clock, services.shutdown)
         self._backoff = services.backoff()
         self._set: dict[str, str] = {}
@@ -64,6 +67,9 @@ class ManifestPollWorker(Worker):
     def _rollouts(self, fleet: VerifiedFleet) -> dict[str, str]:
         """The rollout of each channel with hosts: the new one where it verifies, else the one before."""
         found: dict[str, str] = {}
+        own = fleet.fleet.host(self._hostname)
+        if own is None:
+            self._board.publish(RELEASE, None)
         for channel in sorted(fleet.fleet.channels_in_use & fleet.fleet.channels.keys()):
             self.alive()
             if self.shutdown.is_set:
@@ -72,7 +78,7 @@ class ManifestPollWorker(Worker):
             try:
                 if not ids.ROLLOUT_ID.fullmatch(rollout_id):
                     raise AgentError(f"the fleet's ciCommit makes no rollout id: {printable(rollout_id, 200)!r}")
-                self._cache.fetch_pinned(rollout_id, fleet)
+                manifest = self._cache.fetch_pinned(rollout_id, fleet)
             except AgentError as error:
                 self._say(channel, error)
                 if channel in self._set:
@@ -80,6 +86,10 @@ class ManifestPollWorker(Worker):
                 continue
             self._say(channel, None)
             found[channel] = rollout_id
+            if own is not None and own.channel == channel:
+                known = self._board.read(RELEASE)
+                release = signed_release(manifest.manifest, manifest.signed_at, self._hostname, known)
+                self._board.publish(RELEASE, release)
         self._troubles = {name: said for name, said in self._troubles.items() if name in found or said.reason}
         return found
 

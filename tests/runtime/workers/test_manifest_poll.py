@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import unittest
 
+from nixfleet_agent.runtime.release import RELEASE, SignedRelease
 from nixfleet_agent.runtime.rollout.input_queue import InputQueue
 from nixfleet_agent.runtime.rollout.inputs import ManifestSetUpdated
 from nixfleet_agent.runtime.workers.manifest_poll import ManifestPollWorker
@@ -23,7 +24,14 @@ class ManifestPoll(ReleaseTestCase):
         self.shutdown = ShutdownToken(self.clock)
         self.inputs = InputQueue(self.shutdown)
         self.worker = ManifestPollWorker(
-            services(shutdown=self.shutdown, clock=self.clock, inputs=self.inputs, cache=self.cache)
+            services(
+                shutdown=self.shutdown,
+                clock=self.clock,
+                inputs=self.inputs,
+                cache=self.cache,
+                board=self.board,
+                config=self.config,
+            )
         )
         self.addCleanup(self.control_plane.abort)
         self.addCleanup(self.shutdown.set)
@@ -40,6 +48,19 @@ class ManifestPoll(ReleaseTestCase):
         cached = sorted(path.name for path in (self.state_dir / "rollouts").iterdir())
         self.assertEqual(cached, [f"{rollout}.{suffix}" for rollout in BOTH for suffix in ("json", "sig")])
         self.assertEqual(set(self.marks_on_disk()["channels"]), {"edge", "stable"})
+
+    def test_what_ci_signed_for_this_host_is_at_hand_and_forgotten_when_it_leaves_the_fleet(self) -> None:
+        release, first = self.publish(), self.clock.now()
+        self.worker.poll()
+        self.assertEqual(self.board.read(RELEASE), SignedRelease(BOTH[1], target(release), first, first))
+        self.clock.advance(60)
+        self.publish()  # signed again, the same closures
+        self.worker.poll()
+        self.assertEqual(self.board.read(RELEASE), SignedRelease(BOTH[1], target(release), self.clock.now(), first))
+        self.clock.advance(60)
+        self.publish(self.release(hosts={"web-02": "stable"}))
+        self.worker.poll()
+        self.assertIsNone(self.board.read(RELEASE))
 
     def test_a_fleet_that_fails_keeps_the_set(self) -> None:
         self.publish()
