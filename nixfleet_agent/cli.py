@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nixfleet_agent import __version__
+from nixfleet_agent.config.retired import FLAGS as RETIRED_FLAGS
 from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_INTERNAL, EXIT_OK, EXIT_USAGE, AgentError
 from nixfleet_agent.output import CONFIG_FLAGS, PROGRAM, mute_stdout, write_stdout
 from nixfleet_agent.text import printable
@@ -35,12 +36,13 @@ COMMANDS = {
     "queue": "events that the control plane has not taken",
     "enroll": "get this host's certificate",
     "renew": "renew this host's certificate",
+    "import-state": "take over what the Rust agent left on this host",
     "verify": "verify a signed fleet or manifest offline",
     "support": "collect what a bug report needs in one archive, without secrets",
     "demo": "a whole fleet on this machine",
 }
 
-_VALUE_FLAGS = {"--config", *("--" + key.replace("_", "-") for key in CONFIG_FLAGS)}
+_VALUE_FLAGS = {"--config", *("--" + key.replace("_", "-") for key in CONFIG_FLAGS), *RETIRED_FLAGS}
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:

@@ -40,7 +40,8 @@ def run(call: Invocation) -> int:
         if call.options.print_config:
             _print_config(call, loaded)
             return EXIT_OK
-        findings = list(_findings(loaded, offline=call.options.offline))
+        ignored = [Finding("configuration", checks.WARN, call.retired)] if call.retired else []
+        findings = [*ignored, *_findings(loaded, offline=call.options.offline)]
     if call.json:
         call.print_json([{"what": f.what, "level": f.level, "text": f.text} for f in findings])
     else:

@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from nixfleet_agent.config.retired import FLAGS as RETIRED_FLAGS
+from nixfleet_agent.config.retired import warning as retired_warning
 from nixfleet_agent.errors import EXIT_OK, EXIT_USAGE
 from nixfleet_agent.output import CONFIG_FLAGS, PROGRAM, write_stdout
 from nixfleet_agent.text import printable
@@ -45,6 +47,8 @@ class Parser(argparse.ArgumentParser):
             flag = "--" + key.replace("_", "-")
             shown = summary if listed else absent
             flags.add_argument(flag, dest=f"config:{key}", metavar="VALUE", default=absent, help=shown)
+        for flag in RETIRED_FLAGS:
+            flags.add_argument(flag, dest=f"retired:{flag}", metavar="VALUE", default=absent, help=absent)
         self._closing = "" if listed else f"The flags of `{PROGRAM} run` that set the configuration are accepted too."
         self.epilog = self._closing
         #: Command lines as somebody would type them; for the help and the manual.
@@ -111,6 +115,12 @@ class Invocation:
             name.partition(":")[2]: value for name, value in vars(self.options).items() if name.startswith("config:")
         }
         return load(getattr(self.options, "config", None), self.environ, flags)
+
+    @property
+    def retired(self) -> str | None:
+        """What to say of settings that are accepted and mean nothing here; None without any."""
+        flags = [name.partition(":")[2] for name in vars(self.options) if name.startswith("retired:")]
+        return retired_warning(self.environ, flags)
 
     @property
     def config(self) -> Config:

@@ -34,4 +34,4 @@ def run(call: Invocation) -> int:
         require_safe(believed(loaded.config, loaded.file))
         return loaded.config
 
-    return daemon.run(config, load_again)
+    return daemon.run(config, load_again, call.retired)

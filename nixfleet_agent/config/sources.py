@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nixfleet_agent.config import retired
 from nixfleet_agent.config.schema import (
     CONFIG_VARIABLE,
     ENVIRONMENT_ALIASES,
@@ -74,6 +75,8 @@ def from_environment(environ: Mapping[str, str], schema: Schema) -> dict[str, Se
     problems: list[str] = []
     for variable, text in sorted(environ.items()):
         if not variable.startswith(ENVIRONMENT_PREFIX) or variable == CONFIG_VARIABLE or not text:
+            continue
+        if variable in retired.VARIABLES:
             continue
         if variable not in by_variable:
             known = {name.removeprefix(ENVIRONMENT_PREFIX): name for name in by_variable}

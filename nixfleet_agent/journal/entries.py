@@ -156,13 +156,21 @@ def _loads(raw: bytes) -> Any:
     return loads_strict(raw, limit=_LIMIT, what="a journal file")
 
 
+def _of_the_rust_agent(body: dict[str, Any]) -> dict[str, Any]:
+    """Its queue's files have the names of ours, and other words for the same things inside."""
+    words = {"rollout_id": "rolloutId", "event_kind": "eventKind", "created_at": "createdAt", "payload": "event"}
+    return {words.get(name, name): value for name, value in body.items()}
+
+
 def decode(raw: bytes) -> Entry:
     """The entry in a file's bytes; fields of a newer version are ignored.
 
     Raises:
-        ProtoError: not what ``encode`` writes.
+        ProtoError: neither what ``encode`` writes nor what the Rust agent queues.
     """
     body = _loads(raw)
+    if isinstance(body, dict) and "payload" in body:
+        body = _of_the_rust_agent(body)
     if not isinstance(body, dict) or not isinstance(body.get("event"), dict):
         raise ProtoError("not a journal entry: it has no event")
     local, refusal, previous = body.get("local"), body.get("refusal"), body.get("previous")

@@ -25,6 +25,7 @@ from nixfleet_agent.errors import ProtoError, StorageError
 from nixfleet_agent.journal.chain import Tails
 from nixfleet_agent.journal.entries import DAMAGED, Entry, Name, decode, file_name, parse_name, read_raw
 from nixfleet_agent.journal.folders import CORRUPT, DROPPED, QUEUE, REJECTED, SENT, JournalFolders
+from nixfleet_agent.journal.header import DISPATCH_KIND
 from nixfleet_agent.journal.index import JournalIndex
 from nixfleet_agent.proto.times import format_time
 from nixfleet_agent.text import clip, printable
@@ -269,6 +270,13 @@ class Journal:
     def knows(self, rollout_id: str) -> bool:
         """Whether the rollout has entries, or had some before they were pruned."""
         return self._index.last_seq(rollout_id) is not None or self._folders.is_pruned(rollout_id)
+
+    def may_adopt(self, rollout_id: str) -> bool:
+        """Whether this agent never had the rollout. Events that another agent left come first: they may change it."""
+        header = file_name(0, self.hostname, rollout_id, DISPATCH_KIND)
+        places = (self._root / SENT / rollout_id, self._root / CORRUPT)
+        ours = self._folders.is_pruned(rollout_id) or any((place / header).exists() for place in places)
+        return not ours and rollout_id not in self._index.waiting()
 
     def counts(self) -> tuple[int, int]:
         """(queued, rejected) entries."""

@@ -38,11 +38,11 @@ LOOK_AROUND = 30.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
-def run(config: Config, reload_config: Callable[[], Config] | None = None) -> int:
+def run(config: Config, reload_config: Callable[[], Config] | None = None, warning: str | None = None) -> int:
     """The agent until it is told to stop; returns the process's exit code.
 
     ``reload_config`` reads the configuration anew at SIGHUP, of which the log level and the maintenance windows are
-    taken.
+    taken. ``warning`` is logged once, at the start.
 
     Raises:
         ConfigError, StateDirBusyError: before anything was started.
@@ -53,6 +53,8 @@ def run(config: Config, reload_config: Callable[[], Config] | None = None) -> in
     state_dir = StateDir.take(config.state_dir)
     logs = logging_setup.configure(config.logging, clock)
     threading.excepthook = _log_defect
+    if warning:
+        log.warning("%s", warning)
     try:
         with signals(_SIGNALS) as events:
             agent = assemble(config, clock, events, logs)

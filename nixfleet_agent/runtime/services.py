@@ -34,6 +34,7 @@ from nixfleet_agent.proto.ids import channel_of
 from nixfleet_agent.runtime.rollout.input_queue import InputQueue
 from nixfleet_agent.runtime.rollout.inputs import HealthChecksReload
 from nixfleet_agent.runtime.rollout.orders import ActivationOrder, ProbeOrder, outranks
+from nixfleet_agent.runtime.swap_in import on_first_start
 from nixfleet_agent.telemetry.status import StatusBoard
 from nixfleet_agent.threads.backoff import Backoff
 from nixfleet_agent.threads.clock import Clock
@@ -153,6 +154,7 @@ def open_services(config: Config, clock: Clock, board: StatusBoard, observer: Ob
         cache=ManifestCache(config, control_plane, trust, clock, board),
     )
     trust.trust()
+    on_first_start(config)
     services.journal.open()
     services.reserve.ensure()
     _load_certificate(config, credentials)

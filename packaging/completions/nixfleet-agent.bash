@@ -26,7 +26,7 @@ _nixfleet_agent() {
     esac
     local common="--config --json --debug --help" words=
     case $command in
-        "") words="run status watch why check probe history hold release run-now rollback quarantine queue enroll renew verify support demo --version $common" ;;
+        "") words="run status watch why check probe history hold release run-now rollback quarantine queue enroll renew import-state verify support demo --version $common" ;;
         run) words="--control-plane-url --machine-id --trust-file --ca-cert --client-cert --client-key --bootstrap-token-file
             --state-dir --ssh-host-key-file --health-checks-file --manifest-freshness-window-secs
             --renewal-threshold-fraction $common" ;;
@@ -40,6 +40,7 @@ _nixfleet_agent() {
         quarantine) words="list clear --all $common" ;;
         queue) words="list show retry drop --all $common" ;;
         enroll|renew) words="--force $common" ;;
+        import-state) words="--from --dry-run $common" ;;
         verify) words="--fleet --manifest --sig --host --rollout --trust-file $common" ;;
         support) words="--output $common" ;;
         demo) words="--agents --keep --scenario --list-scenarios --fault --dir --port $common" ;;

@@ -10,7 +10,7 @@ function __nixfleet_agent_scenarios
     nixfleet-agent demo --list-scenarios 2>/dev/null | string replace -r '^(\S+) +' '$1\t' | tail -n +2
 end
 
-set -l commands run status watch why check probe history hold release run-now rollback quarantine queue enroll renew verify support demo
+set -l commands run status watch why check probe history hold release run-now rollback quarantine queue enroll renew import-state verify support demo
 set -l alone "not __fish_seen_subcommand_from $commands"
 
 complete -c nixfleet-agent -f
@@ -35,6 +35,7 @@ complete -c nixfleet-agent -n $alone -a quarantine -d 'closures that this host r
 complete -c nixfleet-agent -n $alone -a queue -d 'events that the control plane has not taken'
 complete -c nixfleet-agent -n $alone -a enroll -d 'get the certificate of this host'
 complete -c nixfleet-agent -n $alone -a renew -d 'renew the certificate of this host'
+complete -c nixfleet-agent -n $alone -a import-state -d 'take over what the Rust agent left on this host'
 complete -c nixfleet-agent -n $alone -a verify -d 'verify a signed fleet or manifest offline'
 complete -c nixfleet-agent -n $alone -a support -d 'collect what a bug report needs'
 complete -c nixfleet-agent -n $alone -a demo -d 'a whole fleet on this machine'
@@ -72,6 +73,8 @@ complete -c nixfleet-agent -n '__nixfleet_agent_told queue' -a 'list show retry 
 complete -c nixfleet-agent -n '__nixfleet_agent_told queue' -l all -d 'all of them'
 complete -c nixfleet-agent -n '__nixfleet_agent_told enroll' -l force -d 'use the token although there is a valid certificate'
 complete -c nixfleet-agent -n '__nixfleet_agent_told renew' -l force -d 'renew although it is not due'
+complete -c nixfleet-agent -n '__nixfleet_agent_told import-state' -l from -r -F -d 'its state directory'
+complete -c nixfleet-agent -n '__nixfleet_agent_told import-state' -l dry-run -d 'only say what would be done'
 complete -c nixfleet-agent -n '__nixfleet_agent_told verify' -l fleet -r -F -d 'a fleet.resolved'
 complete -c nixfleet-agent -n '__nixfleet_agent_told verify' -l manifest -r -F -d 'a rollout manifest'
 complete -c nixfleet-agent -n '__nixfleet_agent_told verify' -l sig -r -F -d 'its signature'

@@ -64,6 +64,14 @@ class Check(HostCase):
         (line,) = lines()
         self.assertTrue(line.startswith("fail ") and "leads nowhere" in line, line)
 
+    def test_settings_of_the_rust_agent_are_a_warning_and_no_failure(self) -> None:
+        old = ("--poll-interval", "60", "--compliance-gate-mode=enforce")
+        ran = self.call("check", "--offline", *old, environ={"NIXFLEET_TAGS": "a"})
+        [line] = [line for line in ran.out.splitlines() if "settings of another agent" in line]
+        self.assertTrue(line.startswith("warn  configuration"), line)
+        for name in ("--poll-interval", "--compliance-gate-mode", "NIXFLEET_TAGS"):
+            self.assertIn(name, line)
+
     def test_json(self) -> None:
         found = self.call("check", "--offline", "--json").json
         self.assertEqual({item["level"] for item in found}, {"ok"})

@@ -11,7 +11,7 @@ import unittest
 from pathlib import Path
 from unittest import mock
 
-from nixfleet_agent.config import Config
+from nixfleet_agent.config import Config, retired
 from nixfleet_agent.config.load import load, split_address
 from nixfleet_agent.config.schema import Schema, flatten
 from nixfleet_agent.config.sources import ConfigProblemsError
@@ -123,6 +123,19 @@ class Sources(Case):
         self.assertEqual(by_flags.control_plane_url, "https://cp.example")
         self.assertEqual(by_flags.client_key, Path("/k"))
         self.assertEqual(by_flags.renewal_threshold_fraction, 0.8)
+
+    def test_settings_of_the_rust_agent_that_mean_nothing_here_are_accepted_and_named_in_one_sentence(self) -> None:
+        environ = dict.fromkeys(retired.VARIABLES, "whatever")
+        loaded = load(None, environ, {"control_plane_url": "https://cp", "machine_id": "web-01"})
+        origins = {origin for _, origin in loaded.provenance.values()}
+        self.assertEqual(origins, {"default", "--control-plane-url", "--machine-id"})
+        said = retired.warning(environ, retired.FLAGS)
+        assert said is not None
+        for name, replacement in retired.VARIABLES.items():
+            self.assertIn(f"{name} ({replacement})", said)
+        for flag in retired.FLAGS:
+            self.assertIn(flag, said)
+        self.assertIsNone(retired.warning({"NIXFLEET_TAGS": ""}, ()))
 
     def test_every_key_can_be_given_in_the_environment(self) -> None:
         odd = {

@@ -25,7 +25,7 @@ def roff(text: str) -> str:
 def own_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     """The flags and arguments that only this command has."""
     common = {"help", "config", "json", "debug"}
-    return [a for a in parser._actions if a.dest not in common and not a.dest.startswith("config:")]
+    return [a for a in parser._actions if a.dest not in common and not a.dest.startswith(("config:", "retired:"))]
 
 
 def synopsis(parser: argparse.ArgumentParser) -> str:

@@ -61,11 +61,12 @@ def _text(call: ast.Call, position: int) -> str | None:
 
 
 def flags_of(command: str) -> set[str]:
-    """The command's own flags, its sub-commands' included."""
+    """The command's own flags, its sub-commands' included; not those that are only accepted."""
     parsers, flags = [parser_of(command)], set()
     while parsers:
         for action in parsers.pop()._actions:
-            flags |= {flag for flag in action.option_strings if flag.startswith("--")}
+            if not action.dest.startswith("retired:"):
+                flags |= {flag for flag in action.option_strings if flag.startswith("--")}
             if action.nargs == "A..." and isinstance(action.choices, dict):
                 parsers += action.choices.values()
     return flags

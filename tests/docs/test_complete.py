@@ -8,6 +8,7 @@ import unittest
 from nixfleet_agent import errors
 from nixfleet_agent.cli import COMMANDS
 from nixfleet_agent.config.load import load
+from nixfleet_agent.config.retired import FLAGS, VARIABLES
 from nixfleet_agent.config.schema import CONFIG_VARIABLE, ENVIRONMENT_ALIASES, Schema
 from nixfleet_agent.output import CONFIG_FLAGS
 from nixfleet_agent.state_machine.states import State
@@ -46,7 +47,7 @@ class Operators(unittest.TestCase):
                     self.assertRegex(EVERYTHING, rf"{flag}\b")
 
     def test_no_flag_that_does_not_exist(self) -> None:
-        of_the_program = {"--version"}
+        of_the_program = {"--version", *FLAGS}
         of_the_tests = {"--fast", "--slow", "--coverage", "--now", "--mutants", "--fuzz", "--guided"}
         of_nix = {"--repair-path"}
         known = {flag for command in COMMANDS for flag in flags_of(command)} | of_the_program | of_the_tests | of_nix
@@ -100,6 +101,7 @@ class Operators(unittest.TestCase):
 
     def test_every_variable(self) -> None:
         known = {key.variable for key in Schema().keys.values()} | set(ENVIRONMENT_ALIASES) | {CONFIG_VARIABLE}
+        known |= set(VARIABLES)
         used = set(re.findall(r"\bNIXFLEET_AGENT_\w+[A-Z]", EVERYTHING))
         self.assertEqual(used - known, set())
 

@@ -51,8 +51,8 @@ def fold(entries: Sequence[Entry], hostname: str, last_seq: int, monotonic: floa
     results: dict[str, Journaled] = {}
     last_stamp, soak_left = accepted.accepted_at, None
     for entry in entries:
-        if entry.seq == 0:
-            continue
+        if entry.seq <= accepted.adopted_seq:
+            continue  # seq 0 itself, and what was told before the rollout was adopted: its state covers that
         try:
             event = entry.remote_event()
             record = advance(record, event, accepted.policy)

@@ -263,13 +263,15 @@ class Reducer(Worker):
         acceptance, snapshot = item.acceptance, item.snapshot
         if (
             acceptance is None
-            or self._journal.knows(snapshot.rollout_id)
+            or not self._journal.may_adopt(snapshot.rollout_id)
             or snapshot.state in (State.CONVERGED, State.FAILED, State.REVERTED)
             or snapshot.last_event_seq > ADOPTED_SEQ_LIMIT
             or self._read_current() != acceptance.target_closure
         ):
             return
-        entry = header.adopted(acceptance, snapshot.state, snapshot.last_event_seq)
+        # Events that another agent left undelivered are taken too: their numbers are used.
+        last_seq = max(snapshot.last_event_seq, self._journal.last_seq(snapshot.rollout_id))
+        entry = header.adopted(acceptance, snapshot.state, last_seq)
         try:
             self._journal.accept(self._header_entry(entry))
         except StorageError as error:

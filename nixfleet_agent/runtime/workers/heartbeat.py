@@ -124,7 +124,7 @@ class HeartbeatWorker(Worker):
 
     def _verified(self, snapshot: Snapshot) -> Acceptance | None:
         # Only what runs here can be adopted: for anything else a hint must not cost requests.
-        if self._journal.knows(snapshot.rollout_id) or snapshot.target_closure != self._read_current():
+        if not self._journal.may_adopt(snapshot.rollout_id) or snapshot.target_closure != self._read_current():
             return None
         try:
             return self._verify_snapshot(snapshot)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from nixfleet_agent.journal.entries import decode
+from nixfleet_agent.journal.entries import decode, entry_of
 from nixfleet_agent.proto.heartbeat import Snapshot
 from nixfleet_agent.runtime.rollout.event_writer import STASH
 from nixfleet_agent.runtime.rollout.input_queue import CAPACITY
@@ -27,6 +27,7 @@ from nixfleet_agent.runtime.rollout.inputs import (
 from nixfleet_agent.runtime.rollout.orders import ActivateForward, Release, ResetProbes, RollBack, StopProbes
 from nixfleet_agent.state_machine import ProbeStatus, State
 from tests.runtime.harness import HALT, NEWER, PRIOR, TARGET, THIRD, TestHost, bad_disk, until
+from tests.state_machine.machine import T0, event
 
 R, S, T = "stable@aa", "stable@bb", "stable@cc"
 PASS, FAIL = ProbeStatus.PASS, ProbeStatus.FAIL
@@ -629,6 +630,23 @@ class Hints(Case):
         self.hint(self.snapshot())
         self.assertIsNone(self.host.view.active_id)
         self.assertEqual(self.host.names("outbound-sent"), [])
+
+    def test_what_another_agent_left_undelivered_goes_first_and_keeps_its_numbers(self) -> None:
+        """The queue of the Rust agent has events, and no accepted Dispatch: the rollout is not known for that."""
+        self.host.current = TARGET
+        for seq, kind in ((15, "ProbeObservedFirst"), (16, "ProbeResult")):
+            self.host.journal.append(entry_of(event(kind, seq), "web-01", R, T0))
+        self.hint(self.snapshot(), vouched=True)
+        self.assertIsNone(self.host.view.active_id, "they may end the rollout")
+        while (path := self.host.journal.first(R)) is not None:
+            self.host.journal.delivered(R, path)
+        self.hint(self.snapshot(), vouched=True)
+        self.assertEqual(self.host.journal.read(R)[0].event["adoptedSeq"], 16)
+        self.host.tick()
+        self.host.declare(R, "web")
+        self.assertEqual(self.host.log()[-1][0], 17)
+        self.host.restart(TARGET)
+        self.assertEqual((self.host.view.active_id, self.host.record().last_event_seq), (R, 17))
 
     def test_a_vouched_rollout_whose_target_runs_is_adopted_and_converges(self) -> None:
         self.host.current = TARGET
