@@ -22,7 +22,13 @@ setup(
     packages=find_packages(include=["nixfleet_agent", "nixfleet_agent.*"]),
     package_data={
         # conf is a symbolic link to the folder at the top: one set of files for operators and for the program.
-        "nixfleet_agent": ["py.typed", "conf/*.toml", "conf/scenarios/*.toml", "conf/schemas/*.json"],
+        "nixfleet_agent": [
+            "py.typed",
+            "conf/*.toml",
+            "conf/scenarios/*.toml",
+            "conf/schemas/*.json",
+            "conf/schemas/wire/*.json",
+        ],
         "nixfleet_agent.activation": ["scripts/*.sh"],
         "nixfleet_agent.local_cp": ["*.html", "*.sql"],
     },

@@ -27,7 +27,7 @@ from nixfleet_agent.identity.anchors import load_anchors
 from nixfleet_agent.identity.certificate import load_certificate, name_is_ours
 from nixfleet_agent.identity.host_key import load_host_key, permission_warnings
 from nixfleet_agent.identity.token import check_token, load_token
-from nixfleet_agent.net.client import ControlPlane
+from nixfleet_agent.net.client import OCTETS, ControlPlane
 from nixfleet_agent.net.failures import ClientCertificateRefusedError
 from nixfleet_agent.probes import health_checks
 from nixfleet_agent.proto.ids import case_hint
@@ -298,7 +298,10 @@ def reachability(config: Config, control_plane: ControlPlane, *, enrolled: bool)
     """One small request; a host that is not enrolled yet can only see whether anybody is there."""
     url, path = config.control_plane_url, "/v1/fleet.resolved/sig"
     try:
-        status = control_plane.get(path, deadline=_REACH_DEADLINE_SECS, limit=SIGNATURE_LIMIT, signed=True).status
+        answer = control_plane.get(
+            path, deadline=_REACH_DEADLINE_SECS, limit=SIGNATURE_LIMIT, accept=OCTETS, signed=True
+        )
+        status = answer.status
     except ClientCertificateRefusedError as error:
         yield _welcome(url, enrolled, str(error))
         return

@@ -9,8 +9,9 @@ import json
 import logging
 import math
 import sqlite3
+from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
@@ -26,6 +27,7 @@ from nixfleet_agent.local_cp.overview import overview
 from nixfleet_agent.local_cp.server import Peer, Request, Response
 from nixfleet_agent.local_cp.wire import heartbeat, read_object
 from nixfleet_agent.proto import ids
+from nixfleet_agent.proto.contract import request_faults
 from nixfleet_agent.proto.events import from_wire
 from nixfleet_agent.proto.times import format_time
 from nixfleet_agent.text import printable
@@ -36,19 +38,31 @@ LOG = logging.getLogger("nixfleet_agent.local_cp")
 
 PROTOCOL = "1"
 LONGEST_WAIT = 60.0
+#: Breaches of the contract that are remembered: the newest.
+BREACHES_KEPT = 100
 NO_CONTENT = Response(status=HTTPStatus.NO_CONTENT)
 
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """All endpoints over one control plane; ``answer`` is what the server calls for each request."""
+    """All endpoints over one control plane; ``answer`` is what the server calls for each request.
+
+    With ``strict`` each request is held against the contract of the wire, and what it breaks is kept in ``breaches``:
+    it is answered all the same.
+    """
 
     control: ControlPlane
     registrar: Registrar
     clock: Clock
+    strict: bool = False
+    breaches: deque[str] = field(default_factory=lambda: deque(maxlen=BREACHES_KEPT))
 
     def answer(self, request: Request) -> Response:
         """The answer to any request, also to one that is wrong."""
+        if self.strict:
+            for breach in request_faults(request.method, request.path, request.headers, request.body):
+                LOG.warning("the contract of the wire is broken: %s", breach)
+                self.breaches.append(breach)
         try:
             return self._endpoint(request)(self, request)
         except RequestRefused as refusal:

@@ -33,13 +33,15 @@ NEAREST_LOOK = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How this control plane deviates from plain: an extra soak hint, patience before a turn is offered again, and
-    whether a heartbeat that reports the target completes the record, as on the deployed control plane.
+    """How this control plane deviates from plain: an extra soak hint, patience before a turn is offered again, whether
+    a heartbeat that reports the target completes the record, as on the deployed control plane, and whether each
+    request is held against the contract of the wire, which takes 2 ms.
     """
 
     extra_soak: timedelta = timedelta(0)
     redeliver_after: timedelta = REDELIVER_AFTER
     complete_from_heartbeat: bool = False
+    strict: bool = False
 
 
 class Dispatcher:

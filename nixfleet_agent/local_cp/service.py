@@ -64,7 +64,7 @@ class LocalControlPlane:
             clock,
             self.control.waiters.wake,
         )
-        self.api = Api(self.control, self.registrar, clock)
+        self.api = Api(self.control, self.registrar, clock, strict=options is not None and options.strict)
         try:
             self.server = HttpsServer((HOST, port), context, self.api.answer, self.faults)
         except OSError as error:

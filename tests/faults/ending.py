@@ -99,7 +99,13 @@ def ending(rig: Rig) -> Ending:
 
 def flaws(rig: Rig) -> list[str]:
     """What is wrong with a finished run, whatever it is compared with."""
-    return [*_of_the_log(rig), *rig.wire.changed(), *_of_the_disk(rig), *_of_the_machine(rig)]
+    return [
+        *_of_the_log(rig),
+        *rig.wire.changed(),
+        *rig.control_plane.api.breaches,
+        *_of_the_disk(rig),
+        *_of_the_machine(rig),
+    ]
 
 
 def _of_the_log(rig: Rig) -> Iterator[str]:

@@ -106,7 +106,7 @@ class Rig:
         self.closers: list[Callable[[], object]] = []
         self.clock = SystemClock()
         self.plane_clock = OffClock()
-        options = Options(extra_soak=SOAK, redeliver_after=timedelta(seconds=1))
+        options = Options(extra_soak=SOAK, redeliver_after=timedelta(seconds=1), strict=True)
         self.control_plane = LocalControlPlane(
             self.folder / "cp", self.plane_clock, world.ci.org_root_public, options=options
         )

@@ -9,7 +9,7 @@ import unittest
 from unittest import mock
 
 from nixfleet_agent.errors import ConfigError, TransportError
-from nixfleet_agent.net.client import ControlPlane, endpoint_label
+from nixfleet_agent.net.client import OCTETS, ControlPlane, endpoint_label
 from tests.net.base import NetTestCase
 from tests.support.https_server import (
     CloseSilently,
@@ -96,7 +96,7 @@ class Requests(NetTestCase):
         server.route("GET", "/v1/x", Hang())
         seen: list[tuple[str, str, float]] = []
         client = self.connect(server, observer=lambda *call: seen.append(call))
-        client.get("/v1/rollouts/stable@abc/sig", deadline=5)
+        client.get("/v1/rollouts/stable@abc/sig", deadline=5, accept=OCTETS)
         self.refused(client, "/v1/x", deadline=0.1)
         self.assertEqual([("/v1/rollouts/{id}/sig", "404"), ("/v1/x", "timeout")], [call[:2] for call in seen])
         self.assertGreaterEqual(seen[1][2], 0.1)

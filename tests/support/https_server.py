@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 
+from nixfleet_agent.proto.contract import request_faults
+
 
 @dataclass(frozen=True)
 class Request:
@@ -272,6 +274,8 @@ class HttpsServer:
             self.context.load_verify_locations(client_ca)
             self.context.verify_mode = ssl.CERT_OPTIONAL if client_optional else ssl.CERT_REQUIRED
         self.requests: list[Request] = []
+        #: What requests of the protocol broke of its contract; a test that sends such on purpose clears it.
+        self.breaches: list[str] = []
         self.handshake_failures: list[str] = []
         self.stopping = threading.Event()
         self._routes: dict[tuple[str, str], list[Behaviour | HandlerFunction]] = {}
@@ -319,11 +323,14 @@ class HttpsServer:
         self._server.drop()
 
     def close(self) -> None:
+        """End it; fails where a request of the protocol broke the contract of the wire, whatever the test looked at."""
         self.stopping.set()
         self._server.shutdown()
         self._server.drop()
         self._server.server_close()
         self._thread.join()
+        if self.breaches:
+            raise AssertionError(f"the contract of the wire (conf/schemas/wire) is broken: {self.breaches[:5]}")
 
     def __enter__(self) -> HttpsServer:
         return self
@@ -332,7 +339,9 @@ class HttpsServer:
         self.close()
 
     def behaviour_for(self, request: Request) -> Behaviour:
+        breaches = list(request_faults(request.method, request.path, dict(request.headers.items()), request.body))
         with self._lock:
+            self.breaches += breaches
             self.requests.append(request)
             chosen = self._routes.get((request.method, request.path))
             if chosen is None:
