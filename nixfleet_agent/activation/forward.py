@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from nixfleet_agent.activation import host, inhibitors, profile, realise, verify_poll, way_back
 from nixfleet_agent.activation.consent import await_consent
@@ -18,14 +19,26 @@ NOOP = "noop"
 MAX_REFIRES = 2
 
 
-class ForwardRun:
-    """One call of the forward pipeline. ``announce`` is told the switch method once, before anything fires."""
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """Whom the pipeline tells: ``started`` once how it switches, ``switching`` just before each switch.
 
-    def __init__(self, parts: Parts, intent: Forward, announce: Callable[[str], None]) -> None:
+    What ``switching`` raises keeps the switch from being fired: until it returns, another one answers for what runs.
+    """
+
+    started: Callable[[str], None]
+    switching: Callable[[], None]
+
+
+class ForwardRun:
+    """One call of the forward pipeline."""
+
+    def __init__(self, parts: Parts, intent: Forward, tell: Telling) -> None:
         self._parts = parts
         self._context = parts.context
         self._intent = intent
-        self._announce = announce
+        self._announce = tell.started
+        self._switching = tell.switching
 
     def run(self) -> Completed | Deferred:
         """From the beginning.
@@ -52,8 +65,10 @@ class ForwardRun:
             return self._defer(component)
         with context.phase("consent"):
             await_consent(context, intent)
+        self._parts.switches.wait_for_lock()
         context.check()
         self._announce(self._parts.backend.method)
+        self._switching()
         return switch_until_unlocked(self._parts, self._fire, self._verify)
 
     def resume(self) -> Completed | Deferred:
@@ -73,6 +88,7 @@ class ForwardRun:
         status = self._parts.switches.status(record)
         if status is not Status.LOST or current == intent.target:
             self._announce(record.intent.method)
+            self._switching()
             return self._verify(record, record.intent.fired_at if self._same_boot(record) else None)
         self._refuse_third(current, (intent.prior, record.intent.running))
         if len(self._parts.switches.attempts(intent.rollout_id)) > MAX_REFIRES:
@@ -139,13 +155,22 @@ class ForwardRun:
         with self._context.phase("verify"):
             ended = verify_poll.follow(self._context, self._parts.switches, watched)
         if ended.exit_code != 0:
-            self._context.log.warning("%s runs; its switch ended with %d", ended.observed, ended.exit_code)
+            self._context.log.warning("%s is current; its switch ended with %d", ended.observed, ended.exit_code)
             # After a reboot into the target its units have been started anew, whatever the switch had said of them.
-            if config.failed_units == "fail" and self._same_boot(record):
+            if self._same_boot(record) and (config.failed_units == "fail" or not ended.complete):
+                if ended.killed and len(self._parts.switches.attempts(intent.rollout_id)) == 1:
+                    return self._again()
                 raise PhaseFailed("switch", verify_poll.last_words(record), ended.exit_code, ended.observed)
         profile.correct(self._context, intent.target)
         self._stand_down()
         return Completed(ended.observed, ended.exit_code, ended.failed_units)
+
+    def _again(self) -> Completed:
+        """Killed after the flip: the host is half switched, and the script goes on from there when it is run again."""
+        self._context.log.warning("the switch was killed after the flip: firing it again")
+        self._parts.guard.disarm()
+        self._parts.guard.raise_if_acted(self._intent.rollout_id)
+        return self._verify(self._fire())
 
     def _stand_down(self) -> None:
         """The report of success follows: from there on nobody may take the host back but the agent itself."""

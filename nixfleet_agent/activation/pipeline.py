@@ -8,7 +8,7 @@ from nixfleet_agent.activation import host, way_back
 from nixfleet_agent.activation.backends import choose
 from nixfleet_agent.activation.context import SUPERSEDED, Context
 from nixfleet_agent.activation.errors import ActivationError, PhaseFailed, PhaseInterrupted
-from nixfleet_agent.activation.forward import ForwardRun
+from nixfleet_agent.activation.forward import ForwardRun, Telling
 from nixfleet_agent.activation.guard import Guard
 from nixfleet_agent.activation.model import (
     EXIT_UNKNOWN,
@@ -33,6 +33,10 @@ from nixfleet_agent.text import clip_tail
 STDERR_TAIL_BYTES = 4096
 
 
+def _nobody_else() -> None:
+    """No other rollout answers for what runs."""
+
+
 class Pipeline:
     """Brings this host to a closure and back. Not thread-safe: one thread owns it."""
 
@@ -44,21 +48,29 @@ class Pipeline:
         self._guard = Guard(self._context, self._records, backend, self._switches)
         self._parts = Parts(self._context, self._records, backend, self._switches, self._guard)
 
-    def forward(self, intent: Forward, on_started: Callable[[str], None]) -> ForwardOutcome:
+    def forward(
+        self, intent: Forward, on_started: Callable[[str], None], on_switch: Callable[[], None] = _nobody_else
+    ) -> ForwardOutcome:
         """Run the whole way forward.
 
-        ``on_started`` is told how it switches, before anything fires; what it raises goes to the caller and
-        nothing is fired.
+        ``on_started`` is told how it switches, and ``on_switch`` that the switch comes next: from then on nothing else
+        answers for what runs. What they raise goes to the caller and nothing is fired.
         """
-        return self._outcome(intent, ForwardRun(self._parts, intent, on_started).run)
+        return self._outcome(intent, ForwardRun(self._parts, intent, Telling(on_started, on_switch)).run)
 
-    def resume(self, intent: Forward, on_started: Callable[[str], None], already_started: bool) -> ForwardOutcome:
+    def resume(
+        self,
+        intent: Forward,
+        on_started: Callable[[str], None],
+        already_started: bool,
+        on_switch: Callable[[], None] = _nobody_else,
+    ) -> ForwardOutcome:
         """Go on after a restart, without firing again what runs or has ended.
 
         ``on_started`` is not called when the start has been reported already.
         """
-        announce = _reported if already_started else on_started
-        return self._outcome(intent, ForwardRun(self._parts, intent, announce).resume)
+        tell = Telling(_reported if already_started else on_started, on_switch)
+        return self._outcome(intent, ForwardRun(self._parts, intent, tell).resume)
 
     def rollback(self, intent: Rollback) -> RollbackOutcome:
         """One attempt to get back; call it again after a RollbackFailed."""

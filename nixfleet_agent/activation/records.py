@@ -99,6 +99,13 @@ class Record:
             return False
         return self.output(4096).rstrip().rpartition("\n")[2].lower().startswith(_LOCK_REFUSED)
 
+    @property
+    def rollouts(self) -> tuple[str, ...]:
+        """Those whose forward switch it is."""
+        own = (self.intent.rollout_id,) if self.intent.direction == FORWARD else ()
+        direction, _, heir = (_first_line(self.path / _ADOPTED) or "").partition(" ")
+        return (*own, heir) if direction == FORWARD and heir else own
+
     def serves(self, rollout_id: str, direction: str) -> bool:
         """Whether it is that rollout's switch in that direction: fired for it, or adopted by it while it ran."""
         if (self.intent.rollout_id, self.intent.direction) == (rollout_id, direction):
@@ -213,6 +220,12 @@ class Records:
             return os.listdir(self.folder)
         except FileNotFoundError:
             return []
+
+
+def fired_rollouts(state_dir: Path, boot: str) -> frozenset[str]:
+    """The rollouts of which a forward switch has started, but for those that another's lock turned away."""
+    started = [r for r in Records(state_dir, boot).all() if r.started is not None and not r.lock_refused]
+    return frozenset(rollout_id for record in started for rollout_id in record.rollouts)
 
 
 def _read_intent(path: Path) -> Intent | None:

@@ -62,21 +62,27 @@ class RollbackRun:
         return bool(done) and done[-1].exit_code == 0
 
     def _profile_only(self) -> RolledBack:
-        """The release was never switched to: no unit has changed, and none is to."""
-        intent, config = self._intent, self._context.config
-        if host.read_profile(config.profile) != intent.target:
-            self._realise()
-            self._point_profile()
-        if any(record.started is not None for record in self._parts.records.of(intent.rollout_id, BOOT)):
-            self._restore_bootloader()
-        return RolledBack(host.read_current(config) or intent.target, 0)
+        """The release was never switched to: no unit has changed, and none is to.
 
-    def _restore_bootloader(self) -> None:
-        """A deferred release had begun to write its boot entry: the next boot must bring the prior system."""
+        What runs stays, also where it is itself a release that soaks here and whose way back is another system.
+        """
+        intent, config = self._intent, self._context.config
+        stays = host.read_current(config) or intent.target
+        if host.read_profile(config.profile) != stays:
+            if stays == intent.target:
+                self._realise()
+            with self._context.phase("profile"):
+                profile.point_at(self._context, stays)
+        if any(record.started is not None for record in self._parts.records.of(intent.rollout_id, BOOT)):
+            self._restore_bootloader(stays)
+        return RolledBack(stays, 0)
+
+    def _restore_bootloader(self, stays: str) -> None:
+        """A deferred release had begun to write its boot entry: the next boot must bring what runs."""
         last = [r for r in self._parts.records.of(self._intent.rollout_id, BOOT) if r.exit_code == 0]
-        if last and last[-1].intent.target == self._intent.target:
+        if last and last[-1].intent.target == stays:
             return
-        update_bootloader(self._parts, self._intent.rollout_id, self._intent.target)
+        update_bootloader(self._parts, self._intent.rollout_id, stays)
 
     def _realise(self) -> None:
         """The prior closure, with its script. Nix may be what the release broke: our root has held it since before."""
@@ -122,6 +128,8 @@ class RollbackRun:
         )
         with self._context.phase("verify"):
             ended = verify_poll.follow(self._context, self._parts.switches, watched)
+        if ended.killed and record.intent.boot == self._parts.records.boot:
+            raise PhaseFailed("switch", verify_poll.last_words(record), ended.exit_code, ended.observed)
         if ended.exit_code != 0:
             self._context.log.warning("%s runs again; its switch ended with %d", ended.observed, ended.exit_code)
         profile.correct(self._context, self._intent.target)

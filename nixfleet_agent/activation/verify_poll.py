@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 from nixfleet_agent.activation.context import Context
 from nixfleet_agent.activation.errors import PhaseFailed
@@ -22,13 +23,24 @@ _FAILED_UNITS = re.compile(r"following (?:user )?units failed: ([^\n]+)")
 _MOST_UNITS = 50
 
 
+#: What a script ends with when its work is done; after 4 some units did not start. Anything else after the flip means a
+#: host that is half switched: units are stopped before it and started after it.
+DONE = frozenset({0, 4})
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The target runs and its switch has ended with ``exit_code``."""
+    """The target is current and its switch has ended with ``exit_code``; ``killed``: before it could say how."""
 
     observed: str
     exit_code: int
     failed_units: tuple[str, ...]
+    killed: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether the script came to its end, so that every unit has been seen to."""
+        return self.exit_code in DONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +62,8 @@ def follow(context: Context, switches: Switches, watched: Watched) -> Ended:
 
     Raises:
         PhaseFailed: ``switch`` with the script's exit code and last words, ``third-closure`` (-3),
-            ``switch-lost``, ``switch-poll-timeout`` or ``switch-settle-timeout``.
+            ``switch-no-flip``, ``no-current-system``, ``switch-lost``, ``switch-poll-timeout`` or
+            ``switch-settle-timeout``.
         PhaseInterrupted: shutdown; the switch goes on.
     """
     config = context.config
@@ -68,8 +81,11 @@ def follow(context: Context, switches: Switches, watched: Watched) -> Ended:
             if now - flipped_at >= config.settle_budget_secs:
                 raise _over(watched, "switch-settle-timeout", config.settle_budget_secs, "its switch still runs")
         else:
+            same_boot = _same_boot(watched.record, switches)
             if current is not None:
-                _judge(watched, status, current, same_boot=_same_boot(watched.record, switches))
+                _judge(watched, status, current, same_boot=same_boot)
+            elif status is not Status.RUNNING and same_boot:
+                raise _nothing_current(watched.record, config.current_system)
             if now - watched.fired_at >= config.poll_budget_secs:
                 raise _over(
                     watched, "switch-poll-timeout", config.poll_budget_secs, f"{current or 'no link'} is current"
@@ -113,7 +129,10 @@ def _judge(watched: Watched, status: Status, current: str, *, same_boot: bool) -
         )
     if status is Status.LOST or (status is Status.ENDED and watched.record.exit_code != 0):
         raise PhaseFailed("switch", last_words(watched.record), _code(watched.record), current)
-    if status is Status.ENDED and not same_boot:
+    if status is Status.ENDED and same_boot:
+        said = f"the script has succeeded, and {current} is still current\n{watched.record.output(TAIL_BYTES)}"
+        raise PhaseFailed("switch-no-flip", said.strip(), observed=current)
+    if status is Status.ENDED:
         raise PhaseFailed(
             "switch-lost", f"the switch had succeeded, but the host came up with {current}", observed=current
         )
@@ -123,7 +142,13 @@ def _ended(record: Record, current: str, status: Status) -> Ended:
     if status is Status.ENDED:
         code = _code(record)
         return Ended(current, code, _failed_units(record) if code else ())
-    return Ended(current, EXIT_UNKNOWN, ())
+    return Ended(current, EXIT_UNKNOWN, (), killed=True)
+
+
+def _nothing_current(record: Record, link: Path) -> PhaseFailed:
+    """The switch is over and nothing will bring the link any more."""
+    said = f"the switch has ended, and {link} names no system\n{record.output(TAIL_BYTES)}"
+    return PhaseFailed("no-current-system", said.strip(), _code(record))
 
 
 def _failed_units(record: Record) -> tuple[str, ...]:

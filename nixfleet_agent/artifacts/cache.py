@@ -23,8 +23,8 @@ from nixfleet_agent.proto import ids
 from nixfleet_agent.telemetry.status import StatusBoard
 from nixfleet_agent.threads.clock import Clock
 from nixfleet_agent.trust.errors import BadSignatureError, FleetPinMismatchError, VerificationError
-from nixfleet_agent.trust.marks import Marks
-from nixfleet_agent.trust.resolve import Resolved, require_entry, require_pin, resolve_dispatch
+from nixfleet_agent.trust.marks import ManifestMark, Marks
+from nixfleet_agent.trust.resolve import Resolved, check_order, require_entry, require_pin, resolve_dispatch
 from nixfleet_agent.trust.seen import SeenFleet, SeenManifest, Signed, see_fleet, see_manifest
 from nixfleet_agent.trust.verify import (
     FLEET_LIMIT,
@@ -61,6 +61,7 @@ class ManifestCache:
     ) -> None:
         seconds = config.manifest_freshness_window_secs
         self._override = None if seconds is None else timedelta(seconds=seconds)
+        self._machine_id = config.machine_id
         self._control_plane = control_plane
         self._store = store
         self._clock = clock
@@ -81,7 +82,7 @@ class ManifestCache:
                 return
             self._shelf.load(self._store.trust(), self._clock.now())
             fleet, channels = self._shelf.signing_times()
-            self._store.raise_marks(fleet=fleet)
+            self._store.raise_marks(fleet=fleet, manifest=self._shelf.newest_of(self._machine_id))
             for channel in channels.items():
                 self._store.raise_marks(channel=channel)
             self._loaded = True
@@ -189,8 +190,10 @@ class ManifestCache:
         now, trust, marks = self._clock.now(), self._store.trust(), self._store.marks
         check_fresh_manifest(terms.manifest, trust, now=now, window=terms.window, marks=marks)
         check_fresh_fleet(terms.fleet, trust, now=now, override_window=self._override, marks=marks)
+        check_order(terms.manifest, marks)
+        accepted = ManifestMark(terms.manifest.signed_at, terms.manifest.hash)
         channel = (terms.manifest.manifest.channel, terms.manifest.signed_at)
-        raised = self._store.raise_marks(fleet=terms.fleet.signed_at, channel=channel)
+        raised = self._store.raise_marks(fleet=terms.fleet.signed_at, channel=channel, manifest=accepted)
         return Terms(terms.manifest, terms.fleet, terms.resolved, terms.window, raised)
 
     def _fleet_for(self, manifest: VerifiedManifest, hostname: str, anew: bool) -> VerifiedFleet:

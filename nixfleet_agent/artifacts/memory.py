@@ -19,6 +19,7 @@ from nixfleet_agent.errors import StorageError
 from nixfleet_agent.telemetry.status import StatusBoard
 from nixfleet_agent.trouble import Trouble
 from nixfleet_agent.trust.errors import VerificationError
+from nixfleet_agent.trust.marks import ManifestMark
 from nixfleet_agent.trust.roots import TrustRoots
 from nixfleet_agent.trust.seen import SeenFleet, SeenManifest
 from nixfleet_agent.trust.verify import open_fleet, open_manifest
@@ -116,6 +117,13 @@ class ArtifactCache:
                 channel = verified.manifest.channel
                 channels[channel] = max(verified.signed_at, channels.get(channel, verified.signed_at))
         return fleet, channels
+
+    def newest_of(self, hostname: str) -> ManifestMark | None:
+        """The newest manifest that names the host: what it may have accepted, where marks and logs were lost."""
+        with self._lock:
+            verified = [kept.seen.verified for kept in self._manifests.values()]
+        marks = [ManifestMark(each.signed_at, each.hash) for each in verified if each.manifest.entries(hostname)]
+        return max(marks, default=None)
 
     def flush(self) -> None:
         """Write what is not on disk yet, and drop the manifests that nobody asks for any more.

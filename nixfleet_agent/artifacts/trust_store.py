@@ -21,7 +21,7 @@ from nixfleet_agent.proto.strict_json import BODY_LIMIT, loads_strict
 from nixfleet_agent.reading import read_regular
 from nixfleet_agent.trouble import Trouble
 from nixfleet_agent.trust.errors import TrustFileError
-from nixfleet_agent.trust.marks import Marks
+from nixfleet_agent.trust.marks import ManifestMark, Marks
 from nixfleet_agent.trust.roots import TrustRoots, parse_trust
 
 MARKS_FILE = "trust-marks.json"
@@ -93,10 +93,17 @@ class TrustStore:
                 self._marks = self._marks.merged(marks)
             return self._marks
 
-    def raise_marks(self, *, fleet: datetime | None = None, channel: tuple[str, datetime] | None = None) -> Marks:
+    def raise_marks(
+        self,
+        *,
+        fleet: datetime | None = None,
+        channel: tuple[str, datetime] | None = None,
+        manifest: ManifestMark | None = None,
+    ) -> Marks:
         """Lift marks to what was just accepted, and return all of them; lower times change nothing."""
         with self._lock:
-            self._marks = self._marks.raised(fleet=fleet, channels=dict([channel]) if channel else None)
+            channels = dict([channel]) if channel else None
+            self._marks = self._marks.raised(fleet=fleet, channels=channels, manifest=manifest)
             return self._marks
 
     def flush(self) -> None:

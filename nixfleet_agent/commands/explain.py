@@ -163,7 +163,7 @@ def _failed(record: Mapping[str, Any], snapshot: Snapshot, now: datetime, hours:
     failed = f"{record['rollout_id']} failed {_ago(record['failed_at'], now)}{_cause(record)}"
     rollback = snapshot.get("rollback") or {}
     if not record["rollback_owed"]:
-        prior = record["current_closure_at_dispatch"]
+        prior = _way_back(record)
         policy = f"the policy is {record['policy_applied']}" if record["policy_applied"] else "nothing was changed"
         known = "" if prior else ", and no way back is known"
         yield f"{failed}, and no rollback follows: {policy}{known}. The host stays as it is until a newer release."
@@ -183,7 +183,14 @@ def _failed(record: Mapping[str, Any], snapshot: Snapshot, now: datetime, hours:
             f"It is tried again{again}; `nixfleet-agent rollback retry` tries at once, `give-up` ends it."
         )
     else:
-        yield f"{failed}, and the host is on its way back to {record['current_closure_at_dispatch']}."
+        yield f"{failed}, and the host is on its way back to {_way_back(record)}."
+
+
+def _way_back(record: Mapping[str, Any]) -> str | None:
+    """Where a rollback goes; agents before this rule went to what ran at the acceptance."""
+    known = record.get("way_back")
+    closure: str | None = known["closure"] if known else record["current_closure_at_dispatch"]
+    return closure
 
 
 def _cause(record: Mapping[str, Any]) -> str:

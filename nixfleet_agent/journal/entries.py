@@ -33,6 +33,7 @@ DAMAGED = frozenset(
 _HOST_PART = 64
 _SOAK_LEFT = "soakLeftSecs"
 _HASH = re.compile("[0-9a-f]{64}", re.ASCII)
+_BOOT = "boot"
 
 
 class Name(NamedTuple):
@@ -110,16 +111,29 @@ class Entry:
             return None
         return float(value) if 0 <= value < math.inf else None
 
+    @property
+    def boot_id(self) -> str | None:
+        """The boot in which this was written; None in logs of agents that did not say."""
+        value = self.local.get(_BOOT)
+        return value if isinstance(value, str) and value else None
+
     def remote_event(self) -> Event:
         """The event as the mirror half of the state machine takes it; raises ProtoError."""
         return from_wire(self.event, remote=True, local=self.local)
 
 
 def entry_of(
-    event: Event, hostname: str, rollout_id: str, created_at: datetime, soak_left: float | None = None
+    event: Event,
+    hostname: str,
+    rollout_id: str,
+    created_at: datetime,
+    soak_left: float | None = None,
+    boot_id: str = "",
 ) -> Entry:
     """The journal entry of an event that has its seq; ``soak_left`` in seconds, where its rollout soaks."""
-    measured = {} if soak_left is None else {_SOAK_LEFT: round(soak_left, 3)}
+    measured: dict[str, Any] = {} if soak_left is None else {_SOAK_LEFT: round(soak_left, 3)}
+    if boot_id:
+        measured[_BOOT] = boot_id
     return Entry(
         seq=event.seq,
         hostname=hostname,

@@ -11,7 +11,7 @@ from nixfleet_agent.errors import ProtoError
 from nixfleet_agent.proto import ids
 from nixfleet_agent.proto.heartbeat import seq
 from nixfleet_agent.proto.times import format_time, parse_time
-from nixfleet_agent.state_machine import Policy, RolloutRecord, State
+from nixfleet_agent.state_machine import Policy, RolloutRecord, State, WayBack
 
 #: The kind of seq 0; it is never posted.
 DISPATCH_KIND = "Dispatch"
@@ -42,8 +42,9 @@ class Acceptance:
 class Accepted:
     """``number`` orders acceptances on this host; an adopted rollout has 0 and so never outranks an accepted one.
 
-    ``prior_closure`` is what a rollback goes to, None where nothing is known or there is nothing to go back to.
-    ``inherited`` says that it is not what ran at acceptance but what an unfinished rollback still owed.
+    ``prior_closure`` is what a rollback goes to: the last proven closure, None where there is none. ``proven`` is False
+    in logs of agents before this rule, whose ``prior_closure`` is what ran at acceptance. ``current_closure`` is that.
+    ``inherited`` says that an unfinished rollback of another rollout was taken over.
     ``adopted_state`` and ``adopted_seq`` are what the control plane said of a rollout that this host had no log of.
     """
 
@@ -63,10 +64,17 @@ class Accepted:
     adopted_state: State | None = None
     adopted_seq: int = 0
     inherited: bool = False
+    current_closure: str | None = None
+    proven: bool = False
 
     @property
     def adopted(self) -> bool:
         return self.adopted_state is not None
+
+    @property
+    def ran(self) -> str | None:
+        """What ran when the rollout was accepted."""
+        return self.current_closure if self.proven else self.prior_closure
 
     def record(self, hostname: str) -> RolloutRecord:
         """The rollout as it stands before its first event."""
@@ -77,8 +85,9 @@ class Accepted:
             target_closure=self.target_closure,
             dispatched_at=self.accepted_at,
             state=self.adopted_state or State.PENDING,
-            current_closure_at_dispatch=self.prior_closure,
-            current_closure=self.target_closure if self.adopted else self.prior_closure,
+            way_back=WayBack(self.prior_closure, self.proven),
+            current_closure_at_dispatch=self.ran,
+            current_closure=self.target_closure if self.adopted else self.ran,
             soak_due_at=self.soak_due_at,
             soak_floor=self.soak_floor,
             last_event_seq=self.adopted_seq,
@@ -101,6 +110,8 @@ class Accepted:
         }
         if self.inherited:
             body["priorInherited"] = True
+        if self.proven:
+            body |= {"priorProven": True, "currentClosure": self.current_closure}
         if self.adopted_state is not None:
             body |= {"adoptedState": str(self.adopted_state), "adoptedSeq": self.adopted_seq}
         return {key: value for key, value in body.items() if value is not None}
@@ -113,7 +124,7 @@ class Accepted:
         manifest, fleet, marks = (value.get(part) for part in ("manifest", "fleet", "marks"))
         if not (isinstance(manifest, Mapping) and isinstance(fleet, Mapping) and isinstance(marks, Mapping)):
             raise ProtoError(f"seq 0 of {rollout_id} does not name its manifest, fleet and marks")
-        prior, adopted = value.get("priorClosure"), value.get("adoptedState")
+        prior, current, adopted = (value.get(key) for key in ("priorClosure", "currentClosure", "adoptedState"))
         try:
             return cls(
                 number=seq(value.get("acceptance"), "acceptance"),
@@ -132,6 +143,8 @@ class Accepted:
                 adopted_state=None if adopted is None else State(adopted),
                 adopted_seq=seq(value.get("adoptedSeq", 0), "adoptedSeq"),
                 inherited=value.get("priorInherited") is True,
+                current_closure=None if current is None else ids.require(ids.CLOSURE, current, "currentClosure"),
+                proven=value.get("priorProven") is True,
             )
         except ValueError as error:
             raise ProtoError(f"seq 0 of {rollout_id}: {error}") from error
@@ -154,6 +167,8 @@ def accepted(acceptance: Acceptance, number: int, prior: str | None, *, inherite
         fleet_signed_at=acceptance.fleet_signed_at,
         marks=acceptance.marks,
         inherited=inherited,
+        current_closure=acceptance.current_closure,
+        proven=True,
     )
 
 

@@ -19,7 +19,8 @@ from nixfleet_agent.runtime.exposure import publish_sections, scraping, status_s
 from nixfleet_agent.runtime.own_unit import own_unit_workers
 from nixfleet_agent.runtime.restore import restore
 from nixfleet_agent.runtime.rollout.applier import Applier
-from nixfleet_agent.runtime.rollout.reducer import Reducer, Rules
+from nixfleet_agent.runtime.rollout.decisions import Rules
+from nixfleet_agent.runtime.rollout.reducer import Reducer
 from nixfleet_agent.runtime.rollout.rollouts import Host
 from nixfleet_agent.runtime.services import Services, open_services
 from nixfleet_agent.runtime.workers.activation import ActivationWorker

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from nixfleet_agent.activation.host import read_boot_id
+from nixfleet_agent.activation.records import fired_rollouts
 from nixfleet_agent.errors import ProtoError, StorageError
 from nixfleet_agent.operator import quarantine
 from nixfleet_agent.runtime.rollout.recovery import recover
@@ -20,7 +22,8 @@ def restore(services: Services) -> Host:
     Raises:
         StorageError: a log can't be read.
     """
-    host = recover(services.journal, services.read_current(), services.clock.monotonic())
+    fired = fired_rollouts(services.config.state_dir, read_boot_id())
+    host = recover(services.journal, services.read_current(), services.clock.monotonic(), fired)
     services.trust.recover_marks(marks_of(host))
     recover_quarantine(services.quarantine, host)
     return host

@@ -17,7 +17,7 @@ from nixfleet_agent.state_machine.effects import (
 )
 from nixfleet_agent.state_machine.errors import IllegalForState, InvariantViolation, SeqRegression, TransitionError
 from nixfleet_agent.state_machine.events import KINDS, Event
-from nixfleet_agent.state_machine.record import DeclaredProbe, ProbeRecord, RolloutRecord
+from nixfleet_agent.state_machine.record import DeclaredProbe, ProbeRecord, RolloutRecord, WayBack
 from nixfleet_agent.state_machine.states import Mode, Policy, ProbeStatus, State, SwitchMethod
 from nixfleet_agent.state_machine.transitions import TRANSITIONS, advance, step
 
@@ -45,6 +45,7 @@ __all__ = [
     "State",
     "SwitchMethod",
     "TransitionError",
+    "WayBack",
     "advance",
     "step",
 ]

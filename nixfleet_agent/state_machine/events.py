@@ -79,7 +79,10 @@ class ActivationCompleted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivationFailed(Event):
-    """The target does not run; ``exit_code`` is -1 where no better one exists."""
+    """The target does not run; ``exit_code`` is -1 where no better one exists.
+
+    ``boot_fallback``: a boot was to bring it, and the host came up with another system.
+    """
 
     kind: ClassVar[str] = "ActivationFailed"
     stamp: ClassVar[str] = "failed_at"
@@ -89,6 +92,7 @@ class ActivationFailed(Event):
     failed_at: datetime
     switch_fired: bool | None = _local()
     observed_at_failure: str | None = _local()
+    boot_fallback: bool | None = _local()
     phases: tuple[Phase, ...] = _local(())
 
 

@@ -39,9 +39,23 @@ class ProbeRecord:
     failure_reason: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class WayBack:
+    """Where a rollback goes: the last closure proven on this host (None: there is none).
+
+    ``proven`` is False where an agent before this rule accepted the rollout: then it is what ran at its acceptance.
+    """
+
+    closure: str | None
+    proven: bool = True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutRecord:
-    """State and history of one rollout. ``soak_floor`` is in signed minutes; times are aware UTC."""
+    """State and history of one rollout. ``soak_floor`` is in signed minutes; times are aware UTC.
+
+    ``way_back`` is None on a control plane, which is not told: there ``current_closure_at_dispatch`` stands for it.
+    """
 
     rollout_id: str
     hostname: str
@@ -49,6 +63,7 @@ class RolloutRecord:
     target_closure: str
     dispatched_at: datetime
     state: State = State.PENDING
+    way_back: WayBack | None = None
     current_closure_at_dispatch: str | None = None
     current_closure: str | None = None
     reverted_to: str | None = None
@@ -66,6 +81,7 @@ class RolloutRecord:
     policy_applied: Policy | None = None
     rollback_owed: bool = False
     switch_fired: bool | None = None
+    deferred_at: datetime | None = None
     deferred_boot_id: str | None = None
     observed_at_failure: str | None = None
     probes: Mapping[str, ProbeRecord] = field(default_factory=_no_probes)
@@ -87,7 +103,7 @@ class RolloutRecord:
     @property
     def prior_closure(self) -> str | None:
         """The closure that a rollback goes to; None where none is known or it is the target itself."""
-        prior = self.current_closure_at_dispatch
+        prior = self.current_closure_at_dispatch if self.way_back is None else self.way_back.closure
         return None if prior == self.target_closure else prior
 
     @property

@@ -7,7 +7,7 @@ before it started, plus its own monotonic seconds since.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import MappingProxyType
@@ -96,6 +96,25 @@ def applied(timers: Timers, record: RolloutRecord, event: Event, monotonic: floa
         kept = {name: timer for name, timer in timers.probes.items() if name in names}
         return replace(timers, probes=MappingProxyType(kept))
     return timers
+
+
+def taken_over(timers: Timers, earlier: Timers, monotonic: float, passed: Container[str] = ()) -> Timers:
+    """Timers of a rollout that continues the soak of an earlier one with the same closure: its failures go on.
+
+    Otherwise a failing release would never fail, as long as somebody sends it again. ``passed`` are probes that have
+    passed since; each probe still needs a result of its own before anything is decided.
+    """
+    merged = dict(timers.probes)
+    for name, before in earlier.probes.items():
+        own = merged.get(name)
+        if own is None:
+            merged[name] = replace(before, seen=False)
+        elif own.failing_since is not None and before.failing_since is not None and name not in passed:
+            since = own.failing_since - max(0.0, monotonic - before.failing_since)
+            merged[name] = replace(
+                own, failing_since=since, failures_in_row=own.failures_in_row + before.failures_in_row
+            )
+    return replace(timers, probes=MappingProxyType(merged))
 
 
 def observed(timers: Timers, probe_name: str, status: ProbeStatus, monotonic: float) -> Timers:

@@ -3,7 +3,8 @@
 What does not fit the table, and why:
 
 * ``FireRollbackTo`` depends on the policy, on a known prior closure and on what was under way: a failure out of
-  Deferred owes no rollback, because nothing live was changed. ``rollback_owed`` in the record says how it came out.
+  Deferred owes a rollback only once a boot was to bring the target, for the boot entry may still name it. Before that,
+  whoever ends it has taken the entry back. ``rollback_owed`` in the record says how it came out.
 * The same edge has two halves. A Local event emits and fires; its Remote mirror changes the record in the same way,
   but its events go to a log and nothing is fired.
 * ``Converged`` is a promise and not just an edge: ``_require_converged`` checks it on both sides.
@@ -88,7 +89,7 @@ TRANSITIONS: dict[State, dict[type[Event], Edge]] = {
     },
     DEFERRED: {
         events.ActivationCompleted: Edge(SOAKING, (reset, emit, record)),
-        events.ActivationFailed: Edge(FAILED, (emit, record)),
+        events.ActivationFailed: Edge(FAILED, (emit, record, rollback)),
     },
     SOAKING: {
         events.ProbeTopologyDeclared: Edge(SOAKING, (emit,)),
@@ -169,16 +170,16 @@ def _completed(state: RolloutRecord, event: events.ActivationCompleted, policy: 
 
 
 def _deferred(state: RolloutRecord, event: events.ActivationDeferred, policy: Policy) -> Changes:
-    return {"deferred_boot_id": event.boot_id}
+    return {"deferred_at": event.deferred_at, "deferred_boot_id": event.boot_id}
 
 
 def _activation_failed(state: RolloutRecord, event: events.ActivationFailed, policy: Policy) -> Changes:
-    live = state.state is ACTIVATING
+    undo = state.state is ACTIVATING or event.boot_fallback is True
     return {
         "activation_failed_at": event.failed_at,
         "failed_at": event.failed_at,
         "policy_applied": policy,
-        "rollback_owed": live and policy is Policy.ROLLBACK_AND_HALT and state.prior_closure is not None,
+        "rollback_owed": undo and policy is Policy.ROLLBACK_AND_HALT and state.prior_closure is not None,
         "switch_fired": event.switch_fired,
         "observed_at_failure": event.observed_at_failure,
     }

@@ -33,7 +33,8 @@ class Section(Generic[T]):
 class RolloutsView:
     """What other threads may know of the rollouts: published by the reducer after every change.
 
-    ``reported`` are the rollouts whose last seq a heartbeat names, with that seq; ``records`` is every rollout.
+    ``reported`` are the rollouts whose last seq a heartbeat names, with that seq; ``watched`` those that are looked at,
+    of which one may answer for what runs until the switch of the active one begins; ``records`` is every rollout.
     """
 
     active_id: str | None = None
@@ -41,6 +42,7 @@ class RolloutsView:
     target: str | None = None
     expected: str | None = None
     reported: Mapping[str, int] = field(default_factory=dict)
+    watched: tuple[str, ...] = ()
     records: tuple[RolloutRecord, ...] = field(default=(), metadata=_NOT_SHOWN)
 
     @property
@@ -53,10 +55,10 @@ class RolloutsView:
         return self.active_open and rollout_id == self.active_id
 
     def undecided(self, current: str | None) -> Container[str]:
-        """The active rollout, and those it superseded that it could still hand back to: they soak what runs."""
+        """The active rollout, what is watched beside it, and what could be handed back to: it soaks what runs."""
         soaking = (record for record in self.records if record.state is State.SOAKING)
         found = {record.rollout_id for record in soaking if current in (None, record.target_closure)}
-        return found | ({self.active_id} if self.active_id and self.active_open else set())
+        return found | set(self.watched) | ({self.active_id} if self.active_id and self.active_open else set())
 
 
 ROLLOUTS: Section[RolloutsView | None] = Section("host", None)

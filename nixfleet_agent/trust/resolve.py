@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
+from nixfleet_agent.proto.fleet import Wave
 from nixfleet_agent.proto.manifest import ManifestHost, RolloutManifest
+from nixfleet_agent.proto.times import format_time
 from nixfleet_agent.state_machine.states import Policy
 from nixfleet_agent.text import printable
 from nixfleet_agent.trust import errors
+from nixfleet_agent.trust.marks import Marks
 from nixfleet_agent.trust.verify import VerifiedFleet, VerifiedManifest
 
 
@@ -75,6 +79,27 @@ def require_pin(manifest: VerifiedManifest, fleet: VerifiedFleet, hostname: str)
         )
 
 
+def check_order(manifest: VerifiedManifest, marks: Marks) -> None:
+    """Whether it is the newest manifest that this host has accepted, in whatever channel, or newer.
+
+    A control plane holds no key, but it holds every manifest that CI ever signed: the host's former channel, an
+    abandoned one, or one of two that CI signed in the same instant must not take it anywhere else.
+
+    Raises:
+        errors.Refusal: OlderThanAccepted.
+    """
+    newest, what = marks.manifest, f"the manifest of {manifest.manifest.rollout_id}"
+    if newest is None or manifest.signed_at > newest.at:
+        return
+    shown = format_time(newest.at)
+    if manifest.signed_at < newest.at:
+        raise errors.OlderThanAcceptedError(
+            f"{what}: signed at {format_time(manifest.signed_at)}, and this host has accepted one of {shown}"
+        )
+    if newest.hash not in ("", manifest.hash):
+        raise errors.OlderThanAcceptedError(f"{what}: this host has accepted another one that was signed at {shown}")
+
+
 def _terms(manifest: RolloutManifest, fleet: VerifiedFleet, entry: ManifestHost) -> Resolved:
     name = manifest.channel
     channel = fleet.fleet.channels.get(name)
@@ -85,13 +110,27 @@ def _terms(manifest: RolloutManifest, fleet: VerifiedFleet, entry: ManifestHost)
         shown = printable(signed_policy, 80)
         raise errors.PolicyUnknownError(f"fleet.resolved: onHealthFailure of the policy of channel {name} is {shown!r}")
     waves = fleet.fleet.waves.get(name, ())
-    if entry.wave_index >= len(waves):
-        raise errors.WaveNotInFleetError(
-            f"fleet.resolved has {len(waves)} waves for {name}, and none numbered {entry.wave_index}"
-        )
+    pinned = fleet.hash == manifest.fleet_resolved_hash
+    index = entry.wave_index if pinned else _wave_naming(waves, entry.hostname, name)
+    if index >= len(waves):
+        raise errors.WaveNotInFleetError(f"fleet.resolved has {len(waves)} waves for {name}, and none numbered {index}")
     return Resolved(
         policy=Policy(signed_policy),
-        soak_floor_minutes=waves[entry.wave_index].soak_minutes,
-        wave_index=entry.wave_index,
+        soak_floor_minutes=waves[index].soak_minutes,
+        wave_index=index,
         freshness_window=channel.freshness_window,
     )
+
+
+def _wave_naming(waves: Sequence[Wave], hostname: str, channel: str) -> int:
+    """The wave of a fleet that the manifest does not pin: its numbers count another list, so the host's name decides.
+
+    Raises:
+        errors.Refusal: WaveNotInFleet.
+    """
+    named = [(wave.soak_minutes, index) for index, wave in enumerate(waves) if hostname in wave.hosts]
+    if not named:
+        raise errors.WaveNotInFleetError(
+            f"fleet.resolved, which the manifest does not pin, has no wave of {channel} that names {hostname}"
+        )
+    return max(named)[1]  # named twice, by mistake: the longest soak is the safe one

@@ -9,7 +9,6 @@ from nixfleet_agent.activation.model import Completed, Deferred, Failed, Forward
 from nixfleet_agent.activation.way_back import root_of
 from tests.activation.case import ROLLOUT, PipelineCase, until
 from tests.support.nix import (
-    EXIT_0_WITHOUT_FLIP,
     EXIT_4,
     FAIL,
     LOCK_REFUSED,
@@ -126,14 +125,6 @@ class ForwardTest(PipelineCase):
         outcome = self.forward(self.nixery.system("strays", third_closure(stray)))
         assert isinstance(outcome, Failed)
         self.assertEqual((outcome.exit_code, outcome.phase, outcome.observed), (-3, "third-closure", stray))
-        self.pipeline().release(ROLLOUT)
-
-    def test_a_script_that_succeeds_without_a_flip_fails_after_the_poll_budget(self) -> None:
-        self.host.configure(poll_budget_secs=0.3)
-        outcome = self.forward(self.nixery.system("lazy", EXIT_0_WITHOUT_FLIP))
-        assert isinstance(outcome, Failed)
-        self.assertEqual((outcome.exit_code, outcome.phase), (-1, "switch-poll-timeout"))
-        self.assertIn("did nothing", outcome.stderr_tail)
         self.pipeline().release(ROLLOUT)
 
     def test_a_profile_that_moves_during_the_switch_is_set_again(self) -> None:

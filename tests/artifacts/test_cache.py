@@ -181,6 +181,23 @@ class Resolving(ReleaseTestCase):
         self.assertEqual(terms.marks.channels, {"stable": self.clock.now()})
         self.assertEqual(terms.marks, self.store.marks)
 
+    def test_a_manifest_of_a_channel_that_the_host_left_and_came_back_to_is_not_older_than_what_it_accepted(
+        self,
+    ) -> None:
+        """The newest fleet has the host on the channel again, so nothing but the host's own mark stands in the way."""
+        old = self.release(hosts={"web-01": "edge"}, commit="aaaa111")
+        self.clock.advance(10)
+        left = self.publish(self.release(hosts={"web-01": "stable"}, commit="bbbb222"))
+        self.cache.terms(left.rollout_id("stable"), "web-01", target(left))
+        self.clock.advance(10)
+        self.publish(old)
+        again = self.publish(self.release(hosts={"web-01": "edge"}, commit="cccc333"))
+        for cache in (self.cache, self.restarted()[1]):
+            with self.assertRaises(errors.OlderThanAcceptedError):
+                cache.terms(old.rollout_id("edge"), "web-01", target(old))
+            self.cache.flush()
+        self.cache.terms(again.rollout_id("edge"), "web-01", target(again))
+
     def test_the_configured_window_overrides_the_signed_one(self) -> None:
         release = self.publish()
         self.config = self.configure(manifest_freshness_window_secs=120.0)

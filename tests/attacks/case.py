@@ -12,6 +12,7 @@ import tempfile
 import unittest
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
@@ -20,7 +21,7 @@ from nixfleet_agent.runtime.workers import longpoll
 from tests.attacks.host import MACHINE, Host, Life, until
 from tests.attacks.liar import Liar, LyingServer, rollout_path
 from tests.support.signing import CiSigner, Release, closure_name
-from tests.support.tls import Authority, now
+from tests.support.tls import Authority
 
 #: The control plane knows no such rollout, and never will.
 WITHDRAWN = "stable@f00"
@@ -59,7 +60,7 @@ class AttackCase(unittest.TestCase):
     def new_release(self, **options: Any) -> Release:
         """The next release of CI: another commit, other closures, signed now."""
         self._commits += 1
-        options.setdefault("signed_at", now())
+        options.setdefault("signed_at", datetime.now(timezone.utc))  # no two releases of one instant
         options.setdefault("commit", f"{self._commits:07x}")
         return self.ci.release(options.pop("hosts", HOSTS), **options)
 

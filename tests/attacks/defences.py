@@ -175,7 +175,7 @@ _ENTRIES = (
     _gone(
         "a wave that the fleet does not have",
         "trust/resolve.py",
-        "entry.wave_index >= len(waves)",
+        "index >= len(waves)",
         _ARTIFACTS + "terms_that_the_fleet_does_not_have",
     ),
     _gone(
@@ -220,9 +220,37 @@ _ENTRIES = (
         ("tests.artifacts.test_trust_store",),
     ),
     Defence(
+        "an older manifest of another channel counts",
+        "trust/resolve.py",
+        "    if manifest.signed_at < newest.at:\n",
+        "    if False:\n",
+        (_RESOLVE,),
+    ),
+    Defence(
+        "another manifest of the same instant counts",
+        "trust/resolve.py",
+        'if newest.hash not in ("", manifest.hash):',
+        "if False:",
+        (_RESOLVE,),
+    ),
+    Defence(
+        "no order between the manifests of a Dispatch",
+        "artifacts/cache.py",
+        "        check_order(terms.manifest, marks)\n",
+        "",
+        (_CACHE,),
+    ),
+    Defence(
+        "a wave's number counts in a fleet that was not pinned",
+        "trust/resolve.py",
+        "index = entry.wave_index if pinned else",
+        "index = entry.wave_index if True else",
+        (_RESOLVE,),
+    ),
+    Defence(
         "marks are not rebuilt from caches",
         "artifacts/cache.py",
-        "            self._store.raise_marks(fleet=fleet)\n",
+        "            self._store.raise_marks(fleet=fleet, manifest=self._shelf.newest_of(self._machine_id))\n",
         "",
         (_CACHE,),
     ),
@@ -606,8 +634,8 @@ _HINTS = (
     ),
     Defence(
         "snapshots: another closure than the one that runs",
-        "runtime/rollout/reducer.py",
-        "or self._read_current() != acceptance.target_closure",
+        "runtime/rollout/decisions.py",
+        "or current != acceptance.target_closure",
         "or False",
         (
             "tests.runtime.rollout.test_reducer.Hints.test_it_is_not_adopted_where_something_else_runs_or_it_is_over_or_one_was_accepted",
@@ -621,16 +649,16 @@ _HINTS = (
     ),
     Defence(
         "snapshots: any seq begins a log",
-        "runtime/rollout/reducer.py",
+        "runtime/rollout/decisions.py",
         "or snapshot.last_event_seq > ADOPTED_SEQ_LIMIT",
         "or False",
         ("tests.attacks_slow.test_hints.Hints.test_huge_negative_and_overflowing_seqs",),
     ),
     Defence(
         "snapshots: any seq raises an open log's",
-        "runtime/rollout/reducer.py",
-        "raised = min(seq, durable + SEQ_RAISE_LIMIT)",
-        "raised = seq",
+        "runtime/rollout/decisions.py",
+        "raised = min(snapshot.last_event_seq, durable + SEQ_RAISE_LIMIT)",
+        "raised = snapshot.last_event_seq",
         ("tests.attacks_slow.test_hints.Hints.test_seqs_of_an_open_rollout_rise_by_little",),
     ),
     Defence(

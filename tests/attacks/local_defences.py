@@ -151,8 +151,8 @@ LOCAL = (
     Defence(
         "snapshots: one after the other, any seq is reached",
         "runtime/rollout/reducer.py",
-        "durable = max(self._journal.last_seq(record.rollout_id), rollout.accepted.adopted_seq)",
-        "durable = record.last_event_seq",
+        "durable = max(self._journal.last_seq(snapshot.rollout_id), known.accepted.adopted_seq)",
+        "durable = known.record.last_event_seq",
         ("tests.runtime.rollout.test_reducer",),
     ),
     Defence(

@@ -46,7 +46,7 @@ def live_through(host: TestHost, number: int) -> None:
     rollout_id, target = f"stable@{number:012x}", f"{number:032d}-system"
     due = host.clock.now() + timedelta(seconds=60)
     host.dispatch(rollout_id, target, soak_floor=1, soak_due_at=due)
-    host.tell(rollout_id, "ActivationStarted")
+    host.switching(rollout_id)
     host.current = target
     host.tell(rollout_id, "ActivationCompleted", observed_current_closure=target)
     host.declare(rollout_id, "web")

@@ -26,6 +26,7 @@ from nixfleet_agent.journal.entries import parse_name
 from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.journal.reserve import Reserve
 from nixfleet_agent.runtime.rollout.applier import Applier
+from nixfleet_agent.runtime.rollout.decisions import Rules
 from nixfleet_agent.runtime.rollout.input_queue import CAPACITY, InputQueue
 from nixfleet_agent.runtime.rollout.inputs import (
     Acceptance,
@@ -35,10 +36,11 @@ from nixfleet_agent.runtime.rollout.inputs import (
     Answer,
     HostEvent,
     ReducerInput,
+    SwitchStarting,
 )
 from nixfleet_agent.runtime.rollout.orders import ActivationOrder, ProbeOrder, outranks
 from nixfleet_agent.runtime.rollout.recovery import recover
-from nixfleet_agent.runtime.rollout.reducer import Reducer, Rules
+from nixfleet_agent.runtime.rollout.reducer import Reducer
 from nixfleet_agent.runtime.services import Services
 from nixfleet_agent.state_machine import KINDS, Policy, RecordTransition, RolloutRecord
 from nixfleet_agent.telemetry.status import RolloutsView, StatusBoard
@@ -88,6 +90,7 @@ class TestHost:
         self.capacity = CAPACITY
         self.quarantined: list[tuple[str, str]] = []
         self.died: list[BaseException] = []
+        self.fired: set[str] = set()
         self.running = False
         test.addCleanup(self.stop)
 
@@ -117,7 +120,7 @@ class TestHost:
             self.services(),
             applier,
             Rules(threshold=120.0, repeat_interval=60.0, boot_id=self.boot_id),
-            recover(self.journal, current, self.clock.monotonic()),
+            recover(self.journal, current, self.clock.monotonic(), self.fired),
         )
         self._thread = threading.Thread(target=self._run, name="reducer")
         self._thread.start()
@@ -216,6 +219,15 @@ class TestHost:
         event = self.event(kind, **changes)
         return self.asked(lambda ack: HostEvent(rollout_id, event, ack))[0]
 
+    def switching(self, rollout_id: str) -> Answer:
+        """It is said how it switches, and the switch begins where it may."""
+        if self.tell(rollout_id, "ActivationStarted") is not Answer.ACCEPTED:
+            return Answer.NOT_NOW
+        answer = self.asked(lambda ack: SwitchStarting(rollout_id, ack))[0]
+        if answer is Answer.ACCEPTED:
+            self.fired.add(rollout_id)  # as the switch records say
+        return answer
+
     def tick(self, current: str | None = "") -> None:
         """A second's tick; what runs is ``current`` from now on, where given."""
         self.current = self.current if current == "" else current
@@ -231,7 +243,7 @@ class TestHost:
     def soaking(self, rollout_id: str = "stable@aa", target: str = TARGET, **changes: Any) -> None:
         """Accepted, switched, its one enforce probe declared."""
         self.dispatch(rollout_id, target, **changes)
-        self.tell(rollout_id, "ActivationStarted")
+        self.switching(rollout_id)
         self.current = target
         self.tell(rollout_id, "ActivationCompleted", observed_current_closure=target)
         self.declare(rollout_id, "web")

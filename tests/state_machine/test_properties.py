@@ -115,7 +115,7 @@ class Story(unittest.TestCase):
                     rollbacks += 1
                     self.assertIs(policy, ROLLBACK)
                     self.assertIs(after.state, State.FAILED)
-                    self.assertEqual(effect.closure, after.current_closure_at_dispatch)
+                    self.assertEqual(effect.closure, after.prior_closure)
                     self.assertNotEqual(effect.closure, after.target_closure)
                 if isinstance(effect, FireSwitch):
                     switches += 1

@@ -78,7 +78,12 @@ EDGES: dict[tuple[State, str], tuple[State, dict[str, Any], tuple[Maker, ...], t
     (PENDING, "DispatchAck"): (ACTIVATING, {"dispatch_acked_at": at(1)}, (moved, emitted, FIRE), (moved, logged)),
     (ACTIVATING, "ActivationStarted"): (ACTIVATING, {"activation_started_at": at(2)}, (emitted,), (logged,)),
     (ACTIVATING, "ActivationCompleted"): (SOAKING, _COMPLETED, (RESET, emitted, moved), (logged, moved)),
-    (ACTIVATING, "ActivationDeferred"): (DEFERRED, {"deferred_boot_id": "boot-1"}, (emitted, moved), (logged, moved)),
+    (ACTIVATING, "ActivationDeferred"): (
+        DEFERRED,
+        {"deferred_at": at(5), "deferred_boot_id": "boot-1"},
+        (emitted, moved),
+        (logged, moved),
+    ),
     (ACTIVATING, "ActivationFailed"): (
         FAILED,
         _ACTIVATION_FAILED | {"rollback_owed": True},

@@ -8,8 +8,8 @@ from typing import Any
 
 from nixfleet_agent.state_machine.states import Policy
 from nixfleet_agent.trust import errors
-from nixfleet_agent.trust.marks import Marks
-from nixfleet_agent.trust.resolve import Resolved, resolve_dispatch
+from nixfleet_agent.trust.marks import ManifestMark, Marks
+from nixfleet_agent.trust.resolve import Resolved, check_order, resolve_dispatch
 from nixfleet_agent.trust.roots import parse_trust
 from nixfleet_agent.trust.verify import VerifiedFleet, VerifiedManifest, verify_fleet, verify_manifest
 from tests.support.signing import CiSigner, Signed, closure_name, fleet_value, manifest_value
@@ -46,6 +46,36 @@ class Resolving(unittest.TestCase):
             resolve_dispatch(manifest(pinned), opened(pinned), "web-01", TARGET),
             Resolved(Policy.HALT, 11, 1, timedelta(minutes=45)),
         )
+
+    def test_in_a_fleet_that_is_not_pinned_the_wave_that_names_the_host_counts(self) -> None:
+        """Its numbers count another list: by the number, a control plane chose the soak of another wave."""
+        pinned = fleet()
+        before = [{"hosts": ["web-02"], "soakMinutes": 0}, {"hosts": ["web-01"], "soakMinutes": 30}]
+        for waves, soak, index in (
+            (before, 30, 1),
+            ([*before, {"hosts": ["web-01"], "soakMinutes": 60}], 60, 2),
+        ):
+            newer = opened(fleet(signed_at=LATER, waves={"stable": waves}))
+            found = resolve_dispatch(manifest(pinned, waveIndex=0), newer, "web-01", TARGET)
+            self.assertEqual((found.soak_floor_minutes, found.wave_index), (soak, index))
+        for waves in ([], [{"hosts": ["web-02"], "soakMinutes": 0}]):
+            newer = opened(fleet(signed_at=LATER, waves={"stable": waves}))
+            with self.assertRaises(errors.WaveNotInFleetError):
+                resolve_dispatch(manifest(pinned), newer, "web-01", TARGET)
+
+    def test_nothing_but_the_newest_manifest_that_was_accepted_or_a_newer_one(self) -> None:
+        pinned = fleet()
+        first, later = manifest(pinned), manifest(pinned, signed_at=LATER)
+        other = manifest(pinned, signed_at=LATER, displayName="another of the same instant")
+        self.assertNotEqual(later.hash, other.hash)
+        marks = Marks(manifest=ManifestMark(later.signed_at, later.hash))
+        check_order(first, Marks())
+        check_order(later, Marks(manifest=ManifestMark(first.signed_at, first.hash)))
+        check_order(later, marks)
+        for refused in (first, other):
+            with self.assertRaises(errors.OlderThanAcceptedError):
+                check_order(refused, marks)
+        check_order(other, Marks(manifest=ManifestMark(later.signed_at)))
 
     def test_a_host_that_the_manifest_does_not_name(self) -> None:
         pinned = fleet()

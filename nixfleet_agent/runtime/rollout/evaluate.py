@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from nixfleet_agent.runtime.rollout.rollouts import Rollout
+from nixfleet_agent.runtime.rollout.rollouts import Host, Rollout
+from nixfleet_agent.runtime.rollout.succession import predecessor
 from nixfleet_agent.state_machine import Event, State, timing
 from nixfleet_agent.state_machine.events import (
     LocalActivationCompleted,
@@ -13,6 +14,9 @@ from nixfleet_agent.state_machine.events import (
     LocalConvergedReached,
     LocalSustainedFailureCrossed,
 )
+
+#: What a boot into another system is called where a probe's or a phase's name would stand.
+BOOT_FALLBACK = "boot-fallback"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +40,34 @@ def due_event(rollout: Rollout, moment: Moment, threshold: float) -> Event | Non
         if rebooted and current is not None:
             return LocalActivationFailed(
                 exit_code=-1,
-                stderr_tail=f"reboot: the host came up with {current} and not with {record.target_closure}",
+                stderr_tail=f"{BOOT_FALLBACK}: {_came_up(record.target_closure, current)}",
                 failed_at=moment.now,
                 switch_fired=True,
                 observed_at_failure=current,
+                boot_fallback=True,
             )
         return None
+    if record.state is State.SOAKING and fell_back(rollout, moment):
+        return LocalSustainedFailureCrossed(
+            failed_at=moment.now,
+            sustained_duration_secs=0,
+            failing_probes=(BOOT_FALLBACK,),
+            policy_applied=rollout.accepted.policy,
+            observed_at_failure=current,
+        )
     return _soaking(rollout, moment, threshold)
+
+
+def _came_up(target: str, current: str) -> str:
+    return f"the host came up with {current} and not with {target}"
+
+
+def fell_back(rollout: Rollout, moment: Moment) -> bool:
+    """Whether a boot ended in another system than the soaking one: its entry was not written, its tries were used up,
+    or somebody chose another entry. A switch by hand happens within a boot in which the target was seen to run.
+    """
+    elsewhere = moment.current is not None and moment.current != rollout.record.target_closure
+    return elsewhere and rollout.boot_id is not None and rollout.boot_id != moment.boot_id
 
 
 def _soaking(rollout: Rollout, moment: Moment, threshold: float) -> Event | None:
@@ -61,6 +86,14 @@ def _soaking(rollout: Rollout, moment: Moment, threshold: float) -> Event | None
         at = max(moment.now, record.soak_due_at or moment.now)
         return LocalConvergedReached(converged_at=at, current_closure=moment.current)
     return None
+
+
+def expected_of(host: Host) -> str | None:
+    """What ought to run on the host: what its active rollout left, or what soaks until its switch begins."""
+    active = host.active
+    if active is None:
+        return None
+    return expected_closure(predecessor(host) or active)
 
 
 def expected_closure(rollout: Rollout) -> str | None:

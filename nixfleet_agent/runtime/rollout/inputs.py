@@ -23,6 +23,14 @@ class HostEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class SwitchStarting:
+    """The activation worker is about to fire a switch; it may once ``ack`` says so. Nothing of it is journaled."""
+
+    rollout_id: str
+    ack: Ack
+
+
+@dataclass(frozen=True, slots=True)
 class AdvanceTick:
     """A second went by; ``current_closure`` was read just now, None when it could not be."""
 
@@ -118,6 +126,7 @@ class Activate:
 
 ReducerInput = (
     HostEvent
+    | SwitchStarting
     | AdvanceTick
     | ManifestSetUpdated
     | BootstrapHost

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from nixfleet_agent.runtime.rollout.rollouts import Rollout
+
 
 @dataclass(frozen=True, slots=True)
 class ActivateForward:
@@ -50,8 +52,7 @@ ActivationOrder = ActivateForward | RollBack | Release
 def outranks(waiting: ActivationOrder, new: ActivationOrder) -> bool:
     """Whether ``new`` must not overwrite ``waiting``: a rollback that waits is never lost to a forward order.
 
-    A forward order may only replace a rollback by inheriting what is owed, and the reducer gives it out only then:
-    it takes the rollback back first.
+    The reducer puts a forward order in its place only once the rollout of that order is in charge.
     """
     return isinstance(new, Release) or (isinstance(waiting, RollBack) and isinstance(new, ActivateForward))
 
@@ -69,3 +70,30 @@ class StopProbes:
 
 
 ProbeOrder = ResetProbes | StopProbes
+
+
+def forward_order(rollout: Rollout, *, resume: bool = False) -> ActivateForward:
+    """The order to bring a rollout's target to life."""
+    record = rollout.record
+    return ActivateForward(
+        rollout_id=record.rollout_id,
+        target=record.target_closure,
+        prior=record.prior_closure,
+        policy=str(rollout.accepted.policy),
+        resume=resume,
+        already_started=record.activation_started_at is not None,
+        signed_at=rollout.accepted.manifest_signed_at,
+    )
+
+
+def rollback_order(rollout: Rollout, closure: str) -> RollBack:
+    """The order to get back to ``closure``."""
+    record = rollout.record
+    return RollBack(
+        rollout_id=record.rollout_id,
+        target=closure,
+        failed=record.target_closure,
+        forward_fired=record.switch_fired,
+        observed_at_failure=record.observed_at_failure,
+        inherited=rollout.accepted.inherited,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -12,23 +12,27 @@ from nixfleet_agent.journal.entries import Entry
 from nixfleet_agent.journal.header import Accepted
 from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.runtime.rollout.dedup import Journaled, retain_declared
-from nixfleet_agent.runtime.rollout.rollouts import Host, Rollout, handed_back
-from nixfleet_agent.state_machine import TransitionError, advance, timing
+from nixfleet_agent.runtime.rollout.rollouts import Host, Rollout
+from nixfleet_agent.runtime.rollout.succession import handed_back, taken_over
+from nixfleet_agent.state_machine import State, TransitionError, advance, timing
 from nixfleet_agent.state_machine.events import ActivationCompleted, ProbeResult
 
 log = logging.getLogger("nixfleet_agent.recovery")
 
 
-def recover(journal: Journal, current: str | None, monotonic: float) -> Host:
+def recover(journal: Journal, current: str | None, monotonic: float, fired: Collection[str] = ()) -> Host:
     """Every rollout in the journal as its log proves it, and the active one among them.
 
-    ``current`` is the closure that runs now, ``monotonic`` the start of this process's own measuring.
+    ``current`` is the closure that runs now, ``monotonic`` the start of this process's own measuring, ``fired`` are the
+    rollouts of which the switch records say that a forward switch has started.
     """
     host = Host()
     for rollout_id in journal.rollouts():
         rollout = fold(journal.read(rollout_id), journal.hostname, journal.last_seq(rollout_id), monotonic)
         if rollout is not None:
-            host = host.with_rollout(rollout)
+            host = host.with_rollout(replace(rollout, begun=_begun(rollout, rollout_id in fired)))
+    for rollout in host.rollouts.values():
+        host = host.with_rollout(_continued(host, rollout, monotonic, rollout.rollout_id in fired))
     newest = max(host.rollouts.values(), key=_acceptance, default=None)
     if newest is None:
         return host
@@ -37,6 +41,25 @@ def recover(journal: Journal, current: str | None, monotonic: float) -> Host:
     while (back := handed_back(host, current)) != host:
         host = back
     return host
+
+
+def _begun(rollout: Rollout, fired: bool) -> bool:
+    record = rollout.record
+    if record.state is State.DEFERRED or record.switch_fired is False:
+        return False
+    over = record.switch_fired is True or record.activation_completed_at is not None
+    return over or fired or (rollout.accepted.adopted and record.state is not State.PENDING)
+
+
+def _continued(host: Host, rollout: Rollout, monotonic: float, fired: bool) -> Rollout:
+    """With the failures of the soak that it took over, where it had nothing to switch."""
+    if fired or rollout.record.state is not State.SOAKING:
+        return rollout
+    earlier = taken_over(host, rollout)
+    if earlier is None:
+        return rollout
+    passed = [name for name, probe in rollout.record.probes.items() if probe.last_pass_at is not None]
+    return replace(rollout, timers=timing.taken_over(rollout.timers, earlier.timers, monotonic, passed))
 
 
 def fold(entries: Sequence[Entry], hostname: str, last_seq: int, monotonic: float) -> Rollout | None:
@@ -49,7 +72,7 @@ def fold(entries: Sequence[Entry], hostname: str, last_seq: int, monotonic: floa
         return None
     record = accepted.record(hostname)
     results: dict[str, Journaled] = {}
-    last_stamp, soak_left = accepted.accepted_at, None
+    last_stamp, soak_left, boot_id = accepted.accepted_at, None, None
     for entry in entries:
         if entry.seq <= accepted.adopted_seq:
             continue  # seq 0 itself, and what was told before the rollout was adopted: its state covers that
@@ -61,6 +84,7 @@ def fold(entries: Sequence[Entry], hostname: str, last_seq: int, monotonic: floa
             last_stamp = proven if isinstance(event, ActivationCompleted) else max(last_stamp, proven)
             # What was measured counts before any stamp: a clock that was set ahead would end the soak at a restart.
             soak_left = soak_left if (measured := entry.soak_left) is None else measured
+            boot_id = entry.boot_id if record.state is State.SOAKING else boot_id
             if isinstance(event, ProbeResult):
                 results[event.probe_name] = Journaled(event, monotonic)
         except (ProtoError, TransitionError) as error:
@@ -69,7 +93,7 @@ def fold(entries: Sequence[Entry], hostname: str, last_seq: int, monotonic: floa
             )
     record = replace(record, last_event_seq=max(record.last_event_seq, last_seq))
     timers = timing.resumed(record, last_stamp, monotonic, soak_left)
-    return Rollout(record, accepted, timers, retain_declared(record, results))
+    return Rollout(record, accepted, timers, retain_declared(record, results), boot_id=boot_id)
 
 
 def _proven(at: datetime, entry: Entry) -> datetime:
@@ -83,10 +107,17 @@ def _accepted(entries: Sequence[Entry]) -> Accepted | None:
         log.error("the log of %s has no accepted Dispatch: its events are still sent, it is not resumed", rollout_id)
         return None
     try:
-        return Accepted.parse(first.rollout_id, first.event)
+        accepted = Accepted.parse(first.rollout_id, first.event)
     except ProtoError as error:
         log.error("the accepted Dispatch can't be read: %s", error, extra={"rollout_id": first.rollout_id})
         return None
+    if not accepted.proven:
+        log.info(
+            "accepted by an older agent: its way back is what ran then (%s), which need not be proven",
+            accepted.prior_closure or "not known",
+            extra={"rollout_id": first.rollout_id},
+        )
+    return accepted
 
 
 def _acceptance(rollout: Rollout) -> tuple[int, datetime]:

@@ -22,7 +22,14 @@ from nixfleet_agent.activation.model import (
 from nixfleet_agent.activation.pipeline import Pipeline
 from nixfleet_agent.errors import StorageError
 from nixfleet_agent.proto.ids import channel_of
-from nixfleet_agent.runtime.rollout.inputs import Ack, Answer, HostEvent, ReducerInput, RollbackAttemptFailed
+from nixfleet_agent.runtime.rollout.inputs import (
+    Ack,
+    Answer,
+    HostEvent,
+    ReducerInput,
+    RollbackAttemptFailed,
+    SwitchStarting,
+)
 from nixfleet_agent.runtime.rollout.orders import ActivateForward, ActivationOrder, Release, RollBack
 from nixfleet_agent.runtime.rollout.outcomes import event_of
 from nixfleet_agent.runtime.services import Services
@@ -106,9 +113,9 @@ class ActivationWorker(Worker):
         self._switching(order.resume and order.already_started)
         try:
             if order.resume:
-                outcome = self._pipeline.resume(intent, self._started, order.already_started)
+                outcome = self._pipeline.resume(intent, self._started, order.already_started, self._starting)
             else:
-                outcome = self._pipeline.forward(intent, self._started)
+                outcome = self._pipeline.forward(intent, self._started, self._starting)
             if isinstance(outcome, Completed) and outcome.failed_units:
                 self.log.warning("units failed to start: %s", ", ".join(outcome.failed_units))
             if isinstance(outcome, Failed) and outcome.switch_fired:
@@ -124,25 +131,35 @@ class ActivationWorker(Worker):
         return None if window is None or order.signed_at is None else order.signed_at + window
 
     def _started(self, method: str) -> None:
-        """The switch may only be fired once its event is durable; raises PhaseInterrupted when it must not be."""
-        order = self._order
-        if not isinstance(order, ActivateForward):
+        """How it switches is durable before the switch; raises PhaseInterrupted when the rollout is not to go on."""
+        order = self._forward_in_hand()
+        event = LocalActivationStarted(started_at=self.clock.now(), switch_method=SwitchMethod(method))
+        self._ask(lambda ack: HostEvent(order.rollout_id, event, ack))
+        self._order = replace(order, already_started=True)
+
+    def _starting(self) -> None:
+        """The switch may only be fired while no other rollout answers for what runs; raises as ``_started``."""
+        order = self._forward_in_hand()
+        self._ask(lambda ack: SwitchStarting(order.rollout_id, ack))
+        self._switching(True)
+
+    def _forward_in_hand(self) -> ActivateForward:
+        if not isinstance(self._order, ActivateForward):
             raise RuntimeError("a switch was announced without a forward order in hand")
+        return self._order
+
+    def _ask(self, make: Callable[[Ack], ReducerInput]) -> None:
         answered = self.shutdown.wakeup()
         ack = Ack(answered)
-        event = LocalActivationStarted(started_at=self.clock.now(), switch_method=SwitchMethod(method))
-        self._tell(HostEvent(order.rollout_id, event, ack))
+        self._tell(make(ack))
         try:
             while ack.value is None and not self.shutdown.is_set:
                 self.alive()
                 self.clock.wait(answered, IDLE)
         finally:
             self.shutdown.forget(answered)
-        if ack.value is Answer.ACCEPTED:
-            self._order = replace(order, already_started=True)
-        else:
+        if ack.value is not Answer.ACCEPTED:
             raise PhaseInterrupted(SHUTDOWN if self.shutdown.is_set else SUPERSEDED)
-        self._switching(True)
 
     # -- back ---------------------------------------------------------------------------------
 

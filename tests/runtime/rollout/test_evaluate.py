@@ -10,7 +10,8 @@ from nixfleet_agent.journal.delivery import CONFLICT_LIMIT, REFUSALS, Dispositio
 from nixfleet_agent.journal.header import Accepted
 from nixfleet_agent.runtime.rollout.dedup import Journaled, should_record
 from nixfleet_agent.runtime.rollout.evaluate import Moment, due_event, expected_closure, needs_probes
-from nixfleet_agent.runtime.rollout.rollouts import Host, Rollout, handed_back, prunable, rollback_target, why_not_now
+from nixfleet_agent.runtime.rollout.rollouts import Host, Rollout, prunable
+from nixfleet_agent.runtime.rollout.succession import handed_back, rollback_target, why_not_now
 from nixfleet_agent.state_machine import KINDS, Mode, ProbeStatus, State
 from nixfleet_agent.state_machine.events import LocalProbeResult, SubResult
 from nixfleet_agent.state_machine.timing import ProbeTimer, Timers
@@ -113,25 +114,27 @@ class BetweenRollouts(unittest.TestCase):
         accepted = replace(ACCEPTED, number=number, rollout_id=name, accepted_at=at(number))
         return Rollout(record(state, rollout_id=name, **changes), accepted)
 
-    def test_what_runs_is_the_way_back(self) -> None:
+    def test_what_runs_is_the_way_back_where_it_is_proven(self) -> None:
         self.assertEqual(rollback_target(Host(), THIRD), (THIRD, False))
         host = self.host(self.numbered(1, State.CONVERGED), active="stable@1")
         self.assertEqual(rollback_target(host, TARGET), (TARGET, False))
-        self.assertEqual(rollback_target(host, None), (None, False))
+        self.assertEqual(rollback_target(host, THIRD), (THIRD, False), "an operator's own, and nothing of ours is open")
+        self.assertEqual(rollback_target(host, None), (TARGET, False), "it can't be read, and this was proven last")
 
     def test_unless_it_failed_here_and_was_never_taken_back(self) -> None:
-        failed, heir = self.numbered(1, State.FAILED), self.numbered(2, State.ACTIVATING, target_closure=THIRD)
+        failed = replace(self.numbered(1, State.FAILED), begun=True)
+        heir = self.numbered(2, State.ACTIVATING, target_closure=THIRD)
         self.assertEqual(rollback_target(self.host(failed, active="stable@1"), TARGET), (PRIOR, True))
         self.assertEqual(rollback_target(self.host(failed, active="stable@1"), THIRD), (PRIOR, True))
         self.assertEqual(rollback_target(self.host(failed, heir, active="stable@2"), TARGET), (PRIOR, True))
-        self.assertEqual(rollback_target(self.host(failed, heir, active="stable@2"), THIRD), (THIRD, False))
+        self.assertEqual(rollback_target(self.host(failed, heir, active="stable@2"), THIRD), (PRIOR, False))
 
     def test_a_dispatch_waits_for_one_attempt_of_an_owed_rollback(self) -> None:
         host = self.host(self.numbered(1, State.FAILED), active="stable@1")
-        self.assertIn("stable@1", why_not_now(host, None) or "")
-        self.assertIsNone(why_not_now(host, "stable@1"))
-        self.assertIsNone(why_not_now(self.host(self.numbered(1, State.SOAKING), active="stable@1"), None))
-        self.assertIsNone(why_not_now(Host(), None))
+        self.assertIn("stable@1", why_not_now(host) or "")
+        self.assertIsNone(why_not_now(replace(host, attempted="stable@1")))
+        self.assertIsNone(why_not_now(self.host(self.numbered(1, State.SOAKING), active="stable@1")))
+        self.assertIsNone(why_not_now(Host()))
 
     def test_the_newest_that_soaks_on_what_runs_comes_back(self) -> None:
         ended = self.numbered(4, State.FAILED, rollback_owed=False, switch_fired=False)

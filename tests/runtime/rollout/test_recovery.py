@@ -22,7 +22,19 @@ from nixfleet_agent.runtime.rollout.inputs import Ack, Activate, AdvanceTick, Ho
 from nixfleet_agent.runtime.rollout.orders import ActivateForward, Release, ResetProbes, RollBack
 from nixfleet_agent.runtime.rollout.recovery import fold, recover
 from nixfleet_agent.state_machine import ProbeStatus, State
-from tests.runtime.harness import HALT, HOSTNAME, NEWER, PRIOR, TARGET, THIRD, BadDisk, TestHost, bad_disk, until
+from tests.runtime.harness import (
+    HALT,
+    HOSTNAME,
+    NEWER,
+    PRIOR,
+    ROLLBACK,
+    TARGET,
+    THIRD,
+    BadDisk,
+    TestHost,
+    bad_disk,
+    until,
+)
 from tests.state_machine.machine import T0, at, declared, event
 
 R, S = "stable@aa", "stable@bb"
@@ -74,7 +86,7 @@ class ByState(Case):
                     host.start()
                     host.dispatch(R, TARGET)
                     if started:
-                        host.tell(R, "ActivationStarted")
+                        host.switching(R)
                     before = host.log()
                     host.restart(current)
                     self.assertEqual(
@@ -101,14 +113,41 @@ class ByState(Case):
                 self.assertEqual(self.host.probe_order(), ResetProbes(R))
                 self.host.stop()
 
-    def test_deferred_after_a_reboot_into_something_else_failed_and_owes_nothing(self) -> None:
+    def test_deferred_after_a_reboot_into_something_else_failed_and_its_boot_entry_is_taken_back(self) -> None:
+        """Otherwise the next reboot might bring a release that nobody watches."""
         self.deferred()
         self.host.boot_id = "boot-2"
         self.host.restart(PRIOR)
         self.assertEqual(self.kinds()[-1], "ActivationFailed")
         record = self.host.record()
-        self.assertEqual((record.state, record.rollback_owed, record.terminal), (State.FAILED, False, True))
-        self.assertNotIsInstance(self.host.activation.peek(), RollBack)
+        self.assertEqual((record.state, record.rollback_owed), (State.FAILED, True))
+        self.assertEqual(self.host.order(), RollBack(R, PRIOR, TARGET, True, PRIOR))
+        self.assertTrue(str(self.host.journal.read(R)[-1].event["stderrTail"]).startswith("boot-fallback: "))
+
+    def test_soaking_after_a_boot_into_something_else_failed_as_boot_fallback(self) -> None:
+        for policy, state_after in ((ROLLBACK, RollBack(R, PRIOR, TARGET, True, PRIOR)), (HALT, None)):
+            with self.subTest(policy=policy):
+                self.host = TestHost(self)
+                self.host.start()
+                self.host.soaking(R, policy=policy)
+                self.host.order()
+                self.host.boot_id = "boot-2"
+                self.host.restart(PRIOR)
+                self.assertEqual(self.host.journal.read(R)[-1].event["failingProbes"], ["boot-fallback"])
+                self.assertIs(self.host.record().state, State.FAILED)
+                order = self.host.order()
+                self.assertEqual(order if isinstance(order, RollBack) else None, state_after)
+                self.assertIsNone(self.host.board.get("drift"), "nobody switched by hand")
+                self.host.stop()
+
+    def test_a_switch_by_hand_after_a_boot_into_the_soaking_release_is_no_fallback(self) -> None:
+        self.host.soaking(R)
+        self.host.boot_id = "boot-2"
+        self.host.restart(TARGET)
+        self.host.declare(R, "web")
+        self.host.restart(THIRD)
+        self.assertIs(self.host.record().state, State.SOAKING)
+        self.assertEqual(self.host.board.get("drift"), THIRD)
 
     def test_deferred_in_the_same_boot_waits(self) -> None:
         self.deferred()

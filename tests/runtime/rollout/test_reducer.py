@@ -61,7 +61,7 @@ class AWholeRollout(Case):
         self.assertEqual(
             host.order(), ActivateForward(R, TARGET, PRIOR, "rollback-and-halt", resume=False, already_started=False)
         )
-        self.assertIs(host.tell(R, "ActivationStarted"), Answer.ACCEPTED)
+        self.assertIs(host.switching(R), Answer.ACCEPTED)
         host.current = TARGET
         host.tell(R, "ActivationCompleted", observed_current_closure=TARGET)
         self.assertEqual(host.probe_order(), ResetProbes(R))
@@ -129,7 +129,7 @@ class AWholeRollout(Case):
     def test_each_event_is_kicked_off_to_the_control_plane(self) -> None:
         self.host.dispatch(R, TARGET)
         before = self.host.kicks
-        self.host.tell(R, "ActivationStarted")
+        self.host.switching(R)
         self.assertGreater(self.host.kicks, before)
 
     def test_an_illegal_event_is_refused_and_takes_no_seq(self) -> None:
@@ -137,7 +137,7 @@ class AWholeRollout(Case):
         self.assertIs(self.probe(PASS), Answer.NOT_NOW)
         self.assertIs(self.host.tell(R, "RollbackComplete"), Answer.NOT_NOW)
         self.assertEqual(self.host.log(), [(0, "Dispatch"), (1, "DispatchAck")])
-        self.assertIs(self.host.tell(R, "ActivationStarted"), Answer.ACCEPTED)
+        self.assertIs(self.host.switching(R), Answer.ACCEPTED)
         self.assertEqual(self.host.log()[-1], (2, "ActivationStarted"))
 
     def test_what_the_pipeline_measured_stays_on_the_host(self) -> None:
@@ -292,7 +292,7 @@ class TheReserve(Case):
     def test_the_end_of_a_switch_that_filled_the_disk_gets_through(self) -> None:
         """The probes that find the release out begin with it."""
         self.host.dispatch(R, TARGET)
-        self.host.tell(R, "ActivationStarted")
+        self.host.switching(R)
         with bad_disk() as disk:
             self.full(disk)
             self.host.tell(R, "ActivationCompleted", observed_current_closure=TARGET)
@@ -331,12 +331,15 @@ class TheReserve(Case):
 
 
 class TheNewestRolloutWins(Case):
-    def test_a_newer_one_supersedes_and_late_events_are_dropped(self) -> None:
+    def test_a_newer_one_supersedes_and_what_runs_is_watched_until_its_switch(self) -> None:
         self.host.soaking(R)
         self.host.order()
         self.host.probe_order()
         self.assertEqual(self.host.dispatch(S, NEWER)[0], Answer.ACCEPTED)
-        self.assertEqual(self.host.order(), ActivateForward(S, NEWER, TARGET, "rollback-and-halt"))
+        self.assertEqual(self.host.order(), ActivateForward(S, NEWER, PRIOR, "rollback-and-halt"))
+        self.assertIsNone(self.host.probe_order(), "its probes go on")
+        self.assertIs(self.host.tell(R, "ProbeResult"), Answer.ACCEPTED)
+        self.assertIs(self.host.switching(S), Answer.ACCEPTED)
         self.assertEqual(self.host.probe_order(), StopProbes())
         before = self.host.log(R)
         for kind in ("ProbeResult", "Failed", "Converged", "ActivationCompleted"):
@@ -431,19 +434,18 @@ class HandBack(Case):
         self.host.soaking(R, soak_floor=30)
         self.probe(PASS)
         self.host.order()
-        self.host.dispatch(S, NEWER, policy=HALT)
         self.host.probe_order()
+        self.host.dispatch(S, NEWER, policy=HALT)
         self.host.order()
         self.host.clock.advance(600)
         self.host.tell(S, "ActivationFailed", switch_fired=False, observed_at_failure=TARGET)
         self.assertEqual(self.host.view.active_id, R)
         self.host.tick()
-        self.assertEqual(self.host.probe_order(), ResetProbes(R))
-        self.host.declare(R, "web")
-        self.host.clock.advance(1200)
+        self.assertIsNone(self.host.probe_order(), "its probes never stopped")
+        self.host.clock.advance(1100)
         self.host.tick()
-        self.assertIs(self.host.record(R).state, State.SOAKING, "the pass from before the gap proves nothing")
-        self.probe(PASS)
+        self.assertIs(self.host.record(R).state, State.SOAKING, "the soak is not over")
+        self.host.clock.advance(100)
         self.host.tick()
         self.assertIs(self.host.record(R).state, State.CONVERGED)
 
@@ -452,27 +454,29 @@ class HandBack(Case):
         self.host.dispatch(S, NEWER)
         self.host.tell(S, "ActivationFailed", switch_fired=False, observed_at_failure=TARGET)
         self.assertEqual(self.host.view.active_id, S)
-        self.assertEqual(self.host.order(), RollBack(S, TARGET, NEWER, False, TARGET))
+        self.assertEqual(self.host.order(), RollBack(S, PRIOR, NEWER, False, TARGET))
         self.host.tell(S, "RollbackComplete", reverted_to_closure=TARGET)
         self.assertEqual(self.host.view.active_id, R)
 
-    def test_one_whose_switch_ended_unheard_is_judged_after_all(self) -> None:
+    def test_a_switch_that_began_is_followed_to_its_end_before_its_successor(self) -> None:
         """Otherwise its release would run here with nobody to watch it."""
         self.host.dispatch(R, TARGET)
-        self.host.tell(R, "ActivationStarted")
+        self.host.switching(R)
+        self.host.order()
         self.host.dispatch(S, NEWER, policy=HALT)
+        self.assertIsNone(self.host.order(), "the worker still has the first one's")
+        self.assertIs(self.host.switching(S), Answer.NOT_NOW)
+        self.host.restart(PRIOR)
+        order = self.host.order()
+        assert isinstance(order, ActivateForward)
+        self.assertEqual((order.rollout_id, order.resume, order.already_started), (R, True, True))
         self.host.current = TARGET
         self.host.tell(R, "ActivationCompleted", observed_current_closure=TARGET)
-        self.host.order()
+        self.assertEqual(self.host.probe_order(), ResetProbes(R))
+        self.assertEqual(self.host.order(), ActivateForward(S, NEWER, PRIOR, "halt"))
         self.host.tell(S, "ActivationFailed", switch_fired=False, observed_at_failure=TARGET)
         self.assertEqual(self.host.view.active_id, R)
-        for restart in (False, True):
-            with self.subTest(restart=restart):
-                if restart:
-                    self.host.restart(TARGET)
-                order = self.host.order()
-                assert isinstance(order, ActivateForward)
-                self.assertEqual((order.rollout_id, order.resume, order.already_started), (R, True, True))
+        self.assertIs(self.host.record(R).state, State.SOAKING)
 
     def test_the_same_host_comes_out_of_a_restart(self) -> None:
         self.host.soaking(R)

@@ -29,9 +29,11 @@ from nixfleet_agent.runtime.rollout.inputs import (
     ReducerInput,
     ReplayRequested,
     RollbackAttemptFailed,
+    SwitchStarting,
 )
 from nixfleet_agent.runtime.rollout.orders import ActivateForward, ActivationOrder, Release, RollBack
 from nixfleet_agent.runtime.rollout.recovery import recover
+from nixfleet_agent.runtime.rollout.succession import in_charge
 from nixfleet_agent.state_machine import ProbeStatus, RolloutRecord, State
 from tests.runtime.harness import HALT, HOSTNAME, NEWER, PRIOR, ROLLBACK, TARGET, THIRD, TestHost, bad_disk, until
 from tests.state_machine.machine import T0, declared
@@ -129,7 +131,11 @@ class ReducerModel(RuleBasedStateMachine):
         return self.order
 
     def starts(self, order: ActivateForward) -> bool:
-        return self.tell(order.rollout_id, "ActivationStarted") is Answer.ACCEPTED
+        told = order.already_started or self.tell(order.rollout_id, "ActivationStarted") is Answer.ACCEPTED
+        if not told or self.asked(lambda ack: SwitchStarting(order.rollout_id, ack)) is not Answer.ACCEPTED:
+            return False
+        self.host.fired.add(order.rollout_id)
+        return True
 
     @rule(how=st.sampled_from(("only begins", "completed", "completed", "elsewhere", "deferred", "not fired", "fired")))
     def the_worker_switches(self, how: str) -> None:
@@ -137,9 +143,7 @@ class ReducerModel(RuleBasedStateMachine):
         if not isinstance(order, ActivateForward):
             return
         started = (
-            order.already_started
-            or how == "not fired"
-            or self.tell(order.rollout_id, "ActivationStarted") is Answer.ACCEPTED
+            (order.already_started and order.rollout_id in self.host.fired) or how == "not fired" or self.starts(order)
         )
         if how == "only begins" and started:
             return
@@ -193,7 +197,7 @@ class ReducerModel(RuleBasedStateMachine):
     )
     def a_superseded_one_is_heard_of(self, data: st.DataObject, kind: str) -> None:
         rollout_id = f"stable@{data.draw(st.integers(1, self.count)):x}"
-        if rollout_id != self.host.view.active_id:
+        if rollout_id not in (self.host.view.active_id, *self.host.view.watched):
             assert self.tell(rollout_id, kind) is not Answer.ACCEPTED, "a late event was taken"
 
     @rule(to=st.sampled_from((PRIOR, TARGET, THIRD)))
@@ -266,7 +270,7 @@ class ReducerModel(RuleBasedStateMachine):
     def the_next_process_would_go_on_from_here(self) -> None:
         journal = Journal(self.host.state_dir, HOSTNAME)
         journal.learn()
-        recovered = recover(journal, self.host.current, 0.0)
+        recovered = recover(journal, self.host.current, 0.0, self.host.fired)
         for rollout_id, rollout in recovered.rollouts.items():
             assert rollout.record == self.host.record(rollout_id), f"{rollout.record}\n{self.host.record(rollout_id)}"
         active, then = self.active, recovered.active
@@ -282,7 +286,8 @@ class ReducerModel(RuleBasedStateMachine):
 
     @invariant()
     def a_worker_has_the_order_that_is_waited_for(self) -> None:
-        active = self.active
+        first = in_charge(self.host.reducer.host)
+        active = first.record if first else None
         orders = [order for order in (self.host.activation.peek(), self.order) if order is not None]
         if active is None or active.state not in (State.ACTIVATING, State.FAILED) or active.terminal:
             return

@@ -30,7 +30,7 @@ from nixfleet_agent.activation.model import (
 from nixfleet_agent.errors import StorageError
 from nixfleet_agent.operator.rollback_control import RollbackControl
 from nixfleet_agent.runtime.rollout.input_queue import InputQueue
-from nixfleet_agent.runtime.rollout.inputs import Answer, HostEvent, ReducerInput, RollbackAttemptFailed
+from nixfleet_agent.runtime.rollout.inputs import Answer, HostEvent, ReducerInput, RollbackAttemptFailed, SwitchStarting
 from nixfleet_agent.runtime.rollout.orders import ActivateForward, ActivationOrder, Release, RollBack, outranks
 from nixfleet_agent.runtime.workers import activation
 from nixfleet_agent.runtime.workers.activation import GIVEN_UP_RECHECK, ActivationWorker
@@ -81,13 +81,25 @@ class ScriptedPipeline:
         self.under_way = 0
         ScriptedPipeline.made = self
 
-    def forward(self, intent: Forward, on_started: Callable[[str], None]) -> ForwardOutcome:
-        outcome: ForwardOutcome = self._call(("forward", intent), on_started)
+    def forward(
+        self, intent: Forward, on_started: Callable[[str], None], on_switch: Callable[[], None]
+    ) -> ForwardOutcome:
+        outcome: ForwardOutcome = self._call(("forward", intent), self._both(on_started, on_switch))
         return outcome
 
-    def resume(self, intent: Forward, on_started: Callable[[str], None], already_started: bool) -> ForwardOutcome:
-        outcome: ForwardOutcome = self._call(("resume", intent, already_started), on_started)
+    def resume(
+        self, intent: Forward, on_started: Callable[[str], None], already_started: bool, on_switch: Callable[[], None]
+    ) -> ForwardOutcome:
+        outcome: ForwardOutcome = self._call(("resume", intent, already_started), self._both(on_started, on_switch))
         return outcome
+
+    @staticmethod
+    def _both(on_started: Callable[[str], None], on_switch: Callable[[], None]) -> Callable[[str], None]:
+        def starts(method: str) -> None:
+            on_started(method)
+            on_switch()
+
+        return starts
 
     def rollback(self, intent: Rollback) -> RollbackOutcome:
         outcome: RollbackOutcome = self._call(("rollback", intent), lambda method: None)
@@ -232,12 +244,18 @@ class Case(unittest.TestCase):
         assert isinstance(item, HostEvent) and isinstance(item.event, kind), item
         return item.event
 
-    def accept_start(self, answer: Answer = Answer.ACCEPTED) -> LocalActivationStarted:
-        """The reducer's part: the announcement is durable, or refused."""
+    def accept_start(
+        self, answer: Answer = Answer.ACCEPTED, switch: Answer = Answer.ACCEPTED
+    ) -> LocalActivationStarted:
+        """The reducer's part: the announcement is durable, or refused; and then the switch may begin, or may not."""
         item = self.told()
         assert isinstance(item, HostEvent) and isinstance(item.event, LocalActivationStarted), item
         assert item.ack is not None
         item.ack.reply(answer)
+        if answer is Answer.ACCEPTED:
+            begins = self.told()
+            assert isinstance(begins, SwitchStarting), begins
+            begins.ack.reply(switch)
         return item.event
 
     def idle(self) -> None:
@@ -326,6 +344,13 @@ class Forwards(Case):
         self.nothing_told()
         self.assertFalse(self.board.get("switching"))
 
+    def test_a_switch_is_not_fired_while_another_rollout_answers_for_what_runs(self) -> None:
+        self.start(FORWARD, starts(Completed(TARGET, 0, ())))
+        self.accept_start(switch=Answer.NOT_NOW)
+        self.idle()
+        self.nothing_told()
+        self.assertFalse(self.board.get("switching"))
+
     def test_a_shutdown_while_the_start_is_not_durable_fires_nothing(self) -> None:
         self.start(FORWARD, starts(Completed(TARGET, 0, ())))
         self.assertIsInstance(self.told(), HostEvent)
@@ -341,6 +366,9 @@ class Forwards(Case):
             until(lambda: self.worker.silent_for() == 0, "a sign of life")
         assert isinstance(item, HostEvent) and item.ack is not None
         item.ack.reply(Answer.ACCEPTED)
+        begins = self.told()
+        assert isinstance(begins, SwitchStarting)
+        begins.ack.reply(Answer.ACCEPTED)
         self.event(LocalActivationCompleted)
 
     def test_after_a_restart_it_is_taken_up_and_not_begun(self) -> None:

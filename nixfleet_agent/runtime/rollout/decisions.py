@@ -1,0 +1,372 @@
+"""What one input means for the rollouts of this host: pure, and all of it, so that a model can explore it.
+
+A ``Turn`` takes one input at one moment. It ends with the host as it is then and with deeds in order: what has to be
+durable, and what is to be done once it is. Nobody may act on a deed before those above it are carried out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from nixfleet_agent.journal import header
+from nixfleet_agent.journal.header import Acceptance, Accepted
+from nixfleet_agent.proto.heartbeat import Snapshot
+from nixfleet_agent.runtime.rollout.dedup import Journaled, retain_declared, should_record
+from nixfleet_agent.runtime.rollout.evaluate import Moment, due_event, needs_probes, probes_mislead
+from nixfleet_agent.runtime.rollout.orders import (
+    ActivationOrder,
+    ProbeOrder,
+    ResetProbes,
+    StopProbes,
+    forward_order,
+    rollback_order,
+)
+from nixfleet_agent.runtime.rollout.rollouts import SEQ_RAISE_LIMIT, Host, Rollout
+from nixfleet_agent.runtime.rollout.succession import (
+    handed_back,
+    in_charge,
+    lost_its_entry,
+    may_tell,
+    predecessor,
+    rollback_target,
+    taken_over,
+    watched,
+    why_not_now,
+)
+from nixfleet_agent.state_machine import (
+    Effect,
+    Event,
+    FireRollbackTo,
+    FireSwitch,
+    ResetProbeCache,
+    State,
+    TransitionError,
+    step,
+    timing,
+)
+from nixfleet_agent.state_machine.events import (
+    ActivationCompleted,
+    ActivationDeferred,
+    ActivationFailed,
+    ActivationStarted,
+    LocalActivate,
+    LocalActivationFailed,
+    ProbeResult,
+)
+
+#: A snapshot with a seq above this is not adopted: it would leave no numbers for the host's own events.
+ADOPTED_SEQ_LIMIT = 1 << 48
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What decisions need of the configuration and the machine."""
+
+    threshold: float
+    repeat_interval: float
+    boot_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """An event that the state machine took: durable first, then its ``effects``. ``soak_left`` is in seconds."""
+
+    rollout: Rollout
+    event: Event
+    effects: tuple[Effect, ...]
+    soak_left: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """An order for the activation worker, which replaces whatever waits: it is of the rollout in charge."""
+
+    order: ActivationOrder
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An event that the state machine refused: nothing changes."""
+
+    rollout_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HandedBack:
+    """``ended`` never fired a switch: ``back`` goes on."""
+
+    ended: str
+    back: str
+
+
+Deed = Stepped | Ordered | Refused | HandedBack | ResetProbes | StopProbes
+
+
+class Turn:
+    """See the module. ``host`` is the host so far, ``deeds`` what is to be done about it."""
+
+    def __init__(self, host: Host, moment: Moment, rules: Rules) -> None:
+        self.host = host
+        self.deeds: list[Deed] = []
+        self._moment = moment
+        self._rules = rules
+
+    # -- inputs -------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """A second went by: what was superseded in vain goes on, and what is watched may come to its end."""
+        self.hand_back()
+        # The newest first: what a reboot has brought is then no fallback of the one before it.
+        for rollout_id in [rollout.rollout_id for rollout in reversed(watched(self.host))]:
+            if any(rollout.rollout_id == rollout_id for rollout in watched(self.host)):
+                self._look_at(rollout_id)
+        active = self.host.active
+        earlier = None if active is None else lost_its_entry(self.host, active)
+        if active is not None and earlier is not None:
+            self.step(active.rollout_id, self._boot_entry_taken_back(earlier))
+
+    def tell(self, rollout_id: str, event: Event, *, queued: bool = False) -> bool:
+        """A worker's event; False when it is no news. ``queued``: its probe's last result still waits for delivery."""
+        rollout = self.host.rollouts.get(rollout_id)
+        if rollout is None or not may_tell(self.host, rollout, event.kind):
+            return False
+        if isinstance(event, ActivationStarted) and in_charge(self.host) is not rollout:
+            return False
+        if isinstance(event, ProbeResult) and rollout.record.state is State.SOAKING:
+            return self._measure(rollout, event, queued) and self.step(rollout_id, event)
+        return self.step(rollout_id, event)
+
+    def begin_switch(self, rollout_id: str) -> bool:
+        """Whether a switch may start now. From here on the rollout answers for what runs, and nobody before it."""
+        rollout = self.host.rollouts.get(rollout_id)
+        if rollout is None or in_charge(self.host) is not rollout or rollout.record.state is not State.ACTIVATING:
+            return False
+        earlier = predecessor(self.host)
+        if earlier is not None and earlier.probes_started:
+            self.host = self.host.with_rollout(earlier.unprobed())
+            self._probes(StopProbes())
+        self.host = self.host.with_rollout(replace(rollout, begun=True))
+        return True
+
+    def attempt_failed(self, rollout_id: str) -> None:
+        """One try of a rollback failed: what waits for it may take its turn."""
+        before = in_charge(self.host)
+        if before is None or before.rollout_id != rollout_id:
+            return
+        self.host = replace(self.host, attempted=rollout_id)
+        self._pass_on(before)
+
+    def accepted(self, entry: Accepted, hostname: str) -> None:
+        """A Dispatch became durable: it is acknowledged, and supersedes whatever was active."""
+        self.host = self.host.accepting(entry, hostname)
+        self.acknowledge(self.host.rollouts[entry.rollout_id])
+
+    def acknowledge(self, rollout: Rollout) -> None:
+        """The first event of an accepted rollout."""
+        entry = rollout.accepted
+        ack = LocalActivate(current_closure_at_dispatch=entry.ran, received_at=entry.accepted_at)
+        self.step(rollout.rollout_id, ack)
+
+    def adopted(self, entry: Accepted, hostname: str) -> None:
+        """A rollout that already runs here, and whose log was lost."""
+        host = self.host.accepting(entry, hostname)
+        rollout = host.rollouts[entry.rollout_id]
+        timers = timing.resumed(rollout.record, entry.accepted_at, self._moment.monotonic)
+        begun = rollout.record.state is not State.PENDING
+        rollout = replace(rollout, timers=timers, begun=begun, boot_id=self._moment.boot_id)
+        self.host = host.with_rollout(rollout)
+        if entry.adopted_state is State.PENDING:
+            self.acknowledge(rollout)
+
+    def resume(self) -> None:
+        """A process began: the rollout in charge goes on from where its log and the host say that it is."""
+        active, first = self.host.active, in_charge(self.host)
+        if active is None or first is None:
+            return
+        if active.record.state is State.PENDING:
+            self.acknowledge(active)
+        if not (first is active and active.record.state is State.PENDING):
+            self._order(first, resume=True)
+        self.tick()
+
+    def raise_seq(self, snapshot: Snapshot, durable: int) -> bool:
+        """A control plane's hint may keep us from using a number twice, and do nothing else.
+
+        It raises by little over ``durable``, the last number on disk: hint by hint, they could be used up otherwise.
+        """
+        rollout = self.host.rollouts[snapshot.rollout_id]
+        record = rollout.record
+        raised = min(snapshot.last_event_seq, durable + SEQ_RAISE_LIMIT)
+        if record.terminal or raised <= record.last_event_seq:
+            return False
+        self.host = self.host.with_rollout(replace(rollout, record=replace(record, last_event_seq=raised)))
+        return True
+
+    # -- one step -----------------------------------------------------------------------------
+
+    def step(self, rollout_id: str, event: Event) -> bool:
+        """One event through the machine; False when it is refused."""
+        rollout, before = self.host.rollouts[rollout_id], in_charge(self.host)
+        event = replace(event, seq=rollout.record.last_event_seq + 1)
+        try:
+            record, effects = step(rollout.record, event, self._moment.now, rollout.accepted.policy)
+        except TransitionError as refused:
+            self.deeds.append(Refused(rollout_id, str(refused)))
+            return False
+        left = timing.soak_left(rollout.record, rollout.timers, self._moment.monotonic)
+        fresh = record.state is State.SOAKING and rollout.record.state is not State.SOAKING
+        timers = timing.applied(rollout.timers, record, event, self._moment.monotonic)
+        earlier = taken_over(self.host, rollout) if fresh and not rollout.begun else None
+        after = replace(
+            rollout,
+            record=record,
+            timers=timing.taken_over(timers, earlier.timers, self._moment.monotonic) if earlier else timers,
+            last_results=retain_declared(record, rollout.last_results),
+            probes_started=fresh or rollout.probes_started,
+            begun=_has_begun(rollout, event),
+            boot_id=self._moment.boot_id if record.state is State.SOAKING else rollout.boot_id,
+        )
+        self.host = self.host.with_rollout(after)
+        self.deeds.append(Stepped(after, event, effects, left))
+        self._carry_out(after, effects, ended_soak=rollout.record.state is State.SOAKING and not _soaks(after))
+        self._pass_on(before)
+        if record.terminal:
+            self.hand_back()
+        return True
+
+    def hand_back(self) -> None:
+        """Also at a later tick: at the end itself it may have been unreadable what runs, or an operator's own."""
+        ended, before = self.host.active_id, in_charge(self.host)
+        self.host = handed_back(self.host, self._moment.current)
+        back = self.host.active
+        if ended is None or back is None or back.rollout_id == ended:
+            return
+        self.deeds.append(HandedBack(ended, back.rollout_id))
+        if before is None or before.rollout_id != back.rollout_id:
+            self._order(back, resume=True)
+
+    def _carry_out(self, rollout: Rollout, effects: tuple[Effect, ...], *, ended_soak: bool) -> None:
+        first = in_charge(self.host)
+        for effect in effects:
+            if isinstance(effect, FireSwitch) and first is rollout and not rollout.accepted.adopted:
+                self.deeds.append(Ordered(forward_order(rollout)))
+            elif isinstance(effect, FireRollbackTo) and first is rollout:  # else its turn comes
+                self.deeds.append(Ordered(rollback_order(rollout, effect.closure)))
+            elif isinstance(effect, ResetProbeCache):
+                self._probes(ResetProbes(effect.rollout_id))
+        if ended_soak:
+            self._probes(StopProbes())
+
+    def _pass_on(self, before: Rollout | None) -> None:
+        """Whoever is in charge now, and was not before, gets its order."""
+        first = in_charge(self.host)
+        if first is None or before is None or first.rollout_id == before.rollout_id:
+            return
+        if any(isinstance(deed, Ordered) and deed.order.rollout_id == first.rollout_id for deed in self.deeds):
+            return
+        self._order(first, resume=first.begun)
+
+    def _order(self, rollout: Rollout, *, resume: bool) -> bool:
+        """Give out the order that a rollout waits for the end of; False when it waits for none."""
+        record = rollout.record
+        if record.state is State.ACTIVATING and not rollout.accepted.adopted:
+            self.deeds.append(Ordered(forward_order(rollout, resume=resume)))
+        elif record.rollback_owed and record.prior_closure is not None:
+            self.deeds.append(Ordered(rollback_order(rollout, record.prior_closure)))
+        else:
+            return False
+        return True
+
+    # -- probes and time ----------------------------------------------------------------------
+
+    def _look_at(self, rollout_id: str) -> None:
+        rollout, moment = self._seen_running(self.host.rollouts[rollout_id]), self._moment
+        if needs_probes(rollout, moment.current):
+            self.host = self.host.with_rollout(replace(rollout, probes_started=True))
+            self._probes(ResetProbes(rollout_id))
+            return
+        event = due_event(rollout, moment, self._rules.threshold)
+        superseded = rollout_id != self.host.active_id
+        if superseded and isinstance(event, ActivationFailed):
+            return  # another boot entry took its place, or will; only what it may still bring matters
+        if event is not None:
+            self.step(rollout_id, event)
+        elif probes_mislead(rollout, moment.current):
+            self.host = self.host.with_rollout(rollout.unprobed())
+            self._probes(StopProbes())
+
+    def _seen_running(self, rollout: Rollout) -> Rollout:
+        """The target of a rollout that soaks runs in this boot: what replaces it from here on is no boot's doing."""
+        boot_id = self._moment.boot_id
+        if not _soaks(rollout) or self._moment.current != rollout.record.target_closure or rollout.boot_id == boot_id:
+            return rollout
+        seen = replace(rollout, boot_id=boot_id)
+        self.host = self.host.with_rollout(seen)
+        return seen
+
+    def _measure(self, rollout: Rollout, event: ProbeResult, queued: bool) -> bool:
+        """Measure a probe's result; True when it is worth an event of its own."""
+        if not rollout.probes_started:
+            return False  # its probes were stopped meanwhile: what it looked at was another closure
+        monotonic = self._moment.monotonic
+        last = rollout.last_results.get(event.probe_name)
+        worth = should_record(last, event, monotonic, self._rules.repeat_interval, queued)
+        results = rollout.last_results
+        if worth:
+            kept = replace(event, seq=rollout.record.last_event_seq + 1)
+            results = MappingProxyType({**results, event.probe_name: Journaled(kept, monotonic)})
+        timers = timing.observed(rollout.timers, event.probe_name, event.status, monotonic)
+        self.host = self.host.with_rollout(replace(rollout, timers=timers, last_results=results))
+        return worth
+
+    def _probes(self, order: ProbeOrder) -> None:
+        self.deeds.append(order)
+
+    def _boot_entry_taken_back(self, earlier: Rollout) -> Event:
+        """Its boot entry went with the release that it was to follow, and nothing of it was ever tried here."""
+        return LocalActivationFailed(
+            exit_code=-1,
+            stderr_tail=f"superseded-failed: {earlier.rollout_id} failed while this release waited for a reboot, "
+            "and the way back has replaced its boot entry",
+            failed_at=self._moment.now,
+            switch_fired=False,
+            observed_at_failure=self._moment.current,
+        )
+
+
+def accept(host: Host, acceptance: Acceptance, current: str | None) -> Accepted | str:
+    """Seq 0 of a Dispatch that passed every check, or the reason why it must wait."""
+    if current is None:
+        return "it can't be read which closure runs"
+    reason = why_not_now(host)
+    if reason is not None:
+        return reason
+    prior, inherited = rollback_target(host, current)
+    dispatched = replace(acceptance, current_closure=current)
+    return header.accepted(dispatched, host.newest_number + 1, prior, inherited=inherited)
+
+
+def adopt(acceptance: Acceptance, snapshot: Snapshot, current: str | None, durable: int) -> Accepted | None:
+    """Seq 0 of a rollout that a control plane says is open here, and that runs here; None when it is not to be.
+
+    ``durable`` is the highest seq on disk: events that another agent left undelivered have used their numbers.
+    """
+    over = snapshot.state in (State.CONVERGED, State.FAILED, State.REVERTED)
+    if over or snapshot.last_event_seq > ADOPTED_SEQ_LIMIT or current != acceptance.target_closure:
+        return None
+    return header.adopted(acceptance, snapshot.state, max(snapshot.last_event_seq, durable))
+
+
+def _soaks(rollout: Rollout) -> bool:
+    return rollout.record.state is State.SOAKING
+
+
+def _has_begun(rollout: Rollout, event: Event) -> bool:
+    """A switch that a script deferred, or that was never fired after all, has changed nothing that runs."""
+    if isinstance(event, ActivationDeferred):
+        return False
+    if isinstance(event, ActivationFailed) and event.switch_fired is not None:
+        return event.switch_fired
+    return rollout.begun or isinstance(event, ActivationCompleted)
