@@ -1,0 +1,163 @@
+"""What must hold in every state (I1 to I5), and what makes two states the same."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from nixfleet_agent.runtime.rollout.orders import ActivateForward, RollBack
+from nixfleet_agent.runtime.rollout.rollouts import Rollout
+from nixfleet_agent.runtime.rollout.succession import in_charge, watched
+from nixfleet_agent.state_machine import State
+from tests.adversary.model import NAMES, THRESHOLD, Node, rollout_of, tick
+
+
+def violation(node: Node) -> str:
+    """The promise that the state breaks, empty when it keeps all."""
+    return node.wrong or _settled(node)
+
+
+def _settled(node: Node) -> str:
+    """A second later: what only the next tick would put right is no violation."""
+    after = tick(node)
+    return after.wrong or _watched_or_proven(after) or _has_its_order(after) or _boot_is_told(after) or _timed(after)
+
+
+def _watched_or_proven(node: Node) -> str:
+    """I1. What an operator chose by hand is the operator's; what failed under ``halt`` stays by the signed word."""
+    if node.switch is not None or node.by_hand or (node.current in node.proven and not node.half):
+        return ""
+    if any(_answers(node, rollout) for rollout in watched(node.host)) or _stays(node):
+        return ""
+    return f"I1: {NAMES[node.current]} runs{', half switched' if node.half else ''}, not proven and not watched"
+
+
+def _answers(node: Node, rollout: Rollout) -> bool:
+    record = rollout.record
+    brought = record.target_closure == node.current
+    if record.state is State.SOAKING:
+        return brought and node.probing == record.rollout_id and not node.half and _has_way_back(node, rollout)
+    if record.rollback_owed:
+        return True  # it has its order, or its successor has: see below
+    # An heir has taken over what the one before it owed, after a try that failed: it goes first, and then goes back.
+    return record.state is State.ACTIVATING and (rollout.begun or rollout.accepted.inherited)
+
+
+def _stays(node: Node) -> bool:
+    """The last switch failed, and by the signed policy, or for want of any other proven closure, nothing follows.
+
+    Or it was taken back to a closure that was proven when it was accepted, and has failed since: none is better.
+    """
+    last = max((r for r in node.host.rollouts.values() if r.begun), key=lambda r: r.accepted.number, default=None)
+    if last is None or last.record.rollback_owed:
+        return False
+    if last.record.state is State.REVERTED:
+        return last.record.reverted_to == node.current and not node.half
+    return last.record.state is State.FAILED and (
+        last.record.policy_applied == "halt" or last.record.prior_closure is None
+    )
+
+
+def _has_way_back(node: Node, rollout: Rollout) -> bool:
+    way_back = rollout.accepted.prior_closure
+    then = next((proven for each, proven in node.then if each == rollout.rollout_id), frozenset())
+    return way_back in node.proven | then or not then - {rollout.record.target_closure}
+
+
+def _has_its_order(node: Node) -> str:
+    """I5. Whoever is in charge and waits for the worker has its order with the worker."""
+    first = in_charge(node.host)
+    if first is None or first.record.terminal or first.accepted.adopted:
+        return ""
+    record, order = first.record, node.order
+    if record.rollback_owed:
+        return (
+            "" if isinstance(order, RollBack) and order.rollout_id == record.rollout_id else f"I5: no order: {record}"
+        )
+    if record.state is State.ACTIVATING:
+        held = isinstance(order, ActivateForward) and order.rollout_id == record.rollout_id
+        return "" if held else f"I5: nobody brings {record.rollout_id}"
+    return ""
+
+
+def _boot_is_told(node: Node) -> str:
+    """I3. A boot that brought another system than the one that soaks, or waits for it, ends that rollout."""
+    for rollout in watched(node.host) if node.by_boot else ():
+        record = rollout.record
+        late = record.state is State.DEFERRED and record.deferred_boot_id != node.boot_id
+        ended = record.state is State.SOAKING and record.target_closure != node.current
+        if ended or (late and rollout.rollout_id == node.host.active_id):
+            return f"I3: {record.rollout_id} is {record.state} for ever: a boot brought {NAMES[node.current]}"
+    return ""
+
+
+def _timed(node: Node) -> str:
+    """I1. The failure of what runs is timed from its beginning, whoever answers for it."""
+    for rollout in watched(node.host):
+        timer = rollout.timers.probes.get("web")
+        if rollout.record.state is not State.SOAKING or timer is None or not timer.seen or node.bad_since is None:
+            continue
+        if timer.failing_since is not None and timer.failing_since > node.bad_since:
+            return (
+                f"I1: {rollout.rollout_id} has failed since {node.bad_since}, and is timed from {timer.failing_since}"
+            )
+    return ""
+
+
+def key(node: Node) -> Hashable:
+    """Equal for states that nothing can tell apart from here on: times as what is left of them, no event numbers."""
+    order, switch = node.order, node.switch
+    has = None if order is None else (type(order).__name__, order.rollout_id, getattr(order, "already_started", None))
+    return (
+        node.world.name,
+        node.wrong,
+        node.current,
+        node.entry,
+        node.half,
+        None if switch is None else (switch.rollout_id, switch.flipped),
+        has,
+        node.probing,
+        node.by_hand,
+        node.entry_by_hand,
+        node.by_boot,
+        None if node.bad_since is None else min(node.seconds - node.bad_since, THRESHOLD),
+        node.proven,
+        node.marks.manifest,
+        node.newest,
+        node.fired,
+        node.host.active_id,
+        node.host.attempted if rollout_of(node, node.host.attempted) else None,
+        tuple(_rollout(node, rollout_id) for rollout_id, _, _ in node.log),
+    )
+
+
+def _rollout(node: Node, rollout_id: str) -> Hashable:
+    rollout = node.host.rollouts[rollout_id]
+    record, timers = rollout.record, rollout.timers
+    soak = None if timers.soak_ends is None else max(0.0, timers.soak_ends - node.seconds)
+    return (
+        rollout_id,
+        record.state,
+        rollout.begun,
+        record.rollback_owed,
+        record.switch_fired,
+        record.deferred_boot_id in (None, node.boot_id),
+        rollout.boot_id in (None, node.boot_id),
+        rollout.accepted.inherited,
+        rollout.accepted.prior_closure,
+        rollout.probes_started,
+        record.activation_started_at is None,
+        record.observed_at_failure,
+        soak if record.state is State.SOAKING else None,
+        tuple(
+            (
+                name,
+                timer.status,
+                timer.seen,
+                min(timer.failures_in_row, 2),
+                None if timer.failing_since is None else min(node.seconds - timer.failing_since, THRESHOLD),
+            )
+            for name, timer in timers.probes.items()
+        )
+        if record.state is State.SOAKING
+        else (),
+    )

@@ -1,0 +1,1 @@
+"""What takes minutes of the adversary model."""

@@ -1,0 +1,27 @@
+"""A million distinct states, every move in each of them up to a depth, and no broken promise."""
+
+from __future__ import annotations
+
+import logging
+import os
+import unittest
+
+from tests.adversary.explore import everything, shortest
+
+STATES = 1_000_000
+
+
+class AMillionStates(unittest.TestCase):
+    def test_keep_every_promise(self) -> None:
+        logging.disable(logging.CRITICAL)
+        self.addCleanup(logging.disable, logging.NOTSET)
+        states, violations = 0, []
+        for found in everything(STATES, 25_000, os.cpu_count() or 1):
+            states += found.states
+            violations += found.violations
+        self.assertGreaterEqual(states, STATES)
+        self.assertFalse(violations, violations and shortest(violations))
+
+
+if __name__ == "__main__":
+    unittest.main()
