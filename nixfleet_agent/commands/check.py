@@ -18,20 +18,32 @@ from nixfleet_agent.config.sources import ConfigProblemsError
 from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_OK, IdentityError
 from nixfleet_agent.net.client import ControlPlane
 from nixfleet_agent.net.sockets import Route
-from nixfleet_agent.threads.clock import Clock
+from nixfleet_agent.threads.clock import Clock, SystemClock
 
 _COLOURS = {OK: GREEN, checks.WARN: YELLOW, FAIL: RED}
 
 
 def configure(parser: Parser) -> None:
-    parser.details("One line for each thing, with what to do about it. Exit code 1 when one fails; a warning is none.")
-    parser.example("nixfleet-agent check", "nixfleet-agent check --offline", "nixfleet-agent check --print-config")
+    parser.details(
+        "One line for each thing, with what to do about it. Exit code 1 when one fails; warnings do not affect it."
+    )
+    parser.example(
+        "nixfleet-agent check",
+        "nixfleet-agent check --local",
+        "nixfleet-agent check --offline --strict",
+        "nixfleet-agent check --print-config",
+    )
     parser.add_argument("--print-config", action="store_true", help="each key, its value, and where it comes from")
-    parser.add_argument("--offline", action="store_true", help="do not call the control plane")
+    reach = parser.add_mutually_exclusive_group()
+    reach.add_argument("--local", action="store_true", help="everything on this host; do not call the control plane")
+    reach.add_argument(
+        "--offline", action="store_true", help="the configuration and its files only, as before a release is built"
+    )
+    parser.add_argument("--strict", action="store_true", help="an unknown word in the health checks fails as well")
 
 
 def run(call: Invocation) -> int:
-    """Exit 1 when anything fails; a warning is none."""
+    """Exit 1 when anything fails; warnings do not affect it."""
     try:
         loaded = call.loaded
     except ConfigProblemsError as error:
@@ -41,7 +53,13 @@ def run(call: Invocation) -> int:
             _print_config(call, loaded)
             return EXIT_OK
         ignored = [Finding("configuration", checks.WARN, call.retired)] if call.retired else []
-        findings = [*ignored, *_findings(loaded, offline=call.options.offline)]
+        options = call.options
+        found = (
+            _of_the_files(loaded, strict=options.strict)
+            if options.offline
+            else _of_the_host(loaded, strict=options.strict, local=options.local)
+        )
+        findings = [*ignored, *found]
     if call.json:
         call.print_json([{"what": f.what, "level": f.level, "text": f.text} for f in findings])
     else:
@@ -50,7 +68,24 @@ def run(call: Invocation) -> int:
     return EXIT_CHECK_FAILED if any(finding.level == FAIL for finding in findings) else EXIT_OK
 
 
-def _findings(loaded: Loaded, *, offline: bool) -> Iterator[Finding]:
+def _of_the_files(loaded: Loaded, *, strict: bool) -> Iterator[Finding]:
+    """What the configuration and the files it names say by themselves, wherever they lie.
+
+    This judges a release before it is built or activated: no network, no process, and nothing that belongs to the
+    running agent is opened. So its time is bounded by the limits of the files' sizes, and a key or certificate of
+    this host that is not in order does not refuse a good release.
+    """
+    config = loaded.config
+    yield checks.program()
+    yield from checks.configuration(loaded)
+    if os.access(config.trust_file, os.F_OK):
+        yield from checks.trust_content(config, SystemClock())
+    if config.ca_cert is not None and os.access(config.ca_cert, os.F_OK):
+        yield from checks.ca_file(config)
+    yield from checks.health_check_file(config, strict=strict)
+
+
+def _of_the_host(loaded: Loaded, *, strict: bool, local: bool) -> Iterator[Finding]:
     config = loaded.config
     with host_of(config) as host:
         clock = host.clock
@@ -61,12 +96,12 @@ def _findings(loaded: Loaded, *, offline: bool) -> Iterator[Finding]:
         yield from checks.ca_file(config)
         yield from checks.clock_and_marks(config, clock)
         yield from checks.identity(config, clock)
-        yield from checks.health_check_file(config)
+        yield from checks.health_check_file(config, strict=strict)
         yield from checks.hooks(config)
         yield from checks.windows(config, clock)
         yield from checks.nix(config, _context(loaded, clock))
         yield from checks.proxy(config, os.environ)
-        if offline:
+        if local:
             return
         try:
             host.credentials.reload()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import platform
 import stat
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from nixfleet_agent import __version__
 from nixfleet_agent.activation.backends import choose
 from nixfleet_agent.activation.context import Context, child_environment
 from nixfleet_agent.activation.errors import ActivationError
@@ -37,6 +40,7 @@ from nixfleet_agent.text import printable
 from nixfleet_agent.threads.clock import Clock
 from nixfleet_agent.trust.errors import VerificationError
 from nixfleet_agent.trust.marks import Marks
+from nixfleet_agent.trust.roots import TrustRoots, parse_trust
 from nixfleet_agent.trust.verify import CLOCK_SKEW, SIGNATURE_LIMIT
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -58,6 +62,15 @@ class Finding:
     what: str
     level: str
     text: str
+
+
+def program() -> Finding:
+    """Whether this very program can be started: that all of it, and all it needs, is there."""
+    try:
+        importlib.import_module("nixfleet_agent.runtime.daemon")
+    except ImportError as error:
+        return Finding("program", FAIL, f"{error}: the package is not whole, install it again")
+    return Finding("program", OK, f"nixfleet-agent {__version__}, Python {platform.python_version()}")
 
 
 def configuration(loaded: Loaded) -> Iterator[Finding]:
@@ -113,6 +126,23 @@ def trust_file(config: Config, clock: Clock) -> Iterator[Finding]:
     except VerificationError as error:
         yield Finding("trust file", FAIL, str(error))
         return
+    yield from _release_keys(config, roots, clock)
+
+
+def trust_content(config: Config, clock: Clock) -> Iterator[Finding]:
+    """What a trust file says, whoever may have written it."""
+    try:
+        raw = read_regular(config.trust_file, BODY_LIMIT)
+        roots = parse_trust(raw, f"the trust file {config.trust_file}")
+    except OSError as error:
+        yield Finding("trust file", FAIL, f"can't read {config.trust_file}: {error.strerror}")
+    except VerificationError as error:
+        yield Finding("trust file", FAIL, str(error))
+    else:
+        yield from _release_keys(config, roots, clock)
+
+
+def _release_keys(config: Config, roots: TrustRoots, clock: Clock) -> Iterator[Finding]:
     for skipped in roots.warnings:
         yield Finding("trust file", WARN, skipped)
     active = roots.ci_release_key.active(clock.now())
@@ -232,7 +262,8 @@ def windows(config: Config, clock: Clock) -> Iterator[Finding]:
     yield Finding("windows", OK, f"{len(found.windows)} maintenance windows, {state} now{when}")
 
 
-def health_check_file(config: Config) -> Iterator[Finding]:
+def health_check_file(config: Config, *, strict: bool = False) -> Iterator[Finding]:
+    """``strict``: a word that is not known fails, although the agent itself reads on (it may be of a newer agent)."""
     path = config.health_checks_file
     try:
         raw = read_regular(path, health_checks.FILE_LIMIT)
@@ -245,7 +276,8 @@ def health_check_file(config: Config) -> Iterator[Finding]:
     floor = config.tuning.probe_min_interval
     declared = health_checks.parse(raw, floor)
     for finding in health_checks.lint(raw, floor):
-        yield Finding("health checks", FAIL if finding.fails else WARN, f"{path}: {finding.text}")
+        fails = finding.fails or (strict and finding.unknown)
+        yield Finding("health checks", FAIL if fails else WARN, f"{path}: {finding.text}")
     if not declared.broken:
         names = ", ".join(printable(decl.name, 80) for decl in declared.probes)
         text = printable(f"{path} declares {len(declared.probes)}{': ' if names else ''}{names}")

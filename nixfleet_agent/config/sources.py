@@ -26,6 +26,8 @@ from nixfleet_agent.text import printable
 DEFAULT_FILE = Path("/etc/nixfleet/agent.toml")
 #: A configuration is a few KiB; the limit keeps a wrong path (a disk image, a log) from filling the memory.
 FILE_LIMIT = 1024 * 1024
+#: The parser's time grows with the square of a dotted key's parts: 64 KiB of "a.a.a" took 25 s.
+_DOTS_LIMIT = 500
 
 
 class ConfigProblemsError(ConfigError):
@@ -162,6 +164,8 @@ def _advice(error: Exception) -> str:
 
 
 def _parse(raw: bytes, path: Path) -> dict[str, Any]:
+    if any(line.count(b".") > _DOTS_LIMIT for line in raw.splitlines()):
+        raise ConfigProblemsError([f"{path} is not a configuration: it has a line of more than {_DOTS_LIMIT} dots"])
     try:
         return tomllib.loads(raw.decode("utf-8-sig"))  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:

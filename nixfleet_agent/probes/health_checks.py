@@ -35,10 +35,14 @@ PROBES_LIMIT = 1000
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line about the declarations file; ``fails`` when it makes a probe fail each time."""
+    """One line about the declarations file.
+
+    ``fails`` when it makes a probe fail each time, ``unknown`` when it is about a word that this agent does not know.
+    """
 
     text: str
-    fails: bool
+    fails: bool = False
+    unknown: bool = False
 
 
 def parse(raw: bytes | None, min_interval: float) -> DeclaredProbes:
@@ -100,13 +104,17 @@ def lint(raw: bytes, min_interval: float) -> list[Finding]:
                 "it fails each time, as an enforce probe" if runs else "it is disabled, and would fail if it were not"
             )
             findings.append(Finding(f"{shown}: {decl.reason}{hint}; {effect}", fails=runs))
-        findings += [Finding(f"{shown}: {text}", fails=False) for text in _oddities(fields, decl, min_interval)]
+        findings += [Finding(f"{shown}: {text}", unknown=True) for text in _unknown_words(fields)]
+        findings += [Finding(f"{shown}: {text}") for text in _oddities(fields, decl, min_interval)]
     return findings
 
 
-def _oddities(fields: Mapping[str, Any], decl: ProbeDecl, min_interval: float) -> Iterator[str]:
+def _unknown_words(fields: Mapping[str, Any]) -> Iterator[str]:
     yield from _key_findings(fields)
     yield from _mode_findings(fields)
+
+
+def _oddities(fields: Mapping[str, Any], decl: ProbeDecl, min_interval: float) -> Iterator[str]:
     asked = fields.get("intervalSeconds")
     if isinstance(asked, (int, float)) and not isinstance(asked, bool) and asked < min_interval:
         yield f"intervalSeconds {asked:g} is below the floor and counts as {min_interval:g}"

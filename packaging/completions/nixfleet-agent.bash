@@ -32,7 +32,7 @@ _nixfleet_agent() {
             --renewal-threshold-fraction $common" ;;
         status) words="--check $common" ;;
         watch) words="--turns $common" ;;
-        check) words="--print-config --offline $common" ;;
+        check) words="--print-config --local --offline --strict $common" ;;
         history) words="--svg --list --verify --public-key --envelopes $common" ;;
         log) words="--follow $common" ;;
         run-now) words="--reason --until $common" ;;

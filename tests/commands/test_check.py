@@ -51,7 +51,7 @@ class Check(HostCase):
 
     def test_health_checks_are_a_line_each_and_a_broken_file_is_never_ok(self) -> None:
         def lines() -> list[str]:
-            return [line for line in self.call("check", "--offline").out.splitlines() if "health checks" in line]
+            return [line for line in self.call("check", "--local").out.splitlines() if "health checks" in line]
 
         self.health('{"a\\nb": {"kind": "tcp", "port": 1}, "c": {"kind": "tcp", "port": 2}}')
         (line,) = lines()
@@ -73,7 +73,7 @@ class Check(HostCase):
             self.assertIn(name, line)
 
     def test_json(self) -> None:
-        found = self.call("check", "--offline", "--json").json
+        found = self.call("check", "--local", "--json").json
         self.assertEqual({item["level"] for item in found}, {"ok"})
         self.assertTrue(all(set(item) == {"what", "level", "text"} for item in found))
 
@@ -83,7 +83,7 @@ class Check(HostCase):
                 self.doCleanups()
                 self.setUp()
                 break_it(self)
-                ran = self.call("check", "--offline")
+                ran = self.call("check", "--local")
                 found = [line for line in self.lines(ran, level) if all(part in line for part in says)]
                 self.assertEqual(len(found), 1, ran.out)
                 self.assertEqual(ran.code, 1 if level == "fail" else 0)
@@ -153,7 +153,7 @@ class Check(HostCase):
     def test_what_another_user_owns_he_can_change_whatever_its_mode(self) -> None:
         for path in (self.trust, self.ca, self.write_config()):
             os.chown(path, 65534, -1)
-            (line,) = self.lines(self.bare("check", "--offline", "--config", str(self.write_config())), "fail")
+            (line,) = self.lines(self.bare("check", "--local", "--config", str(self.write_config())), "fail")
             self.assertIn(f"{path} belongs to user 65534", line)
             os.chown(path, 0, -1)
 
@@ -167,13 +167,13 @@ class Check(HostCase):
     def test_a_state_directory_that_can_only_be_read_is_no_matter_of_rights(self) -> None:
         flags = mock.Mock(f_flag=os.ST_RDONLY)
         with mock.patch("nixfleet_agent.commands.checks.os.statvfs", return_value=flags):
-            (line,) = self.lines(self.call("check", "--offline"), "fail")
+            (line,) = self.lines(self.call("check", "--local"), "fail")
         self.assertIn("is on a read-only file system: remount it", line)
 
     def test_what_nix_said_is_shown_when_it_does_not_run(self) -> None:
         died = subprocess.CalledProcessError(1, ["nix-store"], stderr="warning: x\nerror: no store\n")
         with mock.patch("nixfleet_agent.commands.checks.subprocess.run", side_effect=died):
-            (line,) = self.lines(self.call("check", "--offline"), "fail")
+            (line,) = self.lines(self.call("check", "--local"), "fail")
         self.assertIn("nix-store does not run (error: no store)", line)
 
     def test_a_host_that_is_not_enrolled_yet_learns_whether_anybody_is_there(self) -> None:
@@ -185,7 +185,7 @@ class Check(HostCase):
     def test_nothing_is_changed_by_looking(self) -> None:
         before = sorted(self.folder.rglob("*"))
         self.write_config()
-        self.call("check", "--offline")
+        self.call("check", "--local")
         self.assertEqual(sorted(self.folder.rglob("*")), sorted([*before, self.folder / "agent.toml"]))
 
     def test_what_print_config_prints_is_a_configuration_again(self) -> None:

@@ -191,7 +191,7 @@ class Frame(HostCase):
 
     def test_colour_only_on_a_terminal_that_wants_it(self) -> None:
         config = str(self.write_config())
-        command = [sys.executable, "-m", "nixfleet_agent", "check", "--offline", "--config", config]
+        command = [sys.executable, "-m", "nixfleet_agent", "check", "--local", "--config", config]
         plain = subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": os.environ["PATH"]})
         self.assertNotIn("\x1b", plain.stdout)
         for variables, coloured in (

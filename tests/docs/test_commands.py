@@ -100,7 +100,7 @@ class Commands(HostCase):
                 call = self.understood(words[1:])
                 if words[1] in ELSEWHERE:
                     continue
-                extra = ["--offline"] if words[1:] == ["check"] else []
+                extra = ["--local"] if words[1:] == ["check"] else []
                 result = self.call(*words[1:], *extra)
                 self.assertEqual((result.code, result.err), (0, ""), result.out)
                 self.assertNotEqual(result.out, "")
@@ -120,7 +120,7 @@ class Commands(HostCase):
                     self.understood(words[1:])
                     if command in ELSEWHERE:
                         continue
-                    extra = ["--offline"] if words[1:] == ["check"] else []
+                    extra = ["--local"] if words[1:] == ["check"] else []
                     result = self.call(*words[1:], *extra)
                     self.assertEqual((result.code, result.err), (0, ""), result.out)
                     self.assertNotEqual(result.out, "")
