@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from cryptography import x509
+
 from nixfleet_agent.probes.declarations import HttpDecl
 from nixfleet_agent.probes.runners import RunnerOutcome, run
 from tests.probes.support import ProbeCase, RawServer, answer, context, descriptors, say, stop_when
@@ -347,6 +349,24 @@ class Tls(HttpCase):
 
     def test_a_good_certificate_passes(self) -> None:
         self.assertTrue(self.probe(self.server(), body_contains="ok").passed)
+
+    def test_the_verdict_is_the_same_on_each_version_of_python(self) -> None:
+        made = ssl.create_default_context
+
+        def strict(**given: Any) -> ssl.SSLContext:
+            """As Python 3.13 makes it, whatever this one is."""
+            tls = made(**given)
+            tls.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN
+            return tls
+
+        root = self.authority
+        between = Authority("intermediate", parent=root)
+        extensions = [type(extension.value) for extension in between.certificate.extensions]
+        self.assertNotIn(x509.AuthorityKeyIdentifier, extensions)
+        with mock.patch("ssl.create_default_context", strict):
+            self.assertTrue(self.probe(self.server()).passed, "OpenSSL asks for no Authority Key Identifier")
+            between.write_ca(self.ca)
+            self.assert_fails(self.probe(self.server(between)), "unable to get issuer certificate")
 
     def test_bad_certificates_fail(self) -> None:
         refused = "TLS: the server's certificate was refused"

@@ -28,13 +28,11 @@ class TlsDefaults:
 
     def context(self) -> SSLContext:
         """The one client context that all probes share (raises OSError when the authorities can't be read)."""
-        from nixfleet_agent.probes.runners.tls_sockets import TlsSocket, system_trust
+        from nixfleet_agent.probes.runners.tls_sockets import for_probes, system_trust
 
         with self._lock:
             if self._context is None:
-                context = (self._make or system_trust)()
-                context.sslsocket_class = TlsSocket
-                self._context = context
+                self._context = for_probes((self._make or system_trust)())
             return self._context
 
 
