@@ -22,6 +22,7 @@ from nixfleet_agent.text import printable
 #: Every command, in the order that ``--help`` shows them.
 COMMANDS = {
     "run": "the agent itself (for the init system)",
+    "init": "write this host's configuration, and check it",
     "status": "what the running agent knows and does",
     "watch": "this host live, as status shows it",
     "why": "in a paragraph: what this host waits for, since when, and what would unblock it",

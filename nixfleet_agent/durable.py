@@ -30,10 +30,11 @@ def _no_boundary(step: str, path: Path) -> None:
 boundary: Callable[[str, Path], None] = _no_boundary
 
 
-def write(path: Path, data: bytes, mode: int = 0o600, *, sync: bool = True) -> None:
+def write(path: Path, data: bytes, mode: int = 0o600, *, sync: bool = True, replace: bool = True) -> None:
     """Replace ``path`` by ``data`` durably; readers see the old content or the new, never a part.
 
     Without ``sync`` it is as whole, but may be gone after a power cut. A link at ``path`` is replaced, not followed.
+    Without ``replace`` whatever is there already stays, and that is a refusal with ``EEXIST``.
 
     Raises:
         StorageError: the disk refused a step. The old content is intact, unless only the last step (the
@@ -58,7 +59,11 @@ def write(path: Path, data: bytes, mode: int = 0o600, *, sync: bool = True) -> N
         finally:
             os.close(descriptor)
         boundary("rename", path)
-        os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+        if replace:
+            os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+        else:
+            os.link(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+            os.unlink(temporary, dir_fd=folder)
         if sync:
             boundary("fsync-dir", path.parent)
             os.fsync(folder)

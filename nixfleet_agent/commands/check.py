@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from nixfleet_agent.activation.context import Context
@@ -44,31 +45,37 @@ def configure(parser: Parser) -> None:
 
 def run(call: Invocation) -> int:
     """Exit 1 when anything fails; warnings do not affect it."""
+    options = call.options
     try:
         loaded = call.loaded
     except ConfigProblemsError as error:
-        findings = [Finding("configuration", FAIL, problem) for problem in error.problems]
-    else:
-        if call.options.print_config:
-            _print_config(call, loaded)
-            return EXIT_OK
-        ignored = [Finding("configuration", checks.WARN, call.retired)] if call.retired else []
-        options = call.options
-        found = (
-            _of_the_files(loaded, strict=options.strict)
-            if options.offline
-            else _of_the_host(loaded, strict=options.strict, local=options.local)
-        )
-        findings = [*ignored, *found]
-    if call.json:
-        call.print_json([{"what": f.what, "level": f.level, "text": f.text} for f in findings])
-    else:
-        for finding in findings:
+        return report(call, [Finding("configuration", FAIL, problem) for problem in error.problems])
+    if options.print_config:
+        _print_config(call, loaded)
+        return EXIT_OK
+    ignored = [Finding("configuration", checks.WARN, call.retired)] if call.retired else []
+    found = (
+        of_the_files(loaded, strict=options.strict)
+        if options.offline
+        else of_the_host(loaded, strict=options.strict, local=options.local)
+    )
+    return report(call, itertools.chain(ignored, found))
+
+
+def report(call: Invocation, findings: Iterable[Finding]) -> int:
+    """Print the findings, each as soon as it is there; the exit code that they make."""
+    code, told = EXIT_OK, []
+    for finding in findings:
+        code = EXIT_CHECK_FAILED if finding.level == FAIL else code
+        told.append({"what": finding.what, "level": finding.level, "text": finding.text})
+        if not call.json:
             call.print(f"{finding.level:<5} {finding.what:<16} {finding.text}", _COLOURS[finding.level])
-    return EXIT_CHECK_FAILED if any(finding.level == FAIL for finding in findings) else EXIT_OK
+    if call.json:
+        call.print_json(told)
+    return code
 
 
-def _of_the_files(loaded: Loaded, *, strict: bool) -> Iterator[Finding]:
+def of_the_files(loaded: Loaded, *, strict: bool) -> Iterator[Finding]:
     """What the configuration and the files it names say by themselves, wherever they lie.
 
     This judges a release before it is built or activated: no network, no process, and nothing that belongs to the
@@ -85,7 +92,8 @@ def _of_the_files(loaded: Loaded, *, strict: bool) -> Iterator[Finding]:
     yield from checks.health_check_file(config, strict=strict)
 
 
-def _of_the_host(loaded: Loaded, *, strict: bool, local: bool) -> Iterator[Finding]:
+def of_the_host(loaded: Loaded, *, strict: bool = False, local: bool = False) -> Iterator[Finding]:
+    """All that can be wrong on this host; ``local`` leaves the control plane in peace."""
     config = loaded.config
     with host_of(config) as host:
         clock = host.clock

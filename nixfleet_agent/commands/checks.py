@@ -52,7 +52,7 @@ _NIX_TIMEOUT_SECS = 20.0
 _REACH_DEADLINE_SECS = 10.0
 _NO_WAY = "is the address right, is it up, does a firewall stand between, is a proxy needed (proxy_url)?"
 #: Exists exactly while systemd is the running init: sd_booted(3).
-_SYSTEMD_RUNS = Path("/run/systemd/system")
+SYSTEMD_RUNS = Path("/run/systemd/system")
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +301,7 @@ def nix(config: Config, context: Context) -> Iterator[Finding]:
         yield Finding("nix", FAIL, f"nix-store does not run ({said}): is Nix installed and in the agent's PATH?")
     try:
         method = choose(context).method
-        if config.activation.backend == "systemd" and not _SYSTEMD_RUNS.is_dir():
+        if config.activation.backend == "systemd" and not SYSTEMD_RUNS.is_dir():
             text = "activation.backend is systemd, which does not run this host: set auto or setsid"
             yield Finding("backend", FAIL, text)
         else:

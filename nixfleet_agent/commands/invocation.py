@@ -40,8 +40,8 @@ class Parser(argparse.ArgumentParser):
         )
         common.add_argument("--json", action="store_true", default=absent, help="print JSON, for scripts")
         common.add_argument("--debug", action="store_true", default=absent, help="a traceback with an error")
-        # Every command takes them; only the daemon's help lists them, for they would bury the others'.
-        listed = self.prog == f"{PROGRAM} run"
+        # Every command takes them; only where they are the point does the help list them: they would bury the others'.
+        listed = self.prog in (f"{PROGRAM} run", f"{PROGRAM} init")
         flags = self.add_argument_group("configuration (a flag beats NIXFLEET_AGENT_*, which beats the file)")
         for key, summary in CONFIG_FLAGS.items():
             flag = "--" + key.replace("_", "-")

@@ -59,14 +59,16 @@ class Loaded:
     file: Path | None
 
 
-def load(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, str]) -> Loaded:
-    """Read all sources; ``file`` None means ``NIXFLEET_AGENT_CONFIG``, else the default file where there is one.
+def load(
+    file: Path | None, environ: Mapping[str, str], flags: Mapping[str, str], *, default: Path | None = DEFAULT_FILE
+) -> Loaded:
+    """Read all sources; ``file`` None means ``NIXFLEET_AGENT_CONFIG``, else ``default`` where there is such a file.
 
     Raises:
         ConfigProblemsError: naming the key, where it was set and what to do, for all problems found in one source.
     """
     schema = Schema()
-    chosen = _choose_file(file, environ)
+    chosen = _choose_file(file, environ, default)
     settings: dict[str, Setting] = {}
     problems: list[str] = []
     readers: tuple[Callable[[], dict[str, Setting]], ...] = (
@@ -89,12 +91,12 @@ def load(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, str]
     return Loaded(config, _provenance(config, settings, schema), chosen)
 
 
-def _choose_file(file: Path | None, environ: Mapping[str, str]) -> Path | None:
+def _choose_file(file: Path | None, environ: Mapping[str, str], default: Path | None) -> Path | None:
     if file is not None:
         return file
     if named := environ.get(CONFIG_VARIABLE):
         return Path(named)
-    return DEFAULT_FILE if os.path.lexists(DEFAULT_FILE) else None
+    return default if default is not None and os.path.lexists(default) else None
 
 
 def _located(setting: Setting, kind: str, environ: Mapping[str, str]) -> Setting:

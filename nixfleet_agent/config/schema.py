@@ -107,6 +107,11 @@ class Schema:
         return f": did you mean {name!r} in [{table}]?" if table else f": did you mean {name!r}?"
 
 
+def example() -> str:
+    """``agent.toml`` with every key, its meaning and its default, shipped with the package."""
+    return (resources.files("nixfleet_agent") / "conf" / "agent.toml").read_text(encoding="utf-8")
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The leaves of nested tables by dotted name."""
     flat: dict[str, Any] = {}

@@ -10,7 +10,7 @@ function __nixfleet_agent_scenarios
     nixfleet-agent demo --list-scenarios 2>/dev/null | string replace -r '^(\S+) +' '$1\t' | tail -n +2
 end
 
-set -l commands run status watch why check probe history log hold release run-now rollback quarantine queue enroll renew import-state verify support demo
+set -l commands run init status watch why check probe history log hold release run-now rollback quarantine queue enroll renew import-state verify support demo
 set -l alone "not __fish_seen_subcommand_from $commands"
 
 complete -c nixfleet-agent -f
@@ -21,6 +21,7 @@ complete -c nixfleet-agent -l help -d 'help'
 
 complete -c nixfleet-agent -n $alone -l version -d 'the version'
 complete -c nixfleet-agent -n $alone -a run -d 'the agent itself (for the init system)'
+complete -c nixfleet-agent -n $alone -a init -d 'write the configuration of this host, and check it'
 complete -c nixfleet-agent -n $alone -a status -d 'what the running agent knows and does'
 complete -c nixfleet-agent -n $alone -a watch -d 'this host live, as status shows it'
 complete -c nixfleet-agent -n $alone -a why -d 'what this host waits for, and what would unblock it'
@@ -56,6 +57,12 @@ complete -c nixfleet-agent -n '__nixfleet_agent_told run' -l renewal-threshold-f
 
 complete -c nixfleet-agent -n '__nixfleet_agent_told status' -l check -d 'one line for monitoring'
 complete -c nixfleet-agent -n '__nixfleet_agent_told watch' -l turns -x -d 'end after so many looks'
+complete -c nixfleet-agent -n '__nixfleet_agent_told init' -l force -d 'replace what is there'
+complete -c nixfleet-agent -n '__nixfleet_agent_told init' -l control-plane-url -x -d 'https address of the control plane'
+complete -c nixfleet-agent -n '__nixfleet_agent_told init' -l machine-id -x -d 'name of this host in the fleet'
+complete -c nixfleet-agent -n '__nixfleet_agent_told init' -l trust-file -r -F -d 'keys that releases must be signed with'
+complete -c nixfleet-agent -n '__nixfleet_agent_told init' -l ca-cert -r -F -d 'CA of the control plane'
+complete -c nixfleet-agent -n '__nixfleet_agent_told init' -l bootstrap-token-file -r -F -d 'one-time token for the first certificate'
 complete -c nixfleet-agent -n '__nixfleet_agent_told check' -l print-config -d 'each key, its value, and where it comes from'
 complete -c nixfleet-agent -n '__nixfleet_agent_told history' -l svg -r -F -d 'draw the rollout'
 complete -c nixfleet-agent -n '__nixfleet_agent_told check' -l local -d 'do not call the control plane'

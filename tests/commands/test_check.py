@@ -112,7 +112,7 @@ class Check(HostCase):
 
     def wrong_backend(self) -> None:
         self.tables += 'backend = "systemd"\n'
-        elsewhere = mock.patch("nixfleet_agent.commands.checks._SYSTEMD_RUNS", self.folder / "nothing")
+        elsewhere = mock.patch("nixfleet_agent.commands.checks.SYSTEMD_RUNS", self.folder / "nothing")
         elsewhere.start()
         self.addCleanup(elsewhere.stop)
 

@@ -24,7 +24,7 @@ from tests.docs.pages import PAGES, TOP, blocks, inline_code
 from tests.docs.said import parser_of
 
 #: They change the world outside: that their arguments are understood is what can be said here.
-ELSEWHERE = {"run", "enroll", "renew", "demo", "rollback"}
+ELSEWHERE = {"run", "init", "enroll", "renew", "demo", "rollback"}
 #: Words of the text that stand for something.
 STANDS_FOR = {
     "CLOSURE": OLD,

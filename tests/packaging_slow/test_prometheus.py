@@ -102,17 +102,20 @@ def find_promtool() -> str:
         return str(kept)
     if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
         raise unittest.SkipTest("promtool is not here, and neither is apt-get to fetch it: install prometheus")
+    said = ""
     with tempfile.TemporaryDirectory() as folder:
-        ran = subprocess.run(
-            ["apt-get", "download", "prometheus"], cwd=folder, capture_output=True, text=True, timeout=120, check=False
-        )
-        packages = list(Path(folder).glob("*.deb"))
-        if not packages:
-            raise unittest.SkipTest(f"promtool is not here, and apt-get can't fetch it: {ran.stderr.strip()[-200:]}")
-        subprocess.run(["dpkg-deb", "--extract", str(packages[0]), f"{folder}/root"], timeout=120, check=True)
-        CACHE.mkdir(parents=True, exist_ok=True)
-        shutil.move(f"{folder}/root/usr/bin/promtool", kept)
-    return str(kept)
+        # A package of its own since Debian 13, and part of the server's before.
+        for package in ("promtool", "prometheus"):
+            command = ["apt-get", "download", package]
+            ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+            said += ran.stderr.strip()[-200:]
+            for archive in Path(folder).glob(f"{package}_*.deb"):
+                subprocess.run(["dpkg-deb", "--extract", str(archive), f"{folder}/root"], timeout=120, check=True)
+            if (program := Path(folder, "root/usr/bin/promtool")).exists():
+                CACHE.mkdir(parents=True, exist_ok=True)
+                shutil.move(program, kept)
+                return str(kept)
+    raise unittest.SkipTest(f"promtool is not here, and apt-get can't fetch it: {said}")
 
 
 def series_name(words: str) -> str:
