@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import signal
 import stat
 import subprocess
 import sys
@@ -114,7 +115,8 @@ class Init(HostCase):
         found = self.init("--json", *self.given()).json
         self.assertIn({"what": "control plane", "level": "fail"}, [{k: f[k] for k in ("what", "level")} for f in found])
 
-    def at_terminal(self, typed: str, *flags: str) -> tuple[int, str]:
+    def at_terminal(self, typed: str, *flags: str, interrupt_at: bytes = b"") -> tuple[int, str]:
+        """What is shown while ``typed`` is the answer; an interrupt follows the question that holds the bytes."""
         ours, theirs = pty.openpty()
         command = [sys.executable, "-m", "nixfleet_agent", "init", "--config", str(self.path), *flags]
         environ = {"PATH": os.environ["PATH"], "NO_COLOR": "1", "TERM": "dumb"}
@@ -129,6 +131,9 @@ class Init(HostCase):
                     except OSError:  # EIO: the other end is closed
                         break
                     shown += part or b""
+                    if interrupt_at and interrupt_at in shown:
+                        child.send_signal(signal.SIGINT)
+                        interrupt_at = b""
         return child.returncode, shown.decode()
 
     def test_at_a_terminal_it_asks_until_the_answer_is_one(self) -> None:
@@ -140,9 +145,9 @@ class Init(HostCase):
         self.assertEqual((config.ca_cert, config.bootstrap_token_file), (self.ca, None))
 
     def test_who_leaves_in_the_middle_leaves_nothing(self) -> None:
-        for typed, code in ((f"{URL}\n\x04", 2), (f"{URL}\n\x03", 130)):
+        for typed, interrupt_at, code in ((f"{URL}\n\x04", b"", 2), (f"{URL}\n", b"name in the fleet", 130)):
             with self.subTest(typed):
-                found, shown = self.at_terminal(typed)
+                found, shown = self.at_terminal(typed, interrupt_at=interrupt_at)
                 self.assertEqual(found, code, shown)
                 self.assertFalse(self.path.exists())
 
