@@ -56,7 +56,8 @@ class Init(HostCase):
     def test_what_nobody_asked_for_keeps_its_default_and_is_there_to_be_read(self) -> None:
         flags = {"control_plane_url": URL, "machine_id": 'we"b', "bootstrap_token_file": "$CREDENTIALS_DIRECTORY/t"}
         text = render(flags)
-        self.assertEqual(tomllib.loads(text), {**flags, "activation": {}, "tuning": {}, "logging": {}, "metrics": {}})
+        set_here = {key: value for key, value in tomllib.loads(text).items() if value != {}}
+        self.assertEqual(set_here, flags, "and no table has a key")
         for name in Schema().keys:
             self.assertRegex(text, rf"(?m)^#?{name.rpartition('.')[2]} = ", name)
         self.path.parent.mkdir(parents=True)
