@@ -9,13 +9,32 @@ let
   cfg = config.services.nixfleet-agent;
   inherit (lib) mkOption types;
 
-  # One file for the service and for the commands that an operator runs.
-  settingsFile = (pkgs.formats.toml { }).generate "agent.toml" (
+  # What the fleet's own module declares (nixfleet.trust), where it is imported; it is not declared here a second time.
+  trust = config.nixfleet.trust or null;
+  key = public: if public == null then null else { algorithm = "ed25519"; inherit public; };
+  orgRootKey = trust.orgRootKey or { };
+  trustFile = pkgs.writers.writeJSON "trust.json" (
+    {
+      schemaVersion = 1;
+      ciReleaseKey = trust.ciReleaseKey or { };
+      cacheKeys = trust.cacheKeys or [ ];
+      orgRootKey = {
+        current = key (orgRootKey.current or null);
+        previous = key (orgRootKey.previous or null);
+        rejectBefore = orgRootKey.rejectBefore or null;
+      };
+    }
+    // lib.optionalAttrs (trust.rootCAPem or null != null) { rootCaPem = trust.rootCAPem; }
+    // lib.optionalAttrs (trust.issuanceCAPems or [ ] != [ ]) { issuanceCaPems = trust.issuanceCAPems; }
+  );
+
+  generated = (pkgs.formats.toml { }).generate "agent.toml" (
     cfg.settings
     // lib.filterAttrs (_: value: value != null) {
       control_plane_url = cfg.controlPlaneUrl;
       machine_id = cfg.machineId;
-      trust_file = cfg.trustFile;
+      # A path of the flake goes into the store; a string names a place on the host.
+      trust_file = "${cfg.trustFile}";
       manifest_freshness_window_secs = cfg.manifestFreshnessWindowSecs;
       renewal_threshold_fraction = cfg.renewalThresholdFraction;
       ca_cert = cfg.tls.caCert;
@@ -28,8 +47,33 @@ let
   );
 
   healthChecks = pkgs.writers.writeJSON "health-checks.json" cfg.effectiveHealthChecks;
+  hasHealthChecks = cfg.effectiveHealthChecks != { };
+
+  # One file for the service and for the commands that an operator runs. It is built only when the agent that will read
+  # it finds no mistake: an unsafe address, a fraction of 1.5, a key or a kind of probe that it does not know.
+  settingsFile =
+    if !cfg.checkConfig then
+      generated
+    else
+      pkgs.runCommand "agent.toml" { preferLocalBuild = true; } (
+        lib.concatStringsSep " " (
+          [ "${cfg.package}/bin/nixfleet-agent check --offline --strict --config ${generated}" ]
+          ++ lib.optional hasHealthChecks "--health-checks-file ${healthChecks}"
+          ++ lib.optional (trust != null) "--trust-file ${trustFile}"
+        )
+        + "\ncp ${generated} $out\n"
+      );
+
+  # What older modules of the fleet had; a definition is an error at evaluation that says what to write.
+  gone = name: lib.mkRemovedOptionModule [ "services" "nixfleet-agent" name ];
 in
 {
+  imports = [
+    (gone "pollInterval" "The agent is told at once when it is its turn. How often it asks by itself: services.nixfleet-agent.settings.tuning.manifest_poll_interval, in seconds.")
+    (gone "healthChecks" "Declare probes in the fleet (nixfleet.healthChecks), which sets services.nixfleet-agent.effectiveHealthChecks, or set that.")
+    (gone "complianceGate" "A gate is a probe: services.nixfleet-agent.effectiveHealthChecks.NAME = { kind = \"evidence\"; framework = ...; mode = \"enforce\" or \"observe\"; }.")
+  ];
+
   options.services.nixfleet-agent = {
     enable = lib.mkEnableOption "the NixFleet agent";
 
@@ -54,9 +98,12 @@ in
     };
 
     trustFile = mkOption {
-      type = types.str;
+      type = types.path;
       default = "/etc/nixfleet/agent/trust.json";
-      description = "The keys that releases must be signed with.";
+      description = ''
+        The keys that releases must be signed with. With `nixfleet.trust` set, the module writes the file at the default
+        path. A path of the flake (`./trust.json`) is copied into the store, for public keys are no secret.
+      '';
     };
 
     manifestFreshnessWindowSecs = mkOption {
@@ -126,6 +173,13 @@ in
       description = "The health probes of this host, as /etc/nixfleet/agent/health-checks.json holds them.";
     };
 
+    checkConfig = mkOption {
+      type = types.bool;
+      default = pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform;
+      defaultText = lib.literalExpression "pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform";
+      description = "Build the system only when `nixfleet-agent check --offline --strict` finds no mistake.";
+    };
+
     settings = mkOption {
       type = (pkgs.formats.toml { }).type;
       default = { };
@@ -138,8 +192,10 @@ in
     environment.systemPackages = [ cfg.package ];
     environment.etc = {
       "nixfleet/agent.toml".source = settingsFile;
-    } // lib.optionalAttrs (cfg.effectiveHealthChecks != { }) {
+    } // lib.optionalAttrs hasHealthChecks {
       "nixfleet/agent/health-checks.json".source = healthChecks;
+    } // lib.optionalAttrs (trust != null) {
+      "nixfleet/agent/trust.json".source = trustFile;
     };
 
     systemd.services.nixfleet-agent = {

@@ -3,17 +3,23 @@
   lib,
   python3Packages,
   installShellFiles,
+  nix,
+  openssh,
   src ? lib.cleanSource ../..,
+  # The fast tests: two minutes, real Nix in stores of their own, real TLS on the loopback.
+  doCheck ? true,
 }:
 python3Packages.buildPythonApplication {
   pname = "nixfleet-agent";
-  version = builtins.head (builtins.match ''.*__version__ = "([^"]+)".*'' (builtins.readFile "${src}/nixfleet_agent/__init__.py"));
-  format = "setuptools";
-  inherit src;
+  # From the file beside this one, not from `src`, which may be a derivation that would have to be built first.
+  version = builtins.head (
+    builtins.match ''.*__version__ = "([^"]+)".*'' (builtins.readFile ../../nixfleet_agent/__init__.py)
+  );
+  pyproject = true;
+  inherit src doCheck;
 
-  disabled = python3Packages.pythonOlder "3.11";
-  nativeBuildInputs = [ installShellFiles ];
-  propagatedBuildInputs = with python3Packages; [
+  build-system = [ python3Packages.setuptools ];
+  dependencies = with python3Packages; [
     requests
     urllib3
     pyopenssl
@@ -24,6 +30,19 @@ python3Packages.buildPythonApplication {
     rfc8785
     prometheus-client
   ];
+  nativeBuildInputs = [ installShellFiles ];
+  nativeCheckInputs = [
+    python3Packages.hypothesis
+    python3Packages.rich
+    nix
+    openssh
+  ];
+
+  checkPhase = ''
+    runHook preCheck
+    HOME=$(mktemp -d) python -m tests --fast
+    runHook postCheck
+  '';
 
   postInstall = ''
     installManPage packaging/man/nixfleet-agent.8 packaging/man/nixfleet-agent.toml.5
@@ -32,8 +51,6 @@ python3Packages.buildPythonApplication {
     installShellCompletion --fish packaging/completions/nixfleet-agent.fish
   '';
 
-  # The tests start Nix, a control plane and agents of their own: run them with packaging/dev test.
-  doCheck = false;
   pythonImportsCheck = [ "nixfleet_agent.runtime.daemon" ];
 
   meta = {

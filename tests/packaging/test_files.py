@@ -293,8 +293,10 @@ class NixOS(unittest.TestCase):
         etc = evaluated["environment"]["etc"]
         file = etc["nixfleet/agent.toml"]["source"]
         self.assertEqual(service["serviceConfig"]["ExecStart"], f"/agent/bin/nixfleet-agent run --config {file}")
+        self.assertTrue(file.startswith("agent.toml checked by /agent/bin/nixfleet-agent check --offline --strict "))
+        self.assertIn("--health-checks-file", file)
         self.assertIn('"kind":"http"', etc["nixfleet/agent/health-checks.json"]["source"])
-        settings = json.loads(file.partition(":")[2])
+        settings = json.loads(file.partition("--config agent.toml:")[2].partition(" --health-checks-file")[0])
         self.assertEqual(settings.pop("logging"), {"level": "debug"})
         self.assertLessEqual(set(settings), set(Schema().keys))
         self.assertEqual(settings["bootstrap_token_file"], "/t")
