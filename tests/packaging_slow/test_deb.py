@@ -49,7 +49,7 @@ class Deb(unittest.TestCase):
         root = Path(self.folder.name) / "root"
         subprocess.run(["dpkg-deb", "--extract", str(self.package), str(root)], check=True)
         for path in (
-            "lib/systemd/system/nixfleet-agent.service",
+            "usr/lib/systemd/system/nixfleet-agent.service",
             "etc/init.d/nixfleet-agent",
             "usr/share/man/man8/nixfleet-agent.8.gz",
             "usr/share/bash-completion/completions/nixfleet-agent",
@@ -97,10 +97,12 @@ class Deb(unittest.TestCase):
         for path in (
             "usr/bin/nixfleet-agent",
             "etc/init.d/nixfleet-agent",
-            "lib/systemd/system/nixfleet-agent.service",
+            "usr/lib/systemd/system/nixfleet-agent.service",
         ):
             self.assertTrue((root / path).is_file(), path)
-        self.assertFalse((root / "etc/nixfleet").exists(), "what it runs with is the operator's to write")
+        for folder in ("etc/nixfleet", "etc/nixfleet/agent"):
+            self.assertEqual((root / folder).stat().st_mode & 0o777, 0o755, "the guide's next steps write there")
+        self.assertEqual(list((root / "etc/nixfleet").iterdir()), [root / "etc/nixfleet/agent"], "the operator's")
 
         # An operator's change of a configuration file outlives an upgrade; what runs is restarted.
         changed = root / "etc/logrotate.d/nixfleet-agent"
@@ -118,7 +120,10 @@ class Deb(unittest.TestCase):
         state = root / "var/lib/nixfleet-agent"
         state.mkdir(parents=True)
         disabled = "systemctl --no-reload disable --now nixfleet-agent.service"
-        self.assertEqual(dpkg("--remove", "nixfleet-agent"), [disabled, cleaned])
+        mine = root / "etc/nixfleet/agent.toml"
+        mine.write_text("# mine\n")
+        self.assertEqual(dpkg("--remove", "nixfleet-agent"), [disabled, cleaned, "systemctl daemon-reload"])
+        self.assertEqual(mine.read_text(), "# mine\n")
         self.assertFalse((root / "usr/lib/nixfleet-agent").exists())
         self.assertTrue(state.exists() and changed.exists(), "a package that is only removed may come back")
         dpkg("--purge", "nixfleet-agent")

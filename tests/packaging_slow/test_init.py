@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import signal
@@ -17,6 +18,8 @@ from tests.support.https_server import Reply, Request
 
 SCRIPT = Path(__file__).resolve().parents[2] / "packaging" / "nixfleet-agent.init"
 PATIENCE = 60.0
+#: prctl(2): orphans below this process become its children.
+SET_CHILD_SUBREAPER = 36
 
 
 class Init(HostCase):
@@ -87,6 +90,21 @@ class Init(HostCase):
         self.assertEqual(self.script("status").returncode, 3)
         self.assertEqual(len(re.findall(r'"message": "stopped"', self.log_text())), 2)
         self.assertEqual(self.script("stop").returncode, 0, "to stop what does not run is no failure")
+
+    def test_a_first_process_that_reaps_nobody_holds_up_no_stop(self) -> None:
+        """As in many a container: what has ended stays in the table of processes for ever."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        self.assertEqual(libc.prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0), 0)
+        self.addCleanup(libc.prctl, SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+        self.assertEqual(self.script("start").returncode, 0)
+        self.assertTrue(self.polled.acquire(timeout=PATIENCE), self.log_text())
+        supervisor = int((self.folder / "pid").read_text())
+        began = time.monotonic()
+        self.assertEqual(self.script("stop").returncode, 0)
+        self.assertLess(time.monotonic() - began, 10.0)
+        self.assertEqual(Path(f"/proc/{supervisor}/stat").read_text().split()[2], "Z", "nobody has reaped it")
+        self.assertEqual(self.script("status").returncode, 3)
+        os.waitpid(supervisor, 0)
 
     def test_a_wrong_configuration_fails_the_start_and_is_not_tried_again(self) -> None:
         self.settings["zzz"] = "1"

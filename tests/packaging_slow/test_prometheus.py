@@ -137,7 +137,7 @@ class Prometheus(unittest.TestCase):
 
     def passes(self, *arguments: str, given: str = "") -> None:
         ran = subprocess.run(
-            [self.promtool, *arguments], input=given, capture_output=True, text=True, timeout=60, check=False
+            [self.promtool, *arguments], input=given, capture_output=True, text=True, timeout=300, check=False
         )
         self.assertEqual(ran.returncode, 0, ran.stdout + ran.stderr)
 
