@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 #: The signed policy under which the host takes a failed release back by itself.
@@ -15,8 +15,10 @@ EXIT_THIRD_CLOSURE = -3
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Bring the host to ``target``; ``prior`` is what ran when the rollout was accepted, or None.
+    """The switch to ``target``; ``prior`` is the way back, if any.
 
+    ``resume``: after a restart in the middle of it; ``already_started``: its start is in the log.
+    ``signed_at`` is when the manifest that it was accepted under was signed; it does not make it another order.
     ``fresh_until`` is when the signed release is too old for another try of what failed; None: not limited.
     """
 
@@ -24,6 +26,9 @@ class Forward:
     target: str
     prior: str | None
     policy: str
+    resume: bool = False
+    already_started: bool = False
+    signed_at: datetime | None = field(default=None, compare=False)
     fresh_until: datetime | None = None
 
     @property
@@ -39,16 +44,18 @@ class Forward:
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    """Bring the host back to ``target``; ``failed`` is the closure to leave.
+    """The switch back to ``target``, away from ``failed``; ``forward_fired`` None: only the switch records can tell.
 
-    ``observed_at_failure`` is what ran when the rollout failed, where the caller knows it.
+    ``observed_at_failure`` is what ran when the rollout failed, where the caller knows it. ``inherited``: another
+    rollout's switch is to be undone too, whether or not this one's own was ever fired.
     """
 
     rollout_id: str
     target: str
     failed: str
-    forward_fired: bool
+    forward_fired: bool | None
     observed_at_failure: str | None
+    inherited: bool = False
 
 
 @dataclass(frozen=True, slots=True)

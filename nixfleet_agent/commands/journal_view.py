@@ -10,7 +10,7 @@ from pathlib import Path
 from nixfleet_agent.errors import ProtoError
 from nixfleet_agent.journal.entries import Entry, Name, decode, parse_name, read_raw
 from nixfleet_agent.journal.folders import CORRUPT, DROPPED, QUEUE, REJECTED, SENT
-from nixfleet_agent.journal.header import Accepted
+from nixfleet_agent.journal.header import Acceptance
 from nixfleet_agent.state_machine import RolloutRecord, State, TransitionError, advance
 
 #: Where an entry can be, in the words of `queue list`, and its folder.
@@ -66,7 +66,7 @@ class Step:
 class Replay:
     """A rollout's log, folded as after a restart."""
 
-    accepted: Accepted
+    accepted: Acceptance
     record: RolloutRecord
     steps: tuple[Step, ...]
     unreadable: tuple[str, ...]
@@ -99,7 +99,7 @@ def replayed(items: list[Found], hostname: str) -> Replay | None:
     if first is None:
         return None
     try:
-        accepted = Accepted.parse(first[1].rollout_id, first[1].event)
+        accepted = Acceptance.parse(first[1].rollout_id, first[1].event)
     except ProtoError:
         return None
     record = accepted.record(hostname)

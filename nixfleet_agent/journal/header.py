@@ -19,39 +19,22 @@ DISPATCH_KIND = "Dispatch"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acceptance:
-    """A Dispatch with everything that was resolved for it from signed artifacts; stored as seq 0 of its rollout.
+    """A Dispatch with everything that was resolved for it from signed artifacts: seq 0 of its rollout's log.
 
-    ``soak_floor`` is in minutes; ``marks`` are the high-water marks it was accepted under, as JSON.
-    """
+    ``soak_floor`` is in minutes; ``marks`` are the high-water marks it was accepted under, as JSON. ``current_closure``
+    is what ran when it was accepted.
 
-    rollout_id: str
-    target_closure: str
-    current_closure: str | None
-    soak_due_at: datetime
-    received_at: datetime
-    soak_floor: int
-    policy: Policy
-    manifest_hash: str
-    manifest_signed_at: datetime
-    fleet_hash: str
-    fleet_signed_at: datetime
-    marks: dict[str, object] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Accepted:
-    """``number`` orders acceptances on this host; an adopted rollout has 0 and so never outranks an accepted one.
-
+    What follows is its place in the log, given by ``accepted`` or ``adopted``. ``number`` orders acceptances on this
+    host; an adopted rollout has 0 and so never outranks an accepted one.
     ``prior_closure`` is what a rollback goes to: the last proven closure, None where there is none. ``proven`` is False
-    in logs of agents before this rule, whose ``prior_closure`` is what ran at acceptance. ``current_closure`` is that.
+    in logs of agents before this rule, whose ``prior_closure`` is what ran at acceptance.
     ``inherited`` says that an unfinished rollback of another rollout was taken over.
     ``adopted_state`` and ``adopted_seq`` are what the control plane said of a rollout that this host had no log of.
     """
 
-    number: int
     rollout_id: str
     target_closure: str
-    prior_closure: str | None
+    current_closure: str | None = None
     soak_due_at: datetime
     soak_floor: int
     policy: Policy
@@ -60,12 +43,13 @@ class Accepted:
     manifest_signed_at: datetime
     fleet_hash: str
     fleet_signed_at: datetime
-    marks: Mapping[str, Any]
+    marks: Mapping[str, Any] = field(default_factory=dict)
+    number: int = 0
+    prior_closure: str | None = None
+    proven: bool = False
+    inherited: bool = False
     adopted_state: State | None = None
     adopted_seq: int = 0
-    inherited: bool = False
-    current_closure: str | None = None
-    proven: bool = False
 
     @property
     def adopted(self) -> bool:
@@ -117,7 +101,7 @@ class Accepted:
         return {key: value for key, value in body.items() if value is not None}
 
     @classmethod
-    def parse(cls, rollout_id: str, value: object) -> Accepted:
+    def parse(cls, rollout_id: str, value: object) -> Acceptance:
         """What ``to_json`` wrote; raises ProtoError naming the field that is wrong."""
         if not isinstance(value, Mapping) or value.get("kind") != DISPATCH_KIND:
             raise ProtoError(f"seq 0 of {rollout_id} is not an accepted Dispatch")
@@ -150,29 +134,12 @@ class Accepted:
             raise ProtoError(f"seq 0 of {rollout_id}: {error}") from error
 
 
-def accepted(acceptance: Acceptance, number: int, prior: str | None, *, inherited: bool = False) -> Accepted:
+def accepted(acceptance: Acceptance, number: int, prior: str | None, *, inherited: bool = False) -> Acceptance:
     """The log's seq 0 for a Dispatch that passed every check."""
-    return Accepted(
-        number=number,
-        rollout_id=acceptance.rollout_id,
-        target_closure=acceptance.target_closure,
-        prior_closure=prior,
-        soak_due_at=acceptance.soak_due_at,
-        soak_floor=acceptance.soak_floor,
-        policy=acceptance.policy,
-        accepted_at=acceptance.received_at,
-        manifest_hash=acceptance.manifest_hash,
-        manifest_signed_at=acceptance.manifest_signed_at,
-        fleet_hash=acceptance.fleet_hash,
-        fleet_signed_at=acceptance.fleet_signed_at,
-        marks=acceptance.marks,
-        inherited=inherited,
-        current_closure=acceptance.current_closure,
-        proven=True,
-    )
+    return replace(acceptance, number=number, prior_closure=prior, proven=True, inherited=inherited)
 
 
-def adopted(acceptance: Acceptance, state: State, last_event_seq: int) -> Accepted:
+def adopted(acceptance: Acceptance, state: State, last_event_seq: int) -> Acceptance:
     """Seq 0 of a rollout that already runs here but has no log: no way back is known, and none is invented."""
     started = state if state in (State.PENDING, State.SOAKING) else State.ACTIVATING
     entry = accepted(acceptance, 0, None)

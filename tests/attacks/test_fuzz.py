@@ -24,7 +24,7 @@ from nixfleet_agent.config.model import Config
 from nixfleet_agent.errors import AgentError, IdentityError, ProtoError
 from nixfleet_agent.identity.certificate import check_answer
 from nixfleet_agent.journal.entries import decode, parse_name
-from nixfleet_agent.journal.header import Accepted
+from nixfleet_agent.journal.header import Acceptance
 from nixfleet_agent.net.answers import Answer, replay_from, retry_after
 from nixfleet_agent.operator.hold import HoldStore
 from nixfleet_agent.operator.quarantine import QuarantineStore
@@ -222,7 +222,7 @@ class World:
     def _journal(self, raw: bytes) -> object:
         entry = decode(raw)
         if entry.seq == 0:
-            return Accepted.parse(entry.rollout_id, entry.event).record("web-01")
+            return Acceptance.parse(entry.rollout_id, entry.event).record("web-01")
         return entry.remote_event()
 
     def _kept(self, raw: bytes) -> object:

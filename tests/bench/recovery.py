@@ -17,7 +17,7 @@ from unittest import mock
 
 from nixfleet_agent import durable
 from nixfleet_agent.journal.entries import Entry, entry_of
-from nixfleet_agent.journal.header import DISPATCH_KIND, Accepted
+from nixfleet_agent.journal.header import DISPATCH_KIND, Acceptance
 from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.runtime.rollout.recovery import recover
 from nixfleet_agent.state_machine import Policy, ProbeStatus, State
@@ -41,7 +41,7 @@ def fill(folder: Path, files: int) -> None:
 
 def write_rollout(journal: Journal, number: int, events: int) -> None:
     rollout_id = f"stable@{number:010x}"
-    accepted = Accepted(
+    accepted = Acceptance(
         number=number + 1,
         rollout_id=rollout_id,
         target_closure=TARGET,

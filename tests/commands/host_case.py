@@ -15,7 +15,7 @@ from typing import Any
 
 from nixfleet_agent.cli import main
 from nixfleet_agent.journal.entries import Entry, entry_of
-from nixfleet_agent.journal.header import DISPATCH_KIND, Accepted
+from nixfleet_agent.journal.header import DISPATCH_KIND, Acceptance
 from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.proto.ids import channel_of
 from nixfleet_agent.state_machine import Event, Policy
@@ -131,10 +131,10 @@ class HostCase(unittest.TestCase):
         journal.open()
         return journal
 
-    def accept(self, rollout_id: str, number: int = 1, *, prior: str | None = OLD, target: str = NEW) -> Accepted:
+    def accept(self, rollout_id: str, number: int = 1, *, prior: str | None = OLD, target: str = NEW) -> Acceptance:
         """A Dispatch accepted an hour ago."""
         at = self.now - timedelta(hours=1)
-        accepted = Accepted(
+        accepted = Acceptance(
             number=number,
             rollout_id=rollout_id,
             target_closure=target,
@@ -153,7 +153,7 @@ class HostCase(unittest.TestCase):
         return accepted
 
     @staticmethod
-    def _entry(accepted: Accepted) -> Entry:
+    def _entry(accepted: Acceptance) -> Entry:
         return Entry(
             seq=0,
             hostname=MACHINE,
@@ -163,7 +163,7 @@ class HostCase(unittest.TestCase):
             event=accepted.to_json(),
         )
 
-    def log(self, accepted: Accepted, *events: Event, delivered: bool = True) -> None:
+    def log(self, accepted: Acceptance, *events: Event, delivered: bool = True) -> None:
         """Append events to a rollout's log."""
         journal = self.journal()
         for event in events:
@@ -173,7 +173,7 @@ class HostCase(unittest.TestCase):
                 assert path is not None
                 journal.delivered(accepted.rollout_id, path)
 
-    def activated(self, accepted: Accepted) -> tuple[Event, ...]:
+    def activated(self, accepted: Acceptance) -> tuple[Event, ...]:
         """Its events up to the soak."""
         at = accepted.accepted_at
         return (
@@ -187,7 +187,7 @@ class HostCase(unittest.TestCase):
             ),
         )
 
-    def converged(self, accepted: Accepted) -> tuple[Event, ...]:
+    def converged(self, accepted: Acceptance) -> tuple[Event, ...]:
         """Its events from the first to the last."""
         at = accepted.accepted_at + timedelta(minutes=20)
         return (

@@ -242,7 +242,7 @@ class Telling(Case):
 
     def accept(self) -> Any:
         """A rollout on disk, and its record."""
-        from nixfleet_agent.journal.header import DISPATCH_KIND, Accepted
+        from nixfleet_agent.journal.header import DISPATCH_KIND, Acceptance
         from nixfleet_agent.state_machine import Policy
 
         fields: dict[str, Any] = {
@@ -260,7 +260,7 @@ class Telling(Case):
             "fleet_signed_at": EPOCH,
             "marks": {},
         }
-        accepted = Accepted(**fields)
+        accepted = Acceptance(**fields)
         header = Entry(
             seq=0, hostname="web-01", rollout_id=ROLLOUT, kind=DISPATCH_KIND, created_at=EPOCH, event=accepted.to_json()
         )

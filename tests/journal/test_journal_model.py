@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from nixfleet_agent.journal.entries import Entry, entry_of
-from nixfleet_agent.journal.header import DISPATCH_KIND, Accepted
+from nixfleet_agent.journal.header import DISPATCH_KIND, Acceptance
 from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.runtime.rollout.recovery import fold
 from nixfleet_agent.state_machine import EmitEvent, RolloutRecord, TransitionError, step
@@ -32,7 +32,7 @@ class JournalModel(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
         self.records: dict[str, RolloutRecord] = {}
-        self.accepted: dict[str, Accepted] = {}
+        self.accepted: dict[str, Acceptance] = {}
         self.queued: dict[str, set[int]] = {}
         self.sent: dict[str, set[int]] = {}
         self.rejected: dict[str, set[int]] = {}
@@ -55,7 +55,7 @@ class JournalModel(RuleBasedStateMachine):
         self.accept(ROLLOUTS[1])
 
     def accept(self, rollout_id: str) -> None:
-        accepted = Accepted(
+        accepted = Acceptance(
             number=len(self.records) + 1,
             rollout_id=rollout_id,
             target_closure=TARGET,

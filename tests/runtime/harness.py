@@ -199,7 +199,7 @@ class TestHost:
             "target_closure": target,
             "current_closure": self.current,
             "soak_due_at": now,
-            "received_at": now,
+            "accepted_at": now,
             "soak_floor": 5,
             "policy": ROLLBACK,
             "manifest_hash": "m" * 64,

@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 import unittest
 
-from nixfleet_agent.runtime.rollout.orders import ActivateForward, ActivationOrder, Release, RollBack, outranks
+from nixfleet_agent.activation.model import Forward, Rollback
+from nixfleet_agent.runtime.rollout.orders import ActivationOrder, Release, outranks
 from nixfleet_agent.threads.mailbox import Mailbox
 from nixfleet_agent.threads.shutdown import ShutdownToken
 from tests.support.clock import PATIENCE, FakeClock
 
-FORWARD = ActivateForward("stable@aa", "target", "prior", "halt")
-NEWER = ActivateForward("stable@bb", "newer", "prior", "halt")
-BACK = RollBack("stable@aa", "prior", "target", True, None)
+FORWARD = Forward("stable@aa", "target", "prior", "halt")
+NEWER = Forward("stable@bb", "newer", "prior", "halt")
+BACK = Rollback("stable@aa", "prior", "target", True, None)
 RELEASE = Release("stable@aa")
 
 

@@ -171,7 +171,7 @@ def acceptance(
         target_closure=target_closure,
         current_closure=current_closure,
         soak_due_at=received_at + longest if soak_due_at - received_at > longest else soak_due_at,
-        received_at=received_at,
+        accepted_at=received_at,
         soak_floor=floor,
         policy=terms.resolved.policy,
         manifest_hash=terms.manifest.hash,

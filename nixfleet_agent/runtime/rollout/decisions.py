@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from nixfleet_agent.journal import header
-from nixfleet_agent.journal.header import Acceptance, Accepted
+from nixfleet_agent.journal.header import Acceptance
 from nixfleet_agent.proto.heartbeat import Snapshot
 from nixfleet_agent.runtime.rollout.dedup import Journaled, retain_declared, should_record
 from nixfleet_agent.runtime.rollout.evaluate import Moment, due_event, needs_probes, probes_mislead
@@ -158,7 +158,7 @@ class Turn:
         self.host = replace(self.host, attempted=rollout_id)
         self._pass_on(before)
 
-    def accepted(self, entry: Accepted, hostname: str) -> None:
+    def accepted(self, entry: Acceptance, hostname: str) -> None:
         """A Dispatch became durable: it is acknowledged, and supersedes whatever was active."""
         self.host = self.host.accepting(entry, hostname)
         self.acknowledge(self.host.rollouts[entry.rollout_id])
@@ -169,7 +169,7 @@ class Turn:
         ack = LocalActivate(current_closure_at_dispatch=entry.ran, received_at=entry.accepted_at)
         self.step(rollout.rollout_id, ack)
 
-    def adopted(self, entry: Accepted, hostname: str) -> None:
+    def adopted(self, entry: Acceptance, hostname: str) -> None:
         """A rollout that already runs here, and whose log was lost."""
         host = self.host.accepting(entry, hostname)
         rollout = host.rollouts[entry.rollout_id]
@@ -336,7 +336,7 @@ class Turn:
         )
 
 
-def accept(host: Host, acceptance: Acceptance, current: str | None) -> Accepted | str:
+def accept(host: Host, acceptance: Acceptance, current: str | None) -> Acceptance | str:
     """Seq 0 of a Dispatch that passed every check, or the reason why it must wait."""
     if current is None:
         return "it can't be read which closure runs"
@@ -348,7 +348,7 @@ def accept(host: Host, acceptance: Acceptance, current: str | None) -> Accepted 
     return header.accepted(dispatched, host.newest_number + 1, prior, inherited=inherited)
 
 
-def adopt(acceptance: Acceptance, snapshot: Snapshot, current: str | None, durable: int) -> Accepted | None:
+def adopt(acceptance: Acceptance, snapshot: Snapshot, current: str | None, durable: int) -> Acceptance | None:
     """Seq 0 of a rollout that a control plane says is open here, and that runs here; None when it is not to be.
 
     ``durable`` is the highest seq on disk: events that another agent left undelivered have used their numbers.

@@ -2,41 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass
 
+from nixfleet_agent.activation.model import Forward, Rollback
 from nixfleet_agent.runtime.rollout.rollouts import Rollout
-
-
-@dataclass(frozen=True, slots=True)
-class ActivateForward:
-    """Bring ``target`` to life; ``resume`` after a restart in the middle of it. ``prior`` is the way back, if any.
-
-    ``signed_at`` is when the manifest that it was accepted under was signed; it does not make it another order.
-    """
-
-    rollout_id: str
-    target: str
-    prior: str | None
-    policy: str
-    resume: bool = False
-    already_started: bool = False
-    signed_at: datetime | None = field(default=None, compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class RollBack:
-    """Go back to ``target``, away from ``failed``; ``forward_fired`` None when only the switch records can tell.
-
-    ``inherited``: another rollout's switch is to be undone too, whether or not this one's own was ever fired.
-    """
-
-    rollout_id: str
-    target: str
-    failed: str
-    forward_fired: bool | None
-    observed_at_failure: str | None
-    inherited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +15,7 @@ class Release:
     rollout_id: str
 
 
-ActivationOrder = ActivateForward | RollBack | Release
+ActivationOrder = Forward | Rollback | Release
 
 
 def outranks(waiting: ActivationOrder, new: ActivationOrder) -> bool:
@@ -54,7 +23,7 @@ def outranks(waiting: ActivationOrder, new: ActivationOrder) -> bool:
 
     The reducer puts a forward order in its place only once the rollout of that order is in charge.
     """
-    return isinstance(new, Release) or (isinstance(waiting, RollBack) and isinstance(new, ActivateForward))
+    return isinstance(new, Release) or (isinstance(waiting, Rollback) and isinstance(new, Forward))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +41,10 @@ class StopProbes:
 ProbeOrder = ResetProbes | StopProbes
 
 
-def forward_order(rollout: Rollout, *, resume: bool = False) -> ActivateForward:
+def forward_order(rollout: Rollout, *, resume: bool = False) -> Forward:
     """The order to bring a rollout's target to life."""
     record = rollout.record
-    return ActivateForward(
+    return Forward(
         rollout_id=record.rollout_id,
         target=record.target_closure,
         prior=record.prior_closure,
@@ -86,10 +55,10 @@ def forward_order(rollout: Rollout, *, resume: bool = False) -> ActivateForward:
     )
 
 
-def rollback_order(rollout: Rollout, closure: str) -> RollBack:
+def rollback_order(rollout: Rollout, closure: str) -> Rollback:
     """The order to get back to ``closure``."""
     record = rollout.record
-    return RollBack(
+    return Rollback(
         rollout_id=record.rollout_id,
         target=closure,
         failed=record.target_closure,

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from nixfleet_agent.errors import ProtoError
 from nixfleet_agent.journal.entries import Entry
-from nixfleet_agent.journal.header import Accepted
+from nixfleet_agent.journal.header import Acceptance
 from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.runtime.rollout.dedup import Journaled, retain_declared
 from nixfleet_agent.runtime.rollout.rollouts import Host, Rollout
@@ -100,14 +100,14 @@ def _proven(at: datetime, entry: Entry) -> datetime:
     return max(at, entry.created_at)
 
 
-def _accepted(entries: Sequence[Entry]) -> Accepted | None:
+def _accepted(entries: Sequence[Entry]) -> Acceptance | None:
     first = entries[0] if entries else None
     if first is None or first.seq != 0:
         rollout_id = first.rollout_id if first else "?"
         log.error("the log of %s has no accepted Dispatch: its events are still sent, it is not resumed", rollout_id)
         return None
     try:
-        accepted = Accepted.parse(first.rollout_id, first.event)
+        accepted = Acceptance.parse(first.rollout_id, first.event)
     except ProtoError as error:
         log.error("the accepted Dispatch can't be read: %s", error, extra={"rollout_id": first.rollout_id})
         return None

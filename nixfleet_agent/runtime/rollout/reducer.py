@@ -7,7 +7,7 @@ from datetime import datetime
 
 from nixfleet_agent.errors import StorageError
 from nixfleet_agent.journal.entries import Entry, entry_of
-from nixfleet_agent.journal.header import DISPATCH_KIND, Accepted
+from nixfleet_agent.journal.header import DISPATCH_KIND, Acceptance
 from nixfleet_agent.runtime.rollout.applier import Applier
 from nixfleet_agent.runtime.rollout.decisions import (
     HandedBack,
@@ -147,7 +147,7 @@ class Reducer(Worker):
         item.ack.reply(Answer.ACCEPTED)
         self._take(lambda turn: turn.accepted(entry, self._journal.hostname))
 
-    def _header_entry(self, entry: Accepted) -> Entry:
+    def _header_entry(self, entry: Acceptance) -> Entry:
         return Entry(
             seq=0,
             hostname=self._journal.hostname,

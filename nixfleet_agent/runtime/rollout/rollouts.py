@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from types import MappingProxyType
 
-from nixfleet_agent.journal.header import Accepted
+from nixfleet_agent.journal.header import Acceptance
 from nixfleet_agent.runtime.rollout.dedup import Journaled
 from nixfleet_agent.state_machine import RolloutRecord
 from nixfleet_agent.state_machine.timing import Timers
@@ -28,7 +28,7 @@ class Rollout:
     """
 
     record: RolloutRecord
-    accepted: Accepted
+    accepted: Acceptance
     timers: Timers = field(default_factory=Timers)
     last_results: Mapping[str, Journaled] = field(default_factory=lambda: MappingProxyType({}))
     probes_started: bool = False
@@ -71,7 +71,7 @@ class Host:
         left = {key: rollout for key, rollout in self.rollouts.items() if key != rollout_id}
         return replace(self, rollouts=MappingProxyType(left))
 
-    def accepting(self, accepted: Accepted, hostname: str) -> Host:
+    def accepting(self, accepted: Acceptance, hostname: str) -> Host:
         """This host with a new rollout that supersedes whatever was active."""
         host = self.with_rollout(Rollout(accepted.record(hostname), accepted))
         return replace(host, active_id=accepted.rollout_id, newest_number=max(accepted.number, self.newest_number))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
-from nixfleet_agent.activation.consent import VETO
 from nixfleet_agent.activation.context import SHUTDOWN, SUPERSEDED, Context, Retrying, Waiting
 from nixfleet_agent.activation.errors import PhaseInterrupted
 from nixfleet_agent.activation.model import (
@@ -22,6 +21,7 @@ from nixfleet_agent.activation.model import (
 from nixfleet_agent.activation.pipeline import Pipeline
 from nixfleet_agent.errors import StorageError
 from nixfleet_agent.proto.ids import channel_of
+from nixfleet_agent.runtime.activation_status import ActivationStatus
 from nixfleet_agent.runtime.rollout.inputs import (
     Ack,
     Answer,
@@ -30,12 +30,11 @@ from nixfleet_agent.runtime.rollout.inputs import (
     RollbackAttemptFailed,
     SwitchStarting,
 )
-from nixfleet_agent.runtime.rollout.orders import ActivateForward, ActivationOrder, Release, RollBack
+from nixfleet_agent.runtime.rollout.orders import ActivationOrder, Release
 from nixfleet_agent.runtime.rollout.outcomes import event_of
 from nixfleet_agent.runtime.services import Services
 from nixfleet_agent.state_machine import SwitchMethod
-from nixfleet_agent.state_machine.events import LocalActivationStarted, Phase
-from nixfleet_agent.telemetry.status import SWITCHING
+from nixfleet_agent.state_machine.events import LocalActivationStarted
 from nixfleet_agent.threads.worker import Worker
 
 #: Longest sleep on an empty mailbox, in seconds.
@@ -69,7 +68,7 @@ class ActivationWorker(Worker):
         self._order: ActivationOrder | None = None
         self._drift: str | None = None
         self._room_made = False
-        self._phases: list[Phase] = []
+        self._status = ActivationStatus(services.board, services.clock)
         self._pipeline = Pipeline(
             Context(
                 config,
@@ -78,7 +77,7 @@ class ActivationWorker(Worker):
                 self._interrupted,
                 self._wait,
                 self.log,
-                on_phase=self._note_phase,
+                on_phase=self._status.phase,
                 retrying=Retrying(services.backoff, self._note_wait),
                 consent=services.veto(),
             )
@@ -94,13 +93,13 @@ class ActivationWorker(Worker):
             self.alive()
             if self._order is None or self._interrupted() == SUPERSEDED:
                 self._order = self._mailbox.take(IDLE)
-            elif isinstance(self._order, ActivateForward):
+            elif isinstance(self._order, Forward):
                 self._order = replace(self._order, resume=True)
-            self._phases = []
+            self._status.begin()
             match self._order:
-                case ActivateForward():
+                case Forward():
                     self._forward(self._order)
-                case RollBack():
+                case Rollback():
                     self._roll_back(self._order)
                 case Release(rollout_id):
                     self._release(rollout_id)
@@ -108,9 +107,9 @@ class ActivationWorker(Worker):
 
     # -- forward ------------------------------------------------------------------------------
 
-    def _forward(self, order: ActivateForward) -> None:
-        intent = Forward(order.rollout_id, order.target, order.prior, order.policy, self._fresh_until(order))
-        self._switching(order.resume and order.already_started)
+    def _forward(self, order: Forward) -> None:
+        intent = replace(order, fresh_until=self._fresh_until(order))
+        self._status.switching(order.resume and order.already_started)
         try:
             if order.resume:
                 outcome = self._pipeline.resume(intent, self._started, order.already_started, self._starting)
@@ -121,12 +120,12 @@ class ActivationWorker(Worker):
             if isinstance(outcome, Failed) and outcome.switch_fired:
                 self._on_quarantine(order.rollout_id, order.target, outcome.phase)
             if not isinstance(outcome, Interrupted):
-                self._tell(HostEvent(order.rollout_id, event_of(outcome, self.clock.now(), self._phases)))
+                self._tell(HostEvent(order.rollout_id, event_of(outcome, self.clock.now(), self._status.phases)))
         finally:
             self._note_wait(None)
-            self._switching(False)
+            self._status.switching(False)
 
-    def _fresh_until(self, order: ActivateForward) -> datetime | None:
+    def _fresh_until(self, order: Forward) -> datetime | None:
         window = self._window_of(channel_of(order.rollout_id))
         return None if window is None or order.signed_at is None else order.signed_at + window
 
@@ -141,10 +140,10 @@ class ActivationWorker(Worker):
         """The switch may only be fired while no other rollout answers for what runs; raises as ``_started``."""
         order = self._forward_in_hand()
         self._ask(lambda ack: SwitchStarting(order.rollout_id, ack))
-        self._switching(True)
+        self._status.switching(True)
 
-    def _forward_in_hand(self) -> ActivateForward:
-        if not isinstance(self._order, ActivateForward):
+    def _forward_in_hand(self) -> Forward:
+        if not isinstance(self._order, Forward):
             raise RuntimeError("a switch was announced without a forward order in hand")
         return self._order
 
@@ -163,14 +162,14 @@ class ActivationWorker(Worker):
 
     # -- back ---------------------------------------------------------------------------------
 
-    def _roll_back(self, order: RollBack) -> None:
+    def _roll_back(self, order: Rollback) -> None:
         """Until it succeeds or a newer rollout inherits it; an operator's switch or giving up only suspends it."""
         known = order.forward_fired
         fired = self._pipeline.forward_fired(order.rollout_id) if known is None else known
         if fired:
             self._on_quarantine(order.rollout_id, order.failed, "rolled back")
         undo = fired or order.inherited
-        intent = Rollback(order.rollout_id, order.target, order.failed, undo, order.observed_at_failure)
+        intent = replace(order, forward_fired=undo)
         self._backoff.reset()
         self._drift = None
         self._room_made = False
@@ -179,13 +178,13 @@ class ActivationWorker(Worker):
             given_up = self._control.given_up(order.rollout_id)
             over = self._stand_by(order) if given_up else self._attempt(order, intent)
 
-    def _stand_by(self, order: RollBack) -> bool:
+    def _stand_by(self, order: Rollback) -> bool:
         """An operator gave the rollback up: do nothing until one asks for it again; True when a newer order waits.
 
         The guard may still be armed, when the agent was down since the release failed.
         """
         self.log.warning("the rollback was given up by an operator", extra={"rollout_id": order.rollout_id})
-        self._board.publish("rollback", {"rollout_id": order.rollout_id, "given_up": True})
+        self._status.rollback(order.rollout_id, given_up=True)
         self._tell(RollbackAttemptFailed(order.rollout_id, "given up"))
         while self._control.given_up(order.rollout_id):
             self._pipeline.disarm()
@@ -194,19 +193,19 @@ class ActivationWorker(Worker):
             self._wait(GIVEN_UP_RECHECK)
         return False
 
-    def _attempt(self, order: RollBack, intent: Rollback) -> bool:
+    def _attempt(self, order: Rollback, intent: Rollback) -> bool:
         """One try; True when there is nothing left to try."""
-        self._phases = []
+        self._status.begin()
         self._control.take_retry(order.rollout_id)
-        self._switching(True)
+        self._status.switching(True)
         try:
             outcome = self._pipeline.rollback(intent)
         finally:
-            self._switching(False)
+            self._status.switching(False)
         match outcome:
             case RolledBack() as done:
-                self._board.publish("rollback", None)
-                self._tell(HostEvent(order.rollout_id, event_of(done, self.clock.now(), self._phases)))
+                self._status.rolled_back()
+                self._tell(HostEvent(order.rollout_id, event_of(done, self.clock.now(), self._status.phases)))
                 return True
             case RollbackFailed(phase="state-dir") if not self._room_made and self._make_room():
                 # A release may leave too little for a switch's record although its own events fitted.
@@ -219,7 +218,7 @@ class ActivationWorker(Worker):
                 return self._pause(order, DRIFT_RECHECK)
         return True
 
-    def _attempt_failed(self, order: RollBack, failed: RollbackFailed) -> float:
+    def _attempt_failed(self, order: Rollback, failed: RollbackFailed) -> float:
         """Tell everybody; the seconds until the next try."""
         seconds = self._backoff.next()
         self.log.error(
@@ -230,28 +229,19 @@ class ActivationWorker(Worker):
             failed.stderr_tail,
             extra={"rollout_id": order.rollout_id, "closure": order.target},
         )
-        self._board.publish(
-            "rollback",
-            {
-                "rollout_id": order.rollout_id,
-                "failures": self._backoff.failures,
-                "reason": failed.stderr_tail,
-                "next_try_at": self.clock.now() + timedelta(seconds=seconds),
-            },
-        )
-        self._board.count("rollback_failures")
+        self._status.rollback_failed(order.rollout_id, failed, self._backoff.failures, seconds)
         self._tell(RollbackAttemptFailed(order.rollout_id, failed.phase))
         return seconds
 
-    def _drifted(self, order: RollBack, observed: str) -> None:
+    def _drifted(self, order: Rollback, observed: str) -> None:
         fields = {"rollout_id": order.rollout_id, "closure": observed}
         if observed != self._drift:
             self.log.error("no rollback: an operator has switched this host to %s", observed, extra=fields)
-            self._board.publish("rollback", {"rollout_id": order.rollout_id, "drift": observed})
+            self._status.rollback(order.rollout_id, drift=observed)
             self._tell(RollbackAttemptFailed(order.rollout_id, "an operator switched"))
         self._drift = observed
 
-    def _pause(self, order: RollBack, seconds: float) -> bool:
+    def _pause(self, order: Rollback, seconds: float) -> bool:
         """Wait before the next try, less when an operator asks for it; True when a newer order waits."""
         until = self.clock.monotonic() + seconds
         while (left := until - self.clock.monotonic()) > 0:
@@ -290,31 +280,8 @@ class ActivationWorker(Worker):
         else:
             self.clock.wait(self._mailbox.filled, seconds)
 
-    def _note_phase(self, name: str, seconds: float) -> None:
-        self._phases.append(Phase(name=name, seconds=round(seconds, 3)))
-        self._board.publish("activation", {"phase": name, "seconds": round(seconds, 3)})
-
     def _note_wait(self, waiting: Waiting | None) -> None:
-        """The section ``waiting``: what a rollout waits for before anything on the host is changed."""
-        if waiting is None:
-            if self._board.get("waiting") is not None:
-                self._board.publish("waiting", None)
-            return
-        order = self._order
-        section = {
-            "rollout_id": None if order is None else order.rollout_id,
-            "closure": waiting.closure,
-            "kind": waiting.kind,
-            "reason": waiting.reason,
-            "tries": waiting.tries,
-            "next_try_at": self.clock.now() + timedelta(seconds=waiting.seconds),
-        }
-        self._board.publish("waiting", section)
-        if waiting.kind != VETO:
-            self._board.count("realise_retries", reason=waiting.kind)
+        self._status.waiting(None if self._order is None else self._order.rollout_id, waiting)
 
     def _tell(self, item: ReducerInput) -> None:
         self._inputs.put(item, self.alive)
-
-    def _switching(self, now: bool) -> None:
-        self._board.publish(SWITCHING, now)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from nixfleet_agent.journal.delivery import CONFLICT_LIMIT, REFUSALS, Disposition, disposition
-from nixfleet_agent.journal.header import Accepted
+from nixfleet_agent.journal.header import Acceptance
 from nixfleet_agent.runtime.rollout.dedup import Journaled, should_record
 from nixfleet_agent.runtime.rollout.evaluate import Moment, due_event, expected_closure, needs_probes
 from nixfleet_agent.runtime.rollout.rollouts import Host, Rollout, prunable
@@ -17,7 +17,7 @@ from nixfleet_agent.state_machine.events import LocalProbeResult, SubResult
 from nixfleet_agent.state_machine.timing import ProbeTimer, Timers
 from tests.state_machine.machine import PRIOR, ROLLBACK, TARGET, THIRD, at, event, record
 
-ACCEPTED = Accepted(
+ACCEPTED = Acceptance(
     number=1,
     rollout_id="stable@def4567abc",
     target_closure=TARGET,
@@ -34,7 +34,7 @@ ACCEPTED = Accepted(
 )
 
 
-def rollout(state: State, timers: Timers | None = None, accepted: Accepted = ACCEPTED, **changes: Any) -> Rollout:
+def rollout(state: State, timers: Timers | None = None, accepted: Acceptance = ACCEPTED, **changes: Any) -> Rollout:
     return Rollout(record(state, **changes), accepted, timers or Timers())
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import unittest
 
+from nixfleet_agent.activation.model import Forward, Rollback
 from nixfleet_agent.runtime.rollout.inputs import Activate, Answer, RollbackAttemptFailed
-from nixfleet_agent.runtime.rollout.orders import ActivateForward, Release, ResetProbes, RollBack, StopProbes
+from nixfleet_agent.runtime.rollout.orders import Release, ResetProbes, StopProbes
 from nixfleet_agent.state_machine import ProbeStatus, State
 from tests.runtime.harness import HALT, NEWER, PRIOR, TARGET, THIRD, TestHost
 
@@ -43,7 +44,7 @@ class TheWayBack(Case):
         self.converge(T)
         self.host.order()
         self.host.dispatch(U, THIRD)
-        self.assertEqual(self.host.order(), ActivateForward(U, THIRD, TARGET, "rollback-and-halt"))
+        self.assertEqual(self.host.order(), Forward(U, THIRD, TARGET, "rollback-and-halt"))
 
     def test_is_what_runs_when_the_dispatch_is_accepted_and_not_when_it_was_looked_at(self) -> None:
         self.host.soaking(R)
@@ -55,7 +56,7 @@ class TheWayBack(Case):
         self.host.order()
         self.host.asked(lambda ack: Activate(late, ack))
         self.host.settle()
-        self.assertEqual(self.host.order(), ActivateForward(S, NEWER, PRIOR, "rollback-and-halt"))
+        self.assertEqual(self.host.order(), Forward(S, NEWER, PRIOR, "rollback-and-halt"))
 
 
 class HandBack(Case):
@@ -99,7 +100,7 @@ class HandBack(Case):
         self.host.declare(R, "web")
         self.fails(R)
         order = self.host.order()
-        self.assertEqual(order, RollBack(R, PRIOR, TARGET, True, TARGET))
+        self.assertEqual(order, Rollback(R, PRIOR, TARGET, True, TARGET))
         for current in (TARGET, THIRD, None, PRIOR):
             self.host.restart(current)
             self.assertEqual(self.host.order(), order)
@@ -126,7 +127,7 @@ class HandBack(Case):
         self.host.dispatch(S, NEWER)
         self.host.order()
         self.host.tell(S, "ActivationFailed", switch_fired=False, observed_at_failure=TARGET)
-        self.assertEqual(self.host.order(), RollBack(S, PRIOR, NEWER, False, TARGET, inherited=True))
+        self.assertEqual(self.host.order(), Rollback(S, PRIOR, NEWER, False, TARGET, inherited=True))
         self.host.current = PRIOR
         self.host.tell(S, "RollbackComplete", reverted_to_closure=PRIOR)
         self.assertEqual((self.host.view.active_id, self.host.order()), (S, Release(S)))

@@ -11,15 +11,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from nixfleet_agent.activation.model import Forward, Rollback
 from nixfleet_agent.journal import header
 from nixfleet_agent.journal.entries import Entry, decode, entry_of
-from nixfleet_agent.journal.header import DISPATCH_KIND, Accepted
+from nixfleet_agent.journal.header import DISPATCH_KIND, Acceptance
 from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.operator import quarantine
 from nixfleet_agent.operator.quarantine import QuarantineStore
 from nixfleet_agent.runtime.restore import recover_quarantine
 from nixfleet_agent.runtime.rollout.inputs import Ack, Activate, AdvanceTick, HostEvent, ReducerInput
-from nixfleet_agent.runtime.rollout.orders import ActivateForward, Release, ResetProbes, RollBack
+from nixfleet_agent.runtime.rollout.orders import Release, ResetProbes
 from nixfleet_agent.runtime.rollout.recovery import fold, recover
 from nixfleet_agent.state_machine import ProbeStatus, State
 from tests.runtime.harness import (
@@ -75,7 +76,7 @@ class ByState(Case):
                 )
                 host.start(current)
                 self.assertEqual(host.log(), [(0, "Dispatch"), (1, "DispatchAck")])
-                self.assertEqual(host.order(), ActivateForward(R, TARGET, PRIOR, POLICY))
+                self.assertEqual(host.order(), Forward(R, TARGET, PRIOR, POLICY))
                 host.stop()
 
     def test_activating_is_the_pipelines_to_resume_whatever_runs(self) -> None:
@@ -91,7 +92,7 @@ class ByState(Case):
                     host.restart(current)
                     self.assertEqual(
                         host.order(),
-                        ActivateForward(R, TARGET, PRIOR, POLICY, resume=True, already_started=started),
+                        Forward(R, TARGET, PRIOR, POLICY, resume=True, already_started=started),
                     )
                     self.assertEqual(host.log(), before)
                     host.stop()
@@ -121,11 +122,11 @@ class ByState(Case):
         self.assertEqual(self.kinds()[-1], "ActivationFailed")
         record = self.host.record()
         self.assertEqual((record.state, record.rollback_owed), (State.FAILED, True))
-        self.assertEqual(self.host.order(), RollBack(R, PRIOR, TARGET, True, PRIOR))
+        self.assertEqual(self.host.order(), Rollback(R, PRIOR, TARGET, True, PRIOR))
         self.assertTrue(str(self.host.journal.read(R)[-1].event["stderrTail"]).startswith("boot-fallback: "))
 
     def test_soaking_after_a_boot_into_something_else_failed_as_boot_fallback(self) -> None:
-        for policy, state_after in ((ROLLBACK, RollBack(R, PRIOR, TARGET, True, PRIOR)), (HALT, None)):
+        for policy, state_after in ((ROLLBACK, Rollback(R, PRIOR, TARGET, True, PRIOR)), (HALT, None)):
             with self.subTest(policy=policy):
                 self.host = TestHost(self)
                 self.host.start()
@@ -136,7 +137,7 @@ class ByState(Case):
                 self.assertEqual(self.host.journal.read(R)[-1].event["failingProbes"], ["boot-fallback"])
                 self.assertIs(self.host.record().state, State.FAILED)
                 order = self.host.order()
-                self.assertEqual(order if isinstance(order, RollBack) else None, state_after)
+                self.assertEqual(order if isinstance(order, Rollback) else None, state_after)
                 self.assertIsNone(self.host.board.get("drift"), "nobody switched by hand")
                 self.host.stop()
 
@@ -229,14 +230,14 @@ class ByState(Case):
                 self.host.start()
                 self.failed()
                 self.host.restart(current)
-                self.assertEqual(self.host.order(), RollBack(R, PRIOR, TARGET, True, TARGET))
+                self.assertEqual(self.host.order(), Rollback(R, PRIOR, TARGET, True, TARGET))
                 self.host.stop()
 
     def test_failed_by_the_activation_keeps_what_only_this_host_knows(self) -> None:
         self.host.dispatch(R, TARGET)
         self.host.tell(R, "ActivationFailed", switch_fired=False, observed_at_failure=PRIOR)
         self.host.restart(PRIOR)
-        self.assertEqual(self.host.order(), RollBack(R, PRIOR, TARGET, False, PRIOR))
+        self.assertEqual(self.host.order(), Rollback(R, PRIOR, TARGET, False, PRIOR))
 
     def test_over_is_over(self) -> None:
         def converged() -> None:
@@ -278,7 +279,7 @@ class ByState(Case):
         self.host.dispatch(S, NEWER)
         self.host.dispatch("stable@cc", THIRD)
         self.host.restart(PRIOR)
-        self.assertEqual(self.host.order(), ActivateForward("stable@cc", THIRD, PRIOR, POLICY, resume=True))
+        self.assertEqual(self.host.order(), Forward("stable@cc", THIRD, PRIOR, POLICY, resume=True))
 
     def test_the_record_is_the_same_as_before(self) -> None:
         self.failed()
@@ -290,7 +291,7 @@ class ByState(Case):
 class Folding(unittest.TestCase):
     """``fold`` by itself, on logs that no healthy agent writes."""
 
-    ACCEPTED = Accepted(
+    ACCEPTED = Acceptance(
         number=3,
         rollout_id=R,
         target_closure=TARGET,
@@ -306,7 +307,7 @@ class Folding(unittest.TestCase):
         marks={},
     )
 
-    def zero(self, accepted: Accepted | None = None) -> Entry:
+    def zero(self, accepted: Acceptance | None = None) -> Entry:
         body = (accepted or self.ACCEPTED).to_json()
         return Entry(seq=0, hostname=HOSTNAME, rollout_id=R, kind=DISPATCH_KIND, created_at=T0, event=body)
 
@@ -325,7 +326,7 @@ class Folding(unittest.TestCase):
         ):
             body = json.loads(json.dumps(accepted.to_json()))
             self.assertNotIn(None, body.values())
-            self.assertEqual(Accepted.parse(R, body), accepted)
+            self.assertEqual(Acceptance.parse(R, body), accepted)
 
     def test_an_event_that_the_machine_refuses_is_skipped_and_still_counts(self) -> None:
         entries = self.log("DispatchAck", "Converged", "ActivationStarted", "RollbackComplete")
@@ -495,13 +496,13 @@ class DiesAtEveryWrite(unittest.TestCase):
         for _ in range(20):
             order, probes = host.order(), host.probe_order()
             match order:
-                case ActivateForward(already_started=started):
+                case Forward(already_started=started):
                     if not started and not tell("ActivationStarted"):
                         return False
                     host.current = TARGET
                     if not tell("ActivationCompleted", observed_current_closure=TARGET):
                         return False
-                case RollBack():
+                case Rollback():
                     host.current = PRIOR
                     if not tell("RollbackComplete", reverted_to_closure=PRIOR):
                         return False

@@ -10,6 +10,8 @@ from datetime import timedelta
 from typing import Any
 
 from nixfleet_agent.journal.entries import decode, entry_of
+from nixfleet_agent.activation.model import Forward, Rollback
+from nixfleet_agent.journal.entries import decode
 from nixfleet_agent.proto.heartbeat import Snapshot
 from nixfleet_agent.runtime.rollout.event_writer import STASH
 from nixfleet_agent.runtime.rollout.input_queue import CAPACITY
@@ -24,7 +26,7 @@ from nixfleet_agent.runtime.rollout.inputs import (
     ReplayRequested,
     RollbackAttemptFailed,
 )
-from nixfleet_agent.runtime.rollout.orders import ActivateForward, Release, ResetProbes, RollBack, StopProbes
+from nixfleet_agent.runtime.rollout.orders import Release, ResetProbes, StopProbes
 from nixfleet_agent.state_machine import ProbeStatus, State
 from tests.runtime.harness import HALT, NEWER, PRIOR, TARGET, THIRD, TestHost, bad_disk, until
 from tests.state_machine.machine import T0, event
@@ -59,7 +61,7 @@ class AWholeRollout(Case):
         self.assertEqual(host.dispatch(R, TARGET), (Answer.ACCEPTED, ""))
         self.assertEqual(host.log(), [(0, "Dispatch"), (1, "DispatchAck")])
         self.assertEqual(
-            host.order(), ActivateForward(R, TARGET, PRIOR, "rollback-and-halt", resume=False, already_started=False)
+            host.order(), Forward(R, TARGET, PRIOR, "rollback-and-halt", resume=False, already_started=False)
         )
         self.assertIs(host.switching(R), Answer.ACCEPTED)
         host.current = TARGET
@@ -90,7 +92,7 @@ class AWholeRollout(Case):
     def test_fails_and_goes_back(self) -> None:
         self.failed_by_probe()
         host = self.host
-        self.assertEqual(host.order(), RollBack(R, PRIOR, TARGET, True, TARGET))
+        self.assertEqual(host.order(), Rollback(R, PRIOR, TARGET, True, TARGET))
         self.assertEqual(host.probe_order(), StopProbes())
         host.current = PRIOR
         host.tell(R, "RollbackComplete", reverted_to_closure=PRIOR)
@@ -183,7 +185,7 @@ class WriteFirstThenAct(Case):
                 until(lambda h=host: "DispatchAck" in str(h.board.get("journal_error")), "the trouble is in sight")
                 disk.mend()
                 host.let_it_retry(lambda h=host: h.activation.peek() is not None, "the switch is fired")
-                self.assertIsInstance(host.order(), ActivateForward)
+                self.assertIsInstance(host.order(), Forward)
                 self.assertEqual(host.log(), [(0, "Dispatch"), (1, "DispatchAck")])
                 host.settle()
                 self.assertIsNone(host.board.get("journal_error"))
@@ -208,7 +210,7 @@ class WriteFirstThenAct(Case):
         self.host.settle()
         self.assertEqual((queue / name).read_bytes(), first)
         self.assertEqual([n for n in self.host.names("outbound-queue") if n.startswith(f"{2:020}")], [name])
-        self.assertIsInstance(self.host.order(), RollBack)
+        self.assertIsInstance(self.host.order(), Rollback)
         self.assertTrue(self.host.journal.is_queued(R, 2))
 
     def test_a_dispatch_that_cant_be_stored_is_not_accepted(self) -> None:
@@ -285,7 +287,7 @@ class TheReserve(Case):
         with bad_disk() as disk:
             self.full(disk)
             self.host.tell(R, "ActivationFailed", switch_fired=True)
-        self.assertIsInstance(self.host.order(), RollBack)
+        self.assertIsInstance(self.host.order(), Rollback)
         self.assertEqual(self.host.log()[-1], (2, "ActivationFailed"))
         self.assertIsNone(self.host.board.get("journal_error"))
 
@@ -336,7 +338,7 @@ class TheNewestRolloutWins(Case):
         self.host.order()
         self.host.probe_order()
         self.assertEqual(self.host.dispatch(S, NEWER)[0], Answer.ACCEPTED)
-        self.assertEqual(self.host.order(), ActivateForward(S, NEWER, PRIOR, "rollback-and-halt"))
+        self.assertEqual(self.host.order(), Forward(S, NEWER, PRIOR, "rollback-and-halt"))
         self.assertIsNone(self.host.probe_order(), "its probes go on")
         self.assertIs(self.host.tell(R, "ProbeResult"), Answer.ACCEPTED)
         self.assertIs(self.host.switching(S), Answer.ACCEPTED)
@@ -367,7 +369,7 @@ class TheNewestRolloutWins(Case):
     def test_it_interrupts_an_activation_that_has_not_ended(self) -> None:
         self.host.dispatch(R, TARGET)
         self.host.dispatch(S, NEWER)
-        self.assertEqual(self.host.order(), ActivateForward(S, NEWER, PRIOR, "rollback-and-halt"))
+        self.assertEqual(self.host.order(), Forward(S, NEWER, PRIOR, "rollback-and-halt"))
 
     def test_its_acceptance_number_is_the_highest_and_survives_a_restart(self) -> None:
         for rollout, target in ((R, TARGET), (S, NEWER), (T, THIRD)):
@@ -389,36 +391,36 @@ class WhileARollbackIsOwed(Case):
         answer, reason = self.host.dispatch(S, NEWER)
         self.assertIs(answer, Answer.NOT_NOW)
         self.assertIn(R, reason)
-        self.assertIsInstance(self.host.order(), RollBack)
+        self.assertIsInstance(self.host.order(), Rollback)
         self.assertEqual(self.host.log(S), [])
         self.host.current = PRIOR
         self.host.tell(R, "RollbackComplete", reverted_to_closure=PRIOR)
         self.host.order()
         self.assertIs(self.host.dispatch(S, NEWER)[0], Answer.ACCEPTED)
-        self.assertEqual(self.host.order(), ActivateForward(S, NEWER, PRIOR, "rollback-and-halt"))
+        self.assertEqual(self.host.order(), Forward(S, NEWER, PRIOR, "rollback-and-halt"))
 
     def test_after_one_failed_attempt_the_newer_one_inherits_the_way_back(self) -> None:
         self.host.put(RollbackAttemptFailed(R, "fire"))
         self.assertIs(self.host.dispatch(S, NEWER)[0], Answer.ACCEPTED)
         # The rollback's own order still waits, and gives way only because what it owes is inherited.
-        self.assertEqual(self.host.order(), ActivateForward(S, NEWER, PRIOR, "rollback-and-halt"))
+        self.assertEqual(self.host.order(), Forward(S, NEWER, PRIOR, "rollback-and-halt"))
         self.assertEqual(self.host.journal.read(S)[0].event["priorClosure"], PRIOR)
         self.host.tell(S, "ActivationFailed", switch_fired=False, observed_at_failure=TARGET)
         order = self.host.order()
-        self.assertEqual(order, RollBack(S, PRIOR, NEWER, False, TARGET, inherited=True))
+        self.assertEqual(order, Rollback(S, PRIOR, NEWER, False, TARGET, inherited=True))
 
     def test_an_inherited_way_back_is_still_known_after_a_restart(self) -> None:
         self.host.put(RollbackAttemptFailed(R, "fire"))
         self.host.dispatch(S, NEWER)
         self.host.tell(S, "ActivationFailed", switch_fired=False, observed_at_failure=TARGET)
         self.host.restart(TARGET)
-        self.assertEqual(self.host.order(), RollBack(S, PRIOR, NEWER, False, TARGET, inherited=True))
+        self.assertEqual(self.host.order(), Rollback(S, PRIOR, NEWER, False, TARGET, inherited=True))
 
     def test_the_heir_of_an_heir_that_never_switched_inherits_too(self) -> None:
         self.host.put(RollbackAttemptFailed(R, "fire"))
         self.host.dispatch(S, NEWER)
         self.assertIs(self.host.dispatch(T, THIRD)[0], Answer.ACCEPTED)
-        self.assertEqual(self.host.order(), ActivateForward(T, THIRD, PRIOR, "rollback-and-halt"))
+        self.assertEqual(self.host.order(), Forward(T, THIRD, PRIOR, "rollback-and-halt"))
 
     def test_an_attempt_of_another_rollout_changes_nothing(self) -> None:
         self.host.put(RollbackAttemptFailed(S, "fire"))
@@ -426,7 +428,7 @@ class WhileARollbackIsOwed(Case):
 
     def test_no_forward_order_replaces_the_rollback(self) -> None:
         self.host.dispatch(S, NEWER)
-        self.assertIsInstance(self.host.activation.peek(), RollBack)
+        self.assertIsInstance(self.host.activation.peek(), Rollback)
 
 
 class HandBack(Case):
@@ -454,7 +456,7 @@ class HandBack(Case):
         self.host.dispatch(S, NEWER)
         self.host.tell(S, "ActivationFailed", switch_fired=False, observed_at_failure=TARGET)
         self.assertEqual(self.host.view.active_id, S)
-        self.assertEqual(self.host.order(), RollBack(S, PRIOR, NEWER, False, TARGET))
+        self.assertEqual(self.host.order(), Rollback(S, PRIOR, NEWER, False, TARGET))
         self.host.tell(S, "RollbackComplete", reverted_to_closure=TARGET)
         self.assertEqual(self.host.view.active_id, R)
 
@@ -468,12 +470,12 @@ class HandBack(Case):
         self.assertIs(self.host.switching(S), Answer.NOT_NOW)
         self.host.restart(PRIOR)
         order = self.host.order()
-        assert isinstance(order, ActivateForward)
+        assert isinstance(order, Forward)
         self.assertEqual((order.rollout_id, order.resume, order.already_started), (R, True, True))
         self.host.current = TARGET
         self.host.tell(R, "ActivationCompleted", observed_current_closure=TARGET)
         self.assertEqual(self.host.probe_order(), ResetProbes(R))
-        self.assertEqual(self.host.order(), ActivateForward(S, NEWER, PRIOR, "halt"))
+        self.assertEqual(self.host.order(), Forward(S, NEWER, PRIOR, "halt"))
         self.host.tell(S, "ActivationFailed", switch_fired=False, observed_at_failure=TARGET)
         self.assertEqual(self.host.view.active_id, R)
         self.assertIs(self.host.record(R).state, State.SOAKING)
@@ -734,7 +736,7 @@ class Hints(Case):
         self.host.current = TARGET
         self.hint(self.snapshot(), vouched=True)
         self.assertIs(self.host.dispatch(S, NEWER)[0], Answer.ACCEPTED)
-        self.assertEqual(self.host.order(), ActivateForward(S, NEWER, TARGET, "rollback-and-halt"))
+        self.assertEqual(self.host.order(), Forward(S, NEWER, TARGET, "rollback-and-halt"))
         self.host.restart(TARGET)
         self.assertEqual(self.host.view.active_id, S)
 

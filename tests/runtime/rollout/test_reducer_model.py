@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from nixfleet_agent.activation.model import Forward, Rollback
 from nixfleet_agent.errors import StorageError
 from nixfleet_agent.journal.entries import decode, read_raw
 from nixfleet_agent.journal.journal import Journal
@@ -31,7 +32,7 @@ from nixfleet_agent.runtime.rollout.inputs import (
     RollbackAttemptFailed,
     SwitchStarting,
 )
-from nixfleet_agent.runtime.rollout.orders import ActivateForward, ActivationOrder, Release, RollBack
+from nixfleet_agent.runtime.rollout.orders import ActivationOrder, Release
 from nixfleet_agent.runtime.rollout.recovery import recover
 from nixfleet_agent.runtime.rollout.succession import in_charge
 from nixfleet_agent.state_machine import ProbeStatus, RolloutRecord, State
@@ -130,7 +131,7 @@ class ReducerModel(RuleBasedStateMachine):
             self.order = None
         return self.order
 
-    def starts(self, order: ActivateForward) -> bool:
+    def starts(self, order: Forward) -> bool:
         told = order.already_started or self.tell(order.rollout_id, "ActivationStarted") is Answer.ACCEPTED
         if not told or self.asked(lambda ack: SwitchStarting(order.rollout_id, ack)) is not Answer.ACCEPTED:
             return False
@@ -140,7 +141,7 @@ class ReducerModel(RuleBasedStateMachine):
     @rule(how=st.sampled_from(("only begins", "completed", "completed", "elsewhere", "deferred", "not fired", "fired")))
     def the_worker_switches(self, how: str) -> None:
         order = self.take()
-        if not isinstance(order, ActivateForward):
+        if not isinstance(order, Forward):
             return
         started = (
             (order.already_started and order.rollout_id in self.host.fired) or how == "not fired" or self.starts(order)
@@ -162,7 +163,7 @@ class ReducerModel(RuleBasedStateMachine):
     @rule(succeeds=st.booleans())
     def the_worker_rolls_back(self, succeeds: bool) -> None:
         order = self.take()
-        if not isinstance(order, RollBack):
+        if not isinstance(order, Rollback):
             return
         if succeeds:
             self.order = None
@@ -291,7 +292,7 @@ class ReducerModel(RuleBasedStateMachine):
         orders = [order for order in (self.host.activation.peek(), self.order) if order is not None]
         if active is None or active.state not in (State.ACTIVATING, State.FAILED) or active.terminal:
             return
-        kind = ActivateForward if active.state is State.ACTIVATING else RollBack
+        kind = Forward if active.state is State.ACTIVATING else Rollback
         assert any(isinstance(o, kind) and o.rollout_id == active.rollout_id for o in orders), f"{active}\n{orders}"
 
     @invariant()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import unittest
 
+from nixfleet_agent.activation.model import Forward, Rollback
 from nixfleet_agent.runtime.rollout.inputs import Answer, RollbackAttemptFailed
-from nixfleet_agent.runtime.rollout.orders import ActivateForward, ResetProbes, RollBack
+from nixfleet_agent.runtime.rollout.orders import ResetProbes
 from nixfleet_agent.state_machine import ProbeStatus, State
 from tests.runtime.harness import HALT, NEWER, PRIOR, TARGET, THIRD, TestHost
 
@@ -63,7 +64,7 @@ class TheWayBack(Case):
         self.host.tell(S, "ActivationCompleted", observed_current_closure=TARGET)
         self.host.declare(S, "web")
         self.fails(S)
-        self.assertEqual(self.host.order(), RollBack(S, PRIOR, TARGET, True, TARGET))
+        self.assertEqual(self.host.order(), Rollback(S, PRIOR, TARGET, True, TARGET))
 
     def test_is_no_release_that_failed_and_stays_by_its_policy(self) -> None:
         self.host.soaking(R, policy=HALT)
@@ -128,13 +129,13 @@ class Supervision(Case):
         self.host.dispatch(S, NEWER)
         self.host.order()
         self.fails()
-        self.assertEqual(self.host.order(), RollBack(R, PRIOR, TARGET, True, TARGET))
+        self.assertEqual(self.host.order(), Rollback(R, PRIOR, TARGET, True, TARGET))
         self.assertIs(self.host.switching(S), Answer.NOT_NOW, "the switch of the successor waits for it")
         self.host.current = PRIOR
         self.host.tell(R, "RollbackComplete", reverted_to_closure=PRIOR)
         self.assertIs(self.host.record(R).state, State.REVERTED)
         order = self.host.order()
-        assert isinstance(order, ActivateForward)
+        assert isinstance(order, Forward)
         self.assertEqual((order.rollout_id, order.target, order.prior), (S, NEWER, PRIOR))
         self.assertIs(self.host.switching(S), Answer.ACCEPTED)
 
@@ -143,7 +144,7 @@ class Supervision(Case):
         self.host.dispatch(S, NEWER)
         self.fails()
         self.host.restart(TARGET)
-        self.assertEqual(self.host.order(), RollBack(R, PRIOR, TARGET, True, TARGET))
+        self.assertEqual(self.host.order(), Rollback(R, PRIOR, TARGET, True, TARGET))
 
     def test_a_rollback_that_fails_lets_the_successor_go_first(self) -> None:
         """It may be the cure; where it never starts, the rollback is tried again."""
@@ -154,11 +155,11 @@ class Supervision(Case):
         self.host.put(RollbackAttemptFailed(R, "fire"))
         self.host.settle()
         order = self.host.order()
-        assert isinstance(order, ActivateForward)
+        assert isinstance(order, Forward)
         self.assertEqual(order.rollout_id, S)
         self.host.tell(S, "ActivationFailed", switch_fired=False, observed_at_failure=TARGET)
         self.assertEqual(self.host.view.active_id, R)
-        self.assertIsInstance(self.host.order(), RollBack)
+        self.assertIsInstance(self.host.order(), Rollback)
 
     def test_a_release_that_waits_for_a_reboot_loses_its_boot_entry_to_the_way_back(self) -> None:
         self.host.soaking(R)
@@ -166,7 +167,7 @@ class Supervision(Case):
         self.host.tell(S, "ActivationStarted")
         self.host.tell(S, "ActivationDeferred", boot_id="boot-1")
         self.fails()
-        self.assertEqual(self.host.order(), RollBack(R, PRIOR, TARGET, True, TARGET))
+        self.assertEqual(self.host.order(), Rollback(R, PRIOR, TARGET, True, TARGET))
         self.assertIs(self.host.record(S).state, State.DEFERRED, "a reboot may still bring it")
         self.host.current = PRIOR
         self.host.tell(R, "RollbackComplete", reverted_to_closure=PRIOR)
@@ -185,7 +186,7 @@ class Supervision(Case):
         self.host.order()
         self.host.tell(S, "ActivationStarted")
         self.host.tell(S, "ActivationDeferred", boot_id="boot-1")
-        self.assertEqual(self.host.order(), RollBack(R, PRIOR, TARGET, True, TARGET))
+        self.assertEqual(self.host.order(), Rollback(R, PRIOR, TARGET, True, TARGET))
 
     def test_a_release_converges_while_its_successor_waits_for_a_reboot(self) -> None:
         self.host.soaking(R, soak_floor=0)

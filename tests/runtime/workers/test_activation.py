@@ -31,7 +31,7 @@ from nixfleet_agent.errors import StorageError
 from nixfleet_agent.operator.rollback_control import RollbackControl
 from nixfleet_agent.runtime.rollout.input_queue import InputQueue
 from nixfleet_agent.runtime.rollout.inputs import Answer, HostEvent, ReducerInput, RollbackAttemptFailed, SwitchStarting
-from nixfleet_agent.runtime.rollout.orders import ActivateForward, ActivationOrder, Release, RollBack, outranks
+from nixfleet_agent.runtime.rollout.orders import ActivationOrder, Release, outranks
 from nixfleet_agent.runtime.workers import activation
 from nixfleet_agent.runtime.workers.activation import GIVEN_UP_RECHECK, ActivationWorker
 from nixfleet_agent.state_machine import RolloutRecord, State
@@ -52,8 +52,8 @@ from tests.runtime.parts import config, services
 from tests.support.clock import PATIENCE, FakeClock
 
 R, S = "stable@aa", "stable@bb"
-FORWARD = ActivateForward(R, TARGET, PRIOR, "rollback-and-halt")
-BACK = RollBack(R, PRIOR, TARGET, True, TARGET)
+FORWARD = Forward(R, TARGET, PRIOR, "rollback-and-halt")
+BACK = Rollback(R, PRIOR, TARGET, True, TARGET)
 FAILED = Failed(11, "switch: no", "switch", True, TARGET)
 AGAIN = RollbackFailed(4, "fire: no", "fire")
 
@@ -372,15 +372,15 @@ class Forwards(Case):
         self.event(LocalActivationCompleted)
 
     def test_after_a_restart_it_is_taken_up_and_not_begun(self) -> None:
-        order = ActivateForward(R, TARGET, PRIOR, "halt", resume=True, already_started=True)
+        order = Forward(R, TARGET, PRIOR, "halt", resume=True, already_started=True)
         self.start(order, Completed(TARGET, 0, ()))
         self.event(LocalActivationCompleted)
-        self.assertEqual(self.pipeline.calls, [("resume", Forward(R, TARGET, PRIOR, "halt"), True)])
+        self.assertEqual(self.pipeline.calls, [("resume", order, True)])
 
     def test_a_newer_order_interrupts_it_at_once_and_is_next(self) -> None:
         self.start(FORWARD, realises, starts(Completed(NEWER, 0, ())))
         self.clock.until_waiting()
-        self.mailbox.put(ActivateForward(S, NEWER, PRIOR, "halt"))
+        self.mailbox.put(Forward(S, NEWER, PRIOR, "halt"))
         self.accept_start()
         self.assertEqual(self.event(LocalActivationCompleted).observed_current_closure, NEWER)
         self.assertEqual([call[1].rollout_id for call in self.pipeline.calls], [R, S])
@@ -403,7 +403,7 @@ class Forwards(Case):
     def test_a_late_outcome_of_a_superseded_rollout_comes_before_the_next_begins(self) -> None:
         def awaits(pipeline: ScriptedPipeline, on_started: Callable[[str], None]) -> object:
             on_started("setsid")
-            self.mailbox.put(ActivateForward(S, NEWER, PRIOR, "halt"))
+            self.mailbox.put(Forward(S, NEWER, PRIOR, "halt"))
             self.assertEqual(pipeline.interrupted(), SUPERSEDED)
             return FAILED
 
@@ -508,7 +508,7 @@ class Backwards(Case):
     def test_a_newer_rollout_ends_the_wait_for_the_next_try(self) -> None:
         self.start(BACK, AGAIN, Completed(NEWER, 0, ()))
         self.fail_once()
-        self.mailbox.put(ActivateForward(S, NEWER, PRIOR, "halt"), replace=True)
+        self.mailbox.put(Forward(S, NEWER, PRIOR, "halt"), replace=True)
         self.event(LocalActivationCompleted)
         self.assertEqual(list(self.calls()), ["rollback", "forward"])
 
@@ -517,7 +517,7 @@ class Backwards(Case):
         self.start(BACK, Completed(NEWER, 0, ()))
         self.told()
         self.clock.until_waiting()
-        self.mailbox.put(ActivateForward(S, NEWER, PRIOR, "halt"), replace=True)
+        self.mailbox.put(Forward(S, NEWER, PRIOR, "halt"), replace=True)
         self.event(LocalActivationCompleted)
 
     def test_an_operators_own_switch_is_said_once_and_stands_until_the_operator_undoes_it(self) -> None:
@@ -536,9 +536,9 @@ class Backwards(Case):
         self.assertEqual(len(self.said), 1)
 
     def test_of_one_that_never_fired_is_no_reason_for_quarantine_whatever_it_inherited(self) -> None:
-        self.start(RollBack(S, PRIOR, NEWER, False, TARGET, inherited=True), RolledBack(PRIOR, 0))
+        self.start(Rollback(S, PRIOR, NEWER, False, TARGET, inherited=True), RolledBack(PRIOR, 0))
         self.event(LocalRollbackCompleted)
-        self.assertEqual(self.pipeline.calls, [("rollback", Rollback(S, PRIOR, NEWER, True, TARGET))])
+        self.assertEqual(self.pipeline.calls, [("rollback", Rollback(S, PRIOR, NEWER, True, TARGET, inherited=True))])
         self.assertEqual(self.quarantined, [])
 
     def test_the_switch_records_tell_where_the_log_does_not(self) -> None:
@@ -546,7 +546,7 @@ class Backwards(Case):
             with self.subTest(fired=fired):
                 self.setUp()
                 self.pipeline.fired = {R} if fired else set()
-                self.start(RollBack(R, PRIOR, TARGET, None, None), RolledBack(PRIOR, 0))
+                self.start(Rollback(R, PRIOR, TARGET, None, None), RolledBack(PRIOR, 0))
                 self.event(LocalRollbackCompleted)
                 self.assertEqual(self.pipeline.calls[0][1].forward_fired, fired)
                 self.stop()
@@ -578,8 +578,8 @@ class ADeadWorker(Case):
         self.assertFalse(self.board.get("switching"))
         self.run_worker()
         self.event(LocalActivationCompleted)
-        intent = Forward(R, TARGET, PRIOR, "rollback-and-halt")
-        self.assertEqual(self.pipeline.calls[1:], [("resume", intent, True)], "its start was told already")
+        again = replace(FORWARD, resume=True, already_started=True)
+        self.assertEqual(self.pipeline.calls[1:], [("resume", again, True)], "its start was told already")
 
     def test_takes_up_a_rollback(self) -> None:
         self.start(BACK, self.break_down, RolledBack(PRIOR, 0))
@@ -591,7 +591,7 @@ class ADeadWorker(Case):
     def test_goes_on_with_the_newer_order_where_one_waits(self) -> None:
         self.start(BACK, self.break_down, Completed(NEWER, 0, ()))
         self.died_once()
-        self.mailbox.put(ActivateForward(S, NEWER, PRIOR, "halt"), replace=True)
+        self.mailbox.put(Forward(S, NEWER, PRIOR, "halt"), replace=True)
         self.run_worker()
         self.event(LocalActivationCompleted)
         self.assertEqual(list(self.calls()), ["rollback", "forward"])

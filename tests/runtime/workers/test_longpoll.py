@@ -291,7 +291,7 @@ class Accepting(LongPollTestCase):
         self.run_worker(self.dispatch(self.publish(self.release(soak_minutes=7)), soak_due_at=at))
         self.seconds(1)
         [acceptance] = self.accepted
-        self.assertEqual(acceptance.soak_due_at, acceptance.received_at + timedelta(days=1, minutes=7))
+        self.assertEqual(acceptance.soak_due_at, acceptance.accepted_at + timedelta(days=1, minutes=7))
 
     def test_the_reducers_repeat_ends_it_too(self) -> None:
         self.answers = [(Answer.REPEAT, "ran already")]
