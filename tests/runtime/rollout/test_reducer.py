@@ -9,9 +9,8 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from nixfleet_agent.journal.entries import decode, entry_of
 from nixfleet_agent.activation.model import Forward, Rollback
-from nixfleet_agent.journal.entries import decode
+from nixfleet_agent.journal.entries import decode, entry_of
 from nixfleet_agent.proto.heartbeat import Snapshot
 from nixfleet_agent.runtime.rollout.event_writer import STASH
 from nixfleet_agent.runtime.rollout.input_queue import CAPACITY
