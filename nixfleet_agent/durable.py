@@ -109,11 +109,9 @@ def overwrite(path: Path, data: bytes) -> None:
     """
     try:
         boundary("overwrite", path)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(descriptor, view) :]
+            _write_all(descriptor, data)
             os.ftruncate(descriptor, len(data))
             boundary("fsync", path)
             os.fsync(descriptor)

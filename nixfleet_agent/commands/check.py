@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from nixfleet_agent.config.load import Loaded
 from nixfleet_agent.config.sources import ConfigProblemsError
 from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_OK, IdentityError
 from nixfleet_agent.net.client import ControlPlane
+from nixfleet_agent.net.sockets import Route
 from nixfleet_agent.threads.clock import Clock
 
 _COLOURS = {OK: GREEN, checks.WARN: YELLOW, FAIL: RED}
@@ -62,6 +64,7 @@ def _findings(loaded: Loaded, *, offline: bool) -> Iterator[Finding]:
         yield from checks.hooks(config)
         yield from checks.windows(config, clock)
         yield from checks.nix(config, _context(loaded, clock))
+        yield from checks.proxy(config, os.environ)
         if offline:
             return
         try:
@@ -69,7 +72,8 @@ def _findings(loaded: Loaded, *, offline: bool) -> Iterator[Finding]:
             yield from checks.reachability(config, host.control_plane, enrolled=True)
         except IdentityError:
             # What is wrong with it was said above; whether anybody is there can be seen without.
-            nobody = ControlPlane(config.control_plane_url, ca_cert=config.ca_cert, clock=clock)
+            route = Route.of(config)
+            nobody = ControlPlane(config.control_plane_url, ca_cert=config.ca_cert, clock=clock, route=route)
             yield from checks.reachability(config, nobody, enrolled=False)
             nobody.close()
 

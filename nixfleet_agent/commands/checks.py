@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from nixfleet_agent.commands.times import local_time
 from nixfleet_agent.config.load import Loaded
 from nixfleet_agent.config.model import Config
 from nixfleet_agent.config.ownership import believed, unsafe
+from nixfleet_agent.config.proxy import ignored_variables
 from nixfleet_agent.config.windows import overlapping, parse_windows
 from nixfleet_agent.errors import AgentError, ConfigError, IdentityError, ProtoError, TransportError
 from nixfleet_agent.hooks import folder as hook_folder
@@ -29,6 +30,7 @@ from nixfleet_agent.identity.token import check_token, load_token
 from nixfleet_agent.net.client import ControlPlane
 from nixfleet_agent.net.failures import ClientCertificateRefusedError
 from nixfleet_agent.probes import health_checks
+from nixfleet_agent.proto.ids import case_hint
 from nixfleet_agent.proto.strict_json import BODY_LIMIT, loads_strict
 from nixfleet_agent.reading import read_regular
 from nixfleet_agent.text import printable
@@ -44,6 +46,7 @@ _LITTLE_SPACE = 64 * 1024 * 1024
 _FEW_INODES = 1000
 _NIX_TIMEOUT_SECS = 20.0
 _REACH_DEADLINE_SECS = 10.0
+_NO_WAY = "is the address right, is it up, does a firewall stand between, is a proxy needed (proxy_url)?"
 #: Exists exactly while systemd is the running init: sd_booted(3).
 _SYSTEMD_RUNS = Path("/run/systemd/system")
 
@@ -188,9 +191,16 @@ def _certificate(config: Config, clock: Clock, public_raw: bytes) -> Finding:
     if not certificate.belongs_to(public_raw):
         return Finding("certificate", FAIL, f"{where} is for another key than client_key: remove it and enroll again")
     if not name_is_ours(certificate.common_name, config.machine_id):
-        return Finding("certificate", FAIL, f"{where} is for {certificate.common_name!r}, not {config.machine_id!r}")
+        hint = case_hint(certificate.common_name, config.machine_id)
+        text = f"{where} is for {certificate.common_name!r}, not {config.machine_id!r}{hint}"
+        return Finding("certificate", FAIL, text)
+    if certificate.not_before > clock.now():
+        text = f"{where} is valid from {certificate.not_before:%F %T}Z on, and this host's clock reads"
+        return Finding("certificate", FAIL, f"{text} {clock.now():%F %T}Z: set the clock")
     if certificate.expired(clock.now()):
-        expired = f"{where} expired at {certificate.not_after:%F %T}Z"
+        expired = (
+            f"{where} expired at {certificate.not_after:%F %T}Z, if this host's clock is right ({clock.now():%F %T}Z)"
+        )
         return Finding(
             "certificate", FAIL, f"{expired}: `nixfleet-agent renew --force`; where that is refused, enroll again"
         )
@@ -276,6 +286,14 @@ def nix(config: Config, context: Context) -> Iterator[Finding]:
         yield Finding("system", OK if not after else WARN, f"{current} runs{after}")
 
 
+def proxy(config: Config, environ: Mapping[str, str]) -> Iterator[Finding]:
+    """The way out, where it is not the straight one, or somebody thinks that it is not."""
+    if config.proxy_url is not None:
+        yield Finding("proxy", OK, f"the control plane is reached through {config.proxy_url} (proxy_url)")
+    elif names := ignored_variables(environ):
+        yield Finding("proxy", WARN, f"{', '.join(names)} is set, and ignored on purpose: set proxy_url to use a proxy")
+
+
 def reachability(config: Config, control_plane: ControlPlane, *, enrolled: bool) -> Iterator[Finding]:
     """One small request; a host that is not enrolled yet can only see whether anybody is there."""
     url, path = config.control_plane_url, "/v1/fleet.resolved/sig"
@@ -286,8 +304,11 @@ def reachability(config: Config, control_plane: ControlPlane, *, enrolled: bool)
         return
     except TransportError as error:
         # Somebody was there, or nobody could be asked: neither the network nor a firewall is to blame.
+        if error.kind in ("foreign", "proxy"):
+            yield Finding("control plane", FAIL, str(error))
+            return
         tls = "is that the control plane, and ca_cert the CA of its fleet?"
-        cause = tls if error.kind == "tls" else "is the address right, is it up, does a firewall stand between?"
+        cause = tls if error.kind == "tls" else _NO_WAY
         yield Finding("control plane", FAIL, f"{error}: {cause}")
         return
     except ConfigError as error:

@@ -59,10 +59,17 @@ def _trouble(snapshot: Snapshot, now: datetime) -> Iterator[str]:
         yield f"Nothing can be verified, so no release is taken: {error}. The file is read again when it has changed."
     certificate = snapshot.get("certificate") or {}
     state = certificate.get("state")
+    if state == "no_key":
+        yield (
+            f"The client key can't be used, so nothing is sent or received: {certificate.get('failure')}. The "
+            f"certificate {certificate.get('path')} is of no use without it."
+        )
     if state in ("missing", "unreadable", "expired"):
         why = f" ({certificate['failure']})" if certificate.get("failure") else ""
         is_what = "has expired" if state == "expired" else f"is {state}"
         yield f"The certificate {certificate.get('path')} {is_what}{why}: run `nixfleet-agent check`."
+    elif state in ("valid", "due") and certificate.get("failure"):
+        yield f"No new certificate: {certificate['failure']}."
     if (drift := snapshot.get("drift")) is not None:
         yield (
             f"Somebody switched this host by hand: {drift} runs, which is not what the rollout left. It is let be: "
@@ -244,6 +251,12 @@ def _contact(snapshot: Snapshot, now: datetime) -> Iterator[str]:
         yield (
             f"Something answers in place of the control plane ({told}), and nothing that it says counts: look at what "
             "stands between this host and control_plane_url."
+        )
+    poll = snapshot.get("poll") or {}
+    if poll.get("cut_after") and poll["wait"] < poll["longest"]:
+        yield (
+            f"Something between this host and the control plane cuts connections after about {poll['cut_after']:.0f} s "
+            f"of quiet, so long polls ask for {poll['wait']:.0f} s instead of {poll['longest']:.0f} s."
         )
     contacts = snapshot.get("contacts") or {}
     answered = [parse_time(c["answered_at"]) for c in contacts.values() if c.get("answered_at")]

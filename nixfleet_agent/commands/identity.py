@@ -16,6 +16,7 @@ from nixfleet_agent.errors import TransportError
 from nixfleet_agent.identity.anchors import load_anchors
 from nixfleet_agent.identity.credentials import Credentials
 from nixfleet_agent.net.client import ControlPlane
+from nixfleet_agent.net.sockets import Route
 from nixfleet_agent.threads.clock import Clock, SystemClock
 
 
@@ -39,7 +40,9 @@ def host_of(config: Config) -> Iterator[Host]:
     """
     clock = SystemClock()
     credentials = Credentials(config.client_cert, config.client_key)
-    control_plane = ControlPlane(config.control_plane_url, ca_cert=config.ca_cert, credentials=credentials, clock=clock)
+    control_plane = ControlPlane(
+        config.control_plane_url, ca_cert=config.ca_cert, credentials=credentials, clock=clock, route=Route.of(config)
+    )
     trust = TrustStore(config)
 
     def anchors() -> Sequence[x509.Certificate]:

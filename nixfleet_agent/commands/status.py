@@ -165,7 +165,9 @@ def _facts(snapshot: Snapshot, now: datetime) -> Iterator[tuple[str, str, str]]:
     until = f" {word} {local_time(parse_time(certificate['not_after']))}" if certificate.get("not_after") else ""
     failure = f" ({certificate['failure']})" if certificate.get("failure") else ""
     good = certificate.get("state") in ("valid", "due")
-    yield "certificate", f"{certificate.get('state', 'unknown')}{until}{failure}", "" if good else RED
+    state = certificate.get("state", "unknown")
+    word = "the client key can't be used" if state == "no_key" else state
+    yield "certificate", f"{word}{until}{failure}", "" if good else RED
     for endpoint, contact in sorted((snapshot.get("contacts") or {}).items()):
         answered = f"answered {_ago(contact['answered_at'], now)}" if contact.get("answered_at") else "never answered"
         yield "contact", f"{endpoint}: {answered}, last outcome {contact['last_outcome']}", ""

@@ -19,6 +19,7 @@ from nixfleet_agent.config.model import (
     MetricsConfig,
     TuningConfig,
 )
+from nixfleet_agent.config.proxy import proxy_problem
 from nixfleet_agent.config.schema import CONFIG_VARIABLE, Schema
 from nixfleet_agent.config.sources import (
     DEFAULT_FILE,
@@ -158,6 +159,8 @@ def _cross_field_errors(config: Config, settings: Mapping[str, Setting], schema:
     ]
     if reason := _url_problem(config.control_plane_url):
         problems.append(f"{subject('control_plane_url')} {reason}: write https://HOST:PORT")
+    if config.proxy_url is not None and (wrong := proxy_problem(config.proxy_url)):
+        problems.append(f"{subject('proxy_url')} {wrong}")
     if not HOSTNAME.fullmatch(config.machine_id):
         problems.append(f"{subject('machine_id')} is not a host name: {config.machine_id!r} (letters, digits, . _ -)")
     if not os.path.normpath(config.state_dir).strip("/"):

@@ -80,6 +80,7 @@ class Config:
     machine_id: str
     trust_file: Path = Path("/etc/nixfleet/agent/trust.json")
     ca_cert: Path | None = None
+    proxy_url: str | None = None
     client_cert: Path = Path("/var/lib/nixfleet-agent/agent-cert.pem")
     client_key: Path = Path("/etc/ssh/ssh_host_ed25519_key")
     bootstrap_token_file: Path | None = None

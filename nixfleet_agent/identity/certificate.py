@@ -16,6 +16,7 @@ from cryptography.x509.oid import NameOID
 
 from nixfleet_agent.errors import IdentityError
 from nixfleet_agent.identity.chain import UNREADABLE, check_leaf, issuers_of, verify_chain
+from nixfleet_agent.proto.ids import case_hint
 from nixfleet_agent.proto.times import format_time
 from nixfleet_agent.reading import read_regular
 from nixfleet_agent.text import printable
@@ -156,7 +157,7 @@ def check_answer(
     if not name_is_ours(new.common_name, machine_id):
         raise CertificateError(
             f"the certificate in the answer names {printable(new.common_name, 200)!r},"
-            f" not {machine_id!r} or 'agent-{machine_id}.<suffix>'"
+            f" not {machine_id!r} or 'agent-{machine_id}.<suffix>'{case_hint(new.common_name, machine_id)}"
         )
     judged_at = _check_lifetime(new, now)
     if current is not None and new.not_after <= current.not_after:

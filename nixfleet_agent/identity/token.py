@@ -9,6 +9,7 @@ from pathlib import Path
 from nixfleet_agent.errors import EnrollmentRefusedError, IdentityError, ProtoError
 from nixfleet_agent.identity.host_key import HostKey
 from nixfleet_agent.proto.enrollment import TOKEN_LIMIT, BootstrapToken
+from nixfleet_agent.proto.ids import case_hint
 from nixfleet_agent.proto.times import format_time
 from nixfleet_agent.reading import read_regular
 
@@ -50,9 +51,9 @@ def check_token(token: BootstrapToken, *, machine_id: str, key: HostKey, now: da
         TokenNotYetValidError: not valid yet.
     """
     if token.hostname != machine_id:
+        remedy = case_hint(token.hostname, machine_id) or ": set machine_id, or make a token for this host"
         raise EnrollmentRefusedError(
-            f"the bootstrap token is for {token.hostname!r}, and this host is {machine_id!r}:"
-            " set machine_id, or make a token for this host"
+            f"the bootstrap token is for {token.hostname!r}, and this host is {machine_id!r}{remedy}"
         )
     if not hmac.compare_digest(token.fingerprint.encode("utf-8", "replace"), key.fingerprint.encode("ascii")):
         raise EnrollmentRefusedError(

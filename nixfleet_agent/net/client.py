@@ -28,7 +28,7 @@ from nixfleet_agent.net.failures import ClientCertificateRefusedError, ForeignAn
 from nixfleet_agent.net.foreign import ForeignAnswers
 from nixfleet_agent.net.resolver import Resolver
 from nixfleet_agent.net.session import Session
-from nixfleet_agent.net.sockets import CONNECT_TIMEOUT, Endpoint
+from nixfleet_agent.net.sockets import Endpoint, Route
 from nixfleet_agent.net.tls import TlsContext
 from nixfleet_agent.net.verdict import Verdict, classify, describe
 from nixfleet_agent.net.welcome import Welcome
@@ -44,6 +44,7 @@ OCTETS = "application/octet-stream"
 #: Called after each call with the endpoint (ids cut out), the status or failure kind, and the seconds it took.
 Observer = Callable[[str, str, float], None]
 
+_DIRECT = Route()
 _ROLLOUT_PATH = re.compile(r"^(/v1/rollouts/)[^/]+")
 
 
@@ -73,7 +74,7 @@ class ControlPlane:
         clock: Clock | None = None,
         agent_version: str = __version__,
         observer: Observer | None = None,
-        connect_timeout: float = CONNECT_TIMEOUT,
+        route: Route = _DIRECT,
     ) -> None:
         """Nothing is read or connected yet.
 
@@ -81,6 +82,7 @@ class ControlPlane:
             base_url: ``https://host[:port][/prefix]``.
             ca_cert: PEM file that alone decides which servers are trusted; None for the system's CAs.
             credentials: the client certificate and key for calls that present one.
+            route: the proxy to go through, if any.
 
         Raises:
             ConfigError: ``base_url`` is not a plain https URL.
@@ -90,7 +92,7 @@ class ControlPlane:
         self._credentials = credentials
         self._clock = clock or SystemClock()
         self._observer = observer
-        self._connect_timeout = connect_timeout
+        self._route = route
         self._headers = {
             "X-Nixfleet-Protocol": PROTOCOL_MAJOR,
             "X-Nixfleet-Agent-Version": agent_version,
@@ -267,9 +269,7 @@ class ControlPlane:
         return session
 
     def _new_session(self, identity: Identity | None) -> Session:
-        endpoint = Endpoint(
-            self._host, self._port, lambda: self._contexts.get(identity), self._connect_timeout, self._resolver
-        )
+        endpoint = Endpoint(self._host, self._port, lambda: self._contexts.get(identity), self._route, self._resolver)
         budget = CallBudget(self._clock, self._switch)
         return Session(endpoint, budget, 0 if identity is None else identity.generation)
 

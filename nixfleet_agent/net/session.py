@@ -19,6 +19,7 @@ from nixfleet_agent.net.body import read_body
 from nixfleet_agent.net.budget import CallBudget
 from nixfleet_agent.net.failures import describe
 from nixfleet_agent.net.pool import TlsConnection, TlsPool
+from nixfleet_agent.net.proxy import open_tunnel
 from nixfleet_agent.net.sockets import Endpoint
 from nixfleet_agent.net.tls import TlsStream
 
@@ -82,10 +83,12 @@ class _Connection(TlsConnection):
         self.stream: TlsStream | None = None
 
     def connect(self) -> None:
-        where = self._endpoint
+        where, route = self._endpoint, self._endpoint.route
         raw = sockets.connect(where, self._budget)
         try:
-            self.stream = where.context().handshake(raw, where.host, self._budget, where.connect_timeout)
+            if route.proxy is not None:
+                open_tunnel(raw, route.proxy, where.host, where.port, self._budget)
+            self.stream = where.context().handshake(raw, where.host, self._budget, route.connect_timeout)
         except BaseException:
             raw.close()
             raise

@@ -26,6 +26,13 @@ def require(pattern: re.Pattern[str], value: object, what: str) -> str:
     raise ProtoError(f"{what} is not valid: {str(value)[:200]!r}")
 
 
+def case_hint(theirs: object, machine_id: str) -> str:
+    """The remedy where a name differs from this host's by capitals alone; else empty. Names are compared exactly."""
+    if isinstance(theirs, str) and theirs != machine_id and theirs.casefold() == machine_id.casefold():
+        return ": only upper and lower case differ, so set machine_id as the fleet writes it"
+    return ""
+
+
 def channel_of(rollout_id: str) -> str:
     """The channel part of a valid rollout id."""
     return rollout_id.partition("@")[0]

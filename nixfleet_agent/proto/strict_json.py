@@ -6,6 +6,7 @@ duplicate keys, NaN and Infinity, lone surrogates, numbers that a double does no
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
@@ -74,6 +75,8 @@ def loads_strict(raw: bytes, *, limit: int = BODY_LIMIT, depth: int = DEPTH_LIMI
         TooDeepError: all ProtoError, with ``what`` in the message.
     """
     _check_size(raw, limit, what)
+    if raw.startswith(codecs.BOM_UTF8):
+        raise NotJsonError(f"{what} is not JSON: it begins with a byte order mark: save it as UTF-8 without one")
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:

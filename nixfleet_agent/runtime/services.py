@@ -24,6 +24,7 @@ from nixfleet_agent.identity.credentials import Credentials
 from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.journal.reserve import Reserve
 from nixfleet_agent.net.client import ControlPlane, Observer
+from nixfleet_agent.net.sockets import Route
 from nixfleet_agent.operator import quarantine
 from nixfleet_agent.operator.hold import HoldStore
 from nixfleet_agent.operator.maintenance import MaintenanceGate
@@ -123,7 +124,12 @@ def open_services(config: Config, clock: Clock, board: StatusBoard, observer: Ob
     shutdown = ShutdownToken(clock)
     credentials = Credentials(config.client_cert, config.client_key)
     control_plane = ControlPlane(
-        config.control_plane_url, ca_cert=config.ca_cert, credentials=credentials, clock=clock, observer=observer
+        config.control_plane_url,
+        ca_cert=config.ca_cert,
+        credentials=credentials,
+        clock=clock,
+        observer=observer,
+        route=Route.of(config),
     )
     trust = TrustStore(config)
     services = Services(

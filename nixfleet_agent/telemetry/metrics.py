@@ -88,6 +88,10 @@ class _BoardCollector(Collector):
         yield _flag("hold", "Whether an operator holds back new activations", self._board.get("hold"))
         yield _flag("journal_failing", "Whether events can't be made durable", self._board.read(JOURNAL_ERROR))
         yield _flag("trust_failing", "Whether the trust file can't be used", self._board.get("trust_error"))
+        if (wait := getattr(self._board.get("poll"), "wait", None)) is not None:
+            yield _gauge(
+                "poll_wait_seconds", "What long polls ask for; less than configured where they are cut", [({}, wait)]
+            )
         quarantined = self._board.get("quarantine")
         if isinstance(quarantined, (list, tuple, dict)):
             yield _gauge("quarantined_closures", "Closures that this host refuses", [({}, len(quarantined))])

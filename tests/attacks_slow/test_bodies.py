@@ -63,15 +63,26 @@ class Json(AttackCase):
         repeated = order[:-1] + b', "target_closure": "' + closure_name("evil").encode() + b'"}'
         for name, body in {
             "a second closure": repeated,
-            "a byte order mark": b"\xef\xbb\xbf" + order,
-            "UTF-16": order.decode().encode("utf-16"),
             "a list": b"[" + order + b"]",
             "a string": json.dumps(order.decode()).encode(),
             "cut short": order[:-1],
         }.items():
             with self.attempt(name):
                 self.assert_refused("pattern", lambda b=body: self.liar.offer(b))
+        for name, body in {
+            "a byte order mark": b"\xef\xbb\xbf" + order,
+            "UTF-16": order.decode().encode("utf-16"),
+            "words": b"it is your turn",
+        }.items():
+            with self.attempt(name):
+                counts = (self.foreign(), self.life.counted("dispatches", outcome="received"))
+                self.liar.offer(body)
+                self.until(lambda n=counts[0]: self.foreign() > n, "it is nobody's that speaks JSON")
+                self.assertEqual(self.life.counted("dispatches", outcome="received"), counts[1])
         self.assert_only_delayed()
+
+    def foreign(self) -> int:
+        return self.life.counted("requests", endpoint=DISPATCH, outcome="foreign")
 
     def test_artifacts_that_are_no_strict_json(self) -> None:
         """Signed by CI even: a signature over bytes that two readers understand differently binds nobody."""
@@ -403,7 +414,7 @@ class Redirects(AttackCase):
                 self.publish()
                 place = {"Location": f"{trap.url}{self.rollout}"}
                 self.liar.lies["GET", self.rollout] = Reply(status, b"", place)
-                self.assert_kept(f"status_{status}", lambda: self.liar.dispatch(self.rollout_id, self.closure))
+                self.assert_kept("foreign", lambda: self.liar.dispatch(self.rollout_id, self.closure))
             with self.attempt(f"poll and heartbeat: {status}"):
                 place = {"Location": f"{trap.url}/elsewhere"}
                 self.liar.offer(Reply(status, b"", place))

@@ -77,6 +77,7 @@ class EnrollOnce(IdentityTestCase):
     def test_a_token_for_another_host_or_key_or_out_of_date_is_refused_before_it_is_spent(self) -> None:
         cases = (
             ("web-02", {"hostname": "web-02"}),
+            ("only upper and lower case differ, so set machine_id", {"hostname": "Web-01"}),
             ("another host key", {"key": self.other_key()}),
             ("expired", {"expiresAt": self.stamp(timedelta(seconds=0))}),
         )

@@ -14,7 +14,7 @@ from nixfleet_agent.config.load import load
 from nixfleet_agent.identity.host_key import HostKey
 from nixfleet_agent.proto.times import format_time
 from tests.commands.host_case import MACHINE, NEW, HostCase, Ran
-from tests.support.https_server import Reply
+from tests.support.https_server import Reply, page
 from tests.support.tls import DAY, Authority, new_host_key, now, write_host_key
 
 PROOF = ("GET", "/v1/fleet.resolved/sig")
@@ -120,6 +120,22 @@ class Check(HostCase):
         self.assertEqual(ran.code, 1)
         self.assertIn("refuses this host's certificate (status 403)", ran.out)
 
+    def test_something_in_place_of_the_control_plane_is_named(self) -> None:
+        self.serve().route(*PROOF, page(200, "Log in to the guest network"))
+        (line,) = self.lines(self.call("check"), "fail")
+        self.assertIn("in place of the control plane (status 200, a page titled 'Log in to the guest network'", line)
+        self.assertNotIn("firewall", line)
+
+    def test_a_proxy_in_the_environment_is_ignored_and_said_to_be(self) -> None:
+        with mock.patch.dict(os.environ, {"HTTPS_PROXY": "http://proxy:3128"}):
+            (line,) = self.lines(self.call("check", "--offline"), "warn")
+            self.assertIn("HTTPS_PROXY is set, and ignored on purpose: set proxy_url", line)
+            self.settings["proxy_url"] = "http://127.0.0.1:9"
+            ran = self.call("check")
+        self.assertEqual([], self.lines(ran, "warn"))
+        self.assertIn("reached through http://127.0.0.1:9", ran.out)
+        self.assertIn("can't connect to 127.0.0.1 port 9", self.lines(ran, "fail")[0])
+
     def test_a_control_plane_that_is_not_there(self) -> None:
         ran = self.call("check")
         self.assertEqual(ran.code, 1)
@@ -203,6 +219,21 @@ BREAKS: dict[str, tuple[Callable[[Check], object], str, tuple[str, ...]]] = {
     "certificate missing": (lambda c: c.certificate.unlink(), "fail", ("certificate", "nixfleet-agent enroll")),
     "certificate of another key": (lambda c: client(c, new_host_key()), "fail", ("for another key",)),
     "certificate of another host": (lambda c: client(c, name="db-01"), "fail", ("'db-01', not 'web-01'",)),
+    "certificate in capitals": (
+        lambda c: client(c, name="WEB-01"),
+        "fail",
+        ("only upper and lower case differ, so set machine_id",),
+    ),
+    "certificate of tomorrow": (
+        lambda c: client(c, not_before=now() + DAY),
+        "fail",
+        ("certificate", "valid from", "set the clock"),
+    ),
+    "trust file with a byte order mark": (
+        lambda c: c.trust.write_bytes(b"\xef\xbb\xbf" + c.trust.read_bytes()),
+        "fail",
+        ("trust file", "byte order mark", "without one"),
+    ),
     "certificate expired": (
         lambda c: client(c, not_before=now() - 2 * DAY, not_after=now() - DAY),
         "fail",

@@ -227,6 +227,31 @@ SITUATIONS: dict[str, tuple[RolloutRecord | None, dict[str, Any], tuple[str, ...
         {"certificate": {"state": "expired", "path": "/c", "failure": "status 403"}},
         ("/c has expired (status 403)", "check"),
     ),
+    "no key for it": (
+        None,
+        {"certificate": {"state": "no_key", "path": "/c", "failure": "can't read /k: Permission denied"}},
+        ("client key can't be used", "can't read /k", "/c is of no use without it"),
+    ),
+    "a certificate that is not renewed": (
+        None,
+        {"certificate": {"state": "due", "path": "/c", "failure": "renewal answered status 403"}},
+        ("No new certificate: renewal answered status 403.",),
+    ),
+    "something in place of the control plane": (
+        None,
+        {"foreign": {"/v1/agent/events": "status 200, a page titled 'Sorry'", "/v1/agent/heartbeat": "status 302"}},
+        ("in place of the control plane (status 200, a page titled 'Sorry'; status 302)", "control_plane_url"),
+    ),
+    "long polls that are cut": (
+        None,
+        {"poll": {"wait": 15.0, "longest": 60.0, "cut_after": 30.0}},
+        ("after about 30 s of quiet", "ask for 15 s instead of 60 s"),
+    ),
+    "long polls that are not cut any more": (
+        None,
+        {"poll": {"wait": 60.0, "longest": 60.0, "cut_after": 30.0}},
+        ("accepted no rollout yet.",),
+    ),
     "a silent worker": (None, {"silent_workers": ["probe"]}, ("No sign of life from probe",)),
     "no control plane": (
         None,

@@ -95,6 +95,8 @@ MISTAKES = [
         "password in the URL", ("user or password",), whole='control_plane_url = "https://u:p@cp"\nmachine_id = "a"'
     ),
     Mistake("port out of range", ("is not a URL",), whole='control_plane_url = "https://cp:99999"\nmachine_id = "a"'),
+    Mistake("no proxy", ("proxy_url", "must be http://HOST:PORT"), whole=GOOD + 'proxy_url = "https://proxy:3128"'),
+    Mistake("a proxy's password", ("user or password",), whole=GOOD + 'proxy_url = "http://u:p@proxy:3128"'),
     Mistake("query in the URL", ("query",), whole='control_plane_url = "https://cp/?a=1"\nmachine_id = "a"'),
     Mistake("broken IPv6 in the URL", ("is not a URL",), whole='control_plane_url = "https://[::1"\nmachine_id = "a"'),
     Mistake(

@@ -132,7 +132,7 @@ class Sources(Case):
             "metrics.listen": "[::1]:1",
         }
         odd |= {"control_plane_url": "https://other", "activation.backend": "setsid", "activation.failed_units": "fail"}
-        odd |= {"logging.level": "debug", "logging.format": "text"}
+        odd |= {"logging.level": "debug", "logging.format": "text", "proxy_url": "http://proxy:3128"}
         odd |= {"maintenance.windows": "Mon..Fri 22:00-05:00; Sat,Sun", "maintenance.time_zone": "UTC"}
         for key in Schema().keys.values():
             with self.subTest(key.name):

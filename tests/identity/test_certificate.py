@@ -92,6 +92,10 @@ class Answers(unittest.TestCase):
         with self.assertRaisesRegex(CertificateError, "web-02"):
             self.check(self.issue("web-02"))
 
+    def test_a_name_that_differs_in_capitals_alone_is_refused_with_the_remedy(self) -> None:
+        with self.assertRaisesRegex(CertificateError, "only upper and lower case differ, so set machine_id"):
+            self.check(self.issue("WEB-01"))
+
     def test_a_certificate_for_another_key_is_refused(self) -> None:
         other = self.fleet.issue_client(new_host_key().private.public_key(), "web-01")
         with self.assertRaisesRegex(CertificateError, "another key"):

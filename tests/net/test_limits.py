@@ -13,6 +13,7 @@ import zlib
 from unittest import mock
 
 from nixfleet_agent.errors import TransportError
+from nixfleet_agent.net.sockets import Route
 from nixfleet_agent.proto.strict_json import BODY_LIMIT
 from tests.net.base import NetTestCase
 from tests.support.https_server import Drip, Endless, Flood, GzipBomb, HalfBody, Hang, HttpsServer, Raw, Reply, Reset
@@ -43,7 +44,7 @@ class Deadlines(NetTestCase):
 
     def test_a_server_that_never_finishes_the_handshake_ends_with_the_connect_timeout(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as deaf:
-            client = self.connect(None, f"https://127.0.0.1:{deaf.getsockname()[1]}", connect_timeout=0.2)
+            client = self.connect(None, f"https://127.0.0.1:{deaf.getsockname()[1]}", route=Route(connect_timeout=0.2))
             began = time.monotonic()
             self.assertEqual("timeout", self.refused(client, "/v1/x", deadline=30).kind)
             self.assertLess(time.monotonic() - began, LATE)
@@ -65,7 +66,7 @@ class Deadlines(NetTestCase):
 
             thread = threading.Thread(target=drip)
             thread.start()
-            client = self.connect(None, f"https://127.0.0.1:{deaf.getsockname()[1]}", connect_timeout=0.4)
+            client = self.connect(None, f"https://127.0.0.1:{deaf.getsockname()[1]}", route=Route(connect_timeout=0.4))
             began = time.monotonic()
             self.assertEqual("timeout", self.refused(client, "/v1/x", deadline=30).kind)
             self.assertLess(time.monotonic() - began, LATE)
@@ -99,7 +100,9 @@ class Deadlines(NetTestCase):
                 for each in waiting:
                     each.setblocking(False)
                     each.connect_ex(full.getsockname())
-                client = self.connect(None, f"https://127.0.0.1:{full.getsockname()[1]}", connect_timeout=0.2)
+                client = self.connect(
+                    None, f"https://127.0.0.1:{full.getsockname()[1]}", route=Route(connect_timeout=0.2)
+                )
                 began = time.monotonic()
                 self.assertEqual("timeout", self.refused(client, "/v1/x", deadline=30).kind)
                 self.assertLess(time.monotonic() - began, LATE)

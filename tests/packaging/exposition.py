@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from nixfleet_agent.runtime.dispatch.window import PollWindow
 from nixfleet_agent.state_machine import Mode, ProbeStatus, RolloutRecord, State
 from nixfleet_agent.state_machine.record import ProbeRecord
 from nixfleet_agent.telemetry.metrics import COUNTERS, Metrics
@@ -38,6 +39,7 @@ def full_exposition() -> str:
     board.publish("certificate", _Certificate(EPOCH))
     board.publish("contacts", {"/v1/agent/heartbeat": {"answered_at": EPOCH}})
     board.publish("quarantine", ())
+    board.publish("poll", PollWindow.of(60.0))
     board.publish("log_lines_lost", 0)
     for counter, (_, labels) in COUNTERS.items():
         board.count(counter, **dict.fromkeys(labels, "x"))

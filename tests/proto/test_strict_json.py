@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nixfleet_agent.errors import ProtoError
 from nixfleet_agent.proto import strict_json
-from nixfleet_agent.proto.strict_json import loads_strict
+from nixfleet_agent.proto.strict_json import NotJsonError, loads_strict
 
 VALUES: Any = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.floats(allow_nan=False, allow_infinity=False)
@@ -158,6 +158,10 @@ class Refused(unittest.TestCase):
         (strict_json.TooDeepError, b"[" * 10_000 + b"]" * 10_000),
         (strict_json.TooLargeError, b'"' + b"a" * 1024 * 1024 + b'"'),
     )
+
+    def test_a_byte_order_mark_is_named_with_the_remedy(self) -> None:
+        with self.assertRaisesRegex(NotJsonError, "trust.json is not JSON: it begins with a byte order mark: save it"):
+            loads_strict(b"\xef\xbb\xbf{}", what="trust.json")
 
     def test_each_has_its_own_error_and_a_message_that_names_the_document(self) -> None:
         for kind, raw in self.CASES:

@@ -19,6 +19,7 @@ from types import MappingProxyType
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from nixfleet_agent.runtime.dispatch.window import PollWindow
 from nixfleet_agent.state_machine import Mode, ProbeStatus, RolloutRecord, State
 from nixfleet_agent.state_machine.record import ProbeRecord
 from nixfleet_agent.telemetry.listener import CALL_DEADLINE, MAX_CALLERS, OPEN_AGAIN
@@ -55,6 +56,11 @@ class Case(unittest.TestCase):
 
 
 class Exposition(Case):
+    def test_what_long_polls_ask_for_is_a_gauge(self) -> None:
+        self.assertNotIn("nixfleet_agent_poll_wait_seconds", self.samples())
+        self.board.publish("poll", PollWindow.of(60.0))
+        self.assertEqual(60.0, self.samples()["nixfleet_agent_poll_wait_seconds"])
+
     def test_every_name_has_the_prefix_and_every_counter_is_there_from_the_start(self) -> None:
         text = self.metrics.exposition().decode()
         names = re.findall(r"^# TYPE (\S+) ", text, re.MULTILINE)

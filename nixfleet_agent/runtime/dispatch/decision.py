@@ -14,6 +14,7 @@ from nixfleet_agent.artifacts.fetch import UnavailableError
 from nixfleet_agent.errors import AgentError, ProtoError, TransportError
 from nixfleet_agent.journal.header import Acceptance
 from nixfleet_agent.proto.dispatch import Dispatch
+from nixfleet_agent.proto.ids import case_hint
 from nixfleet_agent.runtime.rollout.inputs import Answer
 from nixfleet_agent.text import printable
 from nixfleet_agent.trust.errors import VerificationError
@@ -90,7 +91,8 @@ def check_recipient(dispatch: Dispatch, machine_id: str) -> Refuse | None:
     """The refusal of a Dispatch that is for another host."""
     if dispatch.hostname == machine_id:
         return None
-    return Refuse("host", f"it is for {printable(dispatch.hostname, 250)}, and this host is {machine_id}")
+    hint = case_hint(dispatch.hostname, machine_id)
+    return Refuse("host", f"it is for {printable(dispatch.hostname, 250)}, and this host is {machine_id}{hint}")
 
 
 def of_failure(error: AgentError) -> Refuse | Retry:

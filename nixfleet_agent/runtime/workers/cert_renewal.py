@@ -26,7 +26,7 @@ from nixfleet_agent.errors import (
     TransportError,
 )
 from nixfleet_agent.identity.certificate import AgentCertificate, load_certificate
-from nixfleet_agent.identity.host_key import permission_warnings
+from nixfleet_agent.identity.host_key import HostKeyError, permission_warnings
 from nixfleet_agent.identity.token import TokenMissingError, TokenNotYetValidError
 from nixfleet_agent.proto.times import format_time
 from nixfleet_agent.runtime.services import Services
@@ -59,7 +59,7 @@ class CertificateStatus:
     """The section ``certificate`` of the status board."""
 
     path: str
-    state: str  # valid | due | expired | missing | unreadable
+    state: str  # valid | due | expired | missing | unreadable | no_key
     not_after: datetime | None
     remaining_fraction: float | None
     serial: str | None
@@ -105,6 +105,8 @@ class CertRenewalWorker(Worker):
         self._turned_away = False
         self._said: set[str] = set()
         self._file_failure: str | None = None
+        #: The certificate may be sound, and is of no use without its key.
+        self._key_failed = False
         self._seen_generation = 0
 
     def run(self) -> None:
@@ -136,7 +138,8 @@ class CertRenewalWorker(Worker):
             certificate = self._look()
             if self._turned_away and self._renewal.refusal() is None:
                 self._settled()
-            if self._may_try():
+            keyless = self._key_failed and self._credentials.current() is None
+            if self._may_try() and not keyless:
                 self._act(certificate)
         except EnrollmentRefusedError as error:
             self._failed(error, self._later.next())
@@ -158,12 +161,14 @@ class CertRenewalWorker(Worker):
         """The certificate on disk, put in use when it is new; None when there is none or it is damaged."""
         certificate = None
         failure: str | None = None
+        self._key_failed = False
         try:
             certificate = load_certificate(self._config.client_cert)
             self._credentials.reload()
         except IdentityError as error:
+            self._key_failed = isinstance(error, HostKeyError)
             # No file is no fault before enrollment, and what follows from it is said there.
-            failure = str(error) if self._config.client_cert.exists() else None
+            failure = str(error) if self._key_failed or self._config.client_cert.exists() else None
             if failure is not None and self._renewal.restore():
                 self.log.error("%s: the certificate before it is back in its place", failure)
                 return self._look()
@@ -281,6 +286,7 @@ class CertRenewalWorker(Worker):
         certificate = None if current is None else current.certificate
         if certificate is None:
             state = "unreadable" if self._config.client_cert.exists() else "missing"
+            state = "no_key" if self._key_failed else state
         elif certificate.expired(now):
             state = "expired"
         else:

@@ -22,6 +22,7 @@ from nixfleet_agent.runtime.dispatch.check import DispatchCheck, Gates
 from nixfleet_agent.runtime.dispatch.decision import Done, Expire, Pending, Refuse, Retry
 from nixfleet_agent.runtime.dispatch.pending import PendingDispatch
 from nixfleet_agent.runtime.dispatch.refusals import Refusals
+from nixfleet_agent.runtime.dispatch.window import PollWindow
 from nixfleet_agent.runtime.rollout.inputs import ReplayRequested
 from nixfleet_agent.runtime.services import Services
 from nixfleet_agent.threads.backoff import Backoff
@@ -33,6 +34,8 @@ PATH = "/v1/agent/dispatch"
 GRACE = 5.0
 #: Least seconds between the starts of two requests: a server that ignores ``wait`` must not cause a hot loop.
 LEAST_INTERVAL = 1.0
+#: What a proxy answers when it has waited long enough for the control plane, Cloudflare's number included.
+_CUT_STATUSES = (408, 502, 504, 524)
 #: The longest long poll that the protocol knows, in seconds.
 LONGEST_POLL = 60.0
 #: Longest that one try may be without a sign of life: three artifacts at two requests each, all of them twice, each to
@@ -66,7 +69,7 @@ class LongPollWorker(Worker):
         config, clock, tuning = services.config, services.clock, services.config.tuning
         self.limit = LONGEST_TRY + tuning.dispatch_wait + 2 * tuning.backoff_max
         self._machine_id = config.machine_id
-        self._dispatch_wait = min(LONGEST_POLL, tuning.dispatch_wait)
+        self._window = PollWindow.of(min(LONGEST_POLL, tuning.dispatch_wait))
         self._control_plane = services.control_plane
         self._cache = services.cache
         self._board = services.board
@@ -88,6 +91,7 @@ class LongPollWorker(Worker):
 
     def run(self) -> None:
         """Decide what is pending when its time has come; poll; and so on until shutdown."""
+        self._board.publish("poll", self._window)
         self._restore()
         while not self.shutdown.is_set:
             self.alive()
@@ -102,21 +106,44 @@ class LongPollWorker(Worker):
 
     def _poll(self) -> None:
         left = None if self._pending is None else self._next_try - self.clock.monotonic()
-        wait = decision.poll_wait(self._dispatch_wait, left)
+        wait = decision.poll_wait(self._window.ask, left)
         self._last_start = self.clock.monotonic()
         try:
             answer = self._control_plane.get(PATH, params={"wait": f"{wait:g}"}, deadline=wait + GRACE)
         except TransportError as error:
+            if error.kind in ("timeout", "reset"):
+                silently = error.kind == "timeout"
+                self._adapt(self._window.died(wait, self._lived(), silently=silently))
             self._no_poll(str(error), 0.0)
             return
         if answer.status not in (200, 204):
+            if answer.status in _CUT_STATUSES:
+                self._adapt(self._window.died(wait, self._lived(), silently=False))
             after = retry_after(answer, self.clock.now()) or 0.0
             self._no_poll(answer.told(), after)
             return
+        self._adapt(self._window.answered(self._lived(), self.clock.monotonic()))
         self._trouble.over()
         self._poll_backoff.reset()
         if answer.status == 200 and answer.body.strip() not in (b"", b"null"):
             self._receive(answer)
+
+    def _lived(self) -> float:
+        return self.clock.monotonic() - self._last_start
+
+    def _adapt(self, window: PollWindow) -> None:
+        """Take over what was learned of the way to the control plane; a change of what polls ask for is said."""
+        before, self._window = self._window, window
+        if window.wait < before.wait:
+            self.log.warning(
+                "long polls are cut by something between after about %.0f s of quiet: from now on they ask for %.0f s",
+                window.cut_after,
+                window.wait,
+            )
+        elif window.wait > before.wait:
+            self.log.info("long polls ask for %.0f s again, to see whether they still are cut", window.wait)
+        if window.wait != before.wait:
+            self._board.publish("poll", window)
 
     def _no_poll(self, trouble: str, at_least: float) -> None:
         if self.shutdown.is_set:

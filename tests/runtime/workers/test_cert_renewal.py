@@ -261,6 +261,17 @@ class Renewing(WorkerTestCase):
         self.assertIn("chmod 600", warning)
 
 
+class TheKey(WorkerTestCase):
+    def test_a_key_that_cannot_be_read_is_what_status_and_log_speak_of(self) -> None:
+        self.start(self.config())
+        (self.folder / "key").write_bytes(b"")
+        records = self.run_for(300)
+        status = self.certificate_status()
+        self.assertEqual("no_key", status.state)
+        self.assertIn(f"{self.folder / 'key'} is not a private key", status.failure or "")
+        self.assertEqual(1, sum("is not a private key" in message for message in self.said(records, logging.ERROR)))
+
+
 class Enrolling(WorkerTestCase):
     def setUp(self) -> None:
         super().setUp()
