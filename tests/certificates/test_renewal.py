@@ -295,7 +295,9 @@ class FallBack(RenewalTestCase):
         install.install(self.cert_path, AgentCertificate(leaf), keep=None)
         self.mine.reload()
         self.only(self.old, otherwise=Reply(401))
-        self.call()
+        for _ in range(50):  # a server that closes at once may take its alert back on the way
+            if self.renewal.refusal() is None:
+                self.call()
         self.assertIn("refuses this host's certificate", self.renewal.refusal() or "")
         self.assertIs(True, self.renewal.fall_back())
         self.assertEqual(self.old, self.in_use())
