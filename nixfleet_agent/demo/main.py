@@ -48,15 +48,15 @@ class DemoOptions:
     port: int = 0
 
 
-def run(options: DemoOptions) -> int:
-    """Tell the story on stdout and stderr; the process's exit code.
+def run(options: DemoOptions, view: View | None = None) -> int:
+    """Tell the story on stdout and stderr; the process's exit code. ``view`` takes the place of what shows it there.
 
     Raises:
         AgentError: it can't begin on this machine, or the scenario is wrong; nothing is left behind.
     """
     # None where the caller has closed it: then the story is told to nobody.
     out, err = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
-    view = view_on(err if options.json else out)
+    view = view or view_on(err if options.json else out)
     scenario = load(options.scenario)
     agents = options.agents or scenario.agents
     require_tools(_nearest(options.folder), agents)
