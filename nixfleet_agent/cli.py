@@ -27,6 +27,7 @@ COMMANDS = {
     "check": "look at configuration, keys, certificate, probes, Nix and reachability",
     "probe": "run the declared health probes once",
     "history": "the events of a rollout on this host",
+    "log": "what a switch has said, also while it runs",
     "hold": "start no new activation for now",
     "release": "end a hold",
     "run-now": "let the next activation begin outside the maintenance windows",

@@ -32,9 +32,10 @@ _PIPE = "pipe"
 _RESERVED = ("waiting", "started", "exit", "drained")
 _RESERVE_BYTES = 256
 _NAME = re.compile(r"(\d{6,})-(forward|boot|rollback|guard)-(.+)")
-_OUTPUTS = ("output.2", "output.1", "output")
+#: What a script says, oldest first.
+OUTPUTS = ("output.2", "output.1", "output")
 #: Records kept for an operator to read; those of switches that still run are always kept.
-_KEPT = 12
+_KEPT = 20
 _LOCK_REFUSED = "could not acquire lock"
 
 
@@ -112,7 +113,7 @@ class Record:
 
     def output(self, limit: int) -> str:
         """The last ``limit`` bytes of what the script said, as text."""
-        raw = b"".join(_tail(self.path / name, limit) for name in _OUTPUTS)
+        raw = b"".join(_tail(self.path / name, limit) for name in OUTPUTS)
         return clip_tail(raw, limit)
 
     def withdraw(self) -> bool:

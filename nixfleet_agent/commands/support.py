@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from nixfleet_agent import __version__, durable
+from nixfleet_agent.activation.host import read_boot_id
+from nixfleet_agent.activation.records import Records
 from nixfleet_agent.commands import journal_view
 from nixfleet_agent.commands.explain import explain
 from nixfleet_agent.commands.invocation import Invocation, Parser
+from nixfleet_agent.commands.masking import mask_secrets
 from nixfleet_agent.commands.snapshot import snapshot_of
 from nixfleet_agent.errors import EXIT_OK, AgentError
 from nixfleet_agent.proto.times import format_time
@@ -26,12 +29,17 @@ from nixfleet_agent.threads.clock import SystemClock
 
 #: Rollouts whose whole log goes in.
 _ROLLOUTS = 5
+#: Of each switch's output.
+_SWITCH_BYTES = 1024 * 1024
 _JOURNAL_LINES = "1000"
 _JOURNALCTL_SECS = 20.0
 
 
 def configure(parser: Parser) -> None:
-    parser.details("Status, history, configuration and the end of the log; no key, token or certificate.")
+    parser.details(
+        "Status, history, configuration, the end of the log and what the switches said, with what looks like a secret "
+        "masked; no key, token or certificate."
+    )
     parser.example("nixfleet-agent support", "nixfleet-agent support --output /tmp/report.tar.gz")
     parser.add_argument(
         "--output", metavar="FILE", type=Path, help="default: nixfleet-agent-support-HOST-TIME.tar.gz here"
@@ -77,6 +85,8 @@ def _members(call: Invocation, now: datetime) -> Iterator[tuple[str, bytes]]:
     }
     for name, read in parts.items():
         yield name, _content(read)
+    for record in Records(call.config.state_dir, read_boot_id()).all():
+        yield f"switches/{record.path.name}.txt", mask_secrets(record.output(_SWITCH_BYTES)).encode()
     for replay in journal_view.rollouts(call.config.state_dir, call.config.machine_id)[:_ROLLOUTS]:
         log = [{"where": step.place, "refused": step.refused, **dict(step.entry.event)} for step in replay.steps]
         yield f"history/{replay.record.rollout_id}.json", json.dumps(log, indent=1).encode()

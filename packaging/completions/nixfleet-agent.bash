@@ -26,7 +26,7 @@ _nixfleet_agent() {
     esac
     local common="--config --json --debug --help" words=
     case $command in
-        "") words="run status watch why check probe history hold release run-now rollback quarantine queue enroll renew verify support demo --version $common" ;;
+        "") words="run status watch why check probe history log hold release run-now rollback quarantine queue enroll renew verify support demo --version $common" ;;
         run) words="--control-plane-url --machine-id --trust-file --ca-cert --client-cert --client-key --bootstrap-token-file
             --state-dir --ssh-host-key-file --health-checks-file --manifest-freshness-window-secs
             --renewal-threshold-fraction $common" ;;
@@ -34,6 +34,7 @@ _nixfleet_agent() {
         watch) words="--turns $common" ;;
         check) words="--print-config --offline $common" ;;
         history) words="--svg --list --verify $common" ;;
+        log) words="--follow $common" ;;
         run-now) words="--reason --until $common" ;;
         hold) words="--reason --until $common" ;;
         rollback) words="retry give-up $common" ;;

@@ -10,7 +10,7 @@ function __nixfleet_agent_scenarios
     nixfleet-agent demo --list-scenarios 2>/dev/null | string replace -r '^(\S+) +' '$1\t' | tail -n +2
 end
 
-set -l commands run status watch why check probe history hold release run-now rollback quarantine queue enroll renew verify support demo
+set -l commands run status watch why check probe history log hold release run-now rollback quarantine queue enroll renew verify support demo
 set -l alone "not __fish_seen_subcommand_from $commands"
 
 complete -c nixfleet-agent -f
@@ -27,6 +27,7 @@ complete -c nixfleet-agent -n $alone -a why -d 'what this host waits for, and wh
 complete -c nixfleet-agent -n $alone -a check -d 'look at configuration, keys, certificate, probes, Nix and reachability'
 complete -c nixfleet-agent -n $alone -a probe -d 'run the declared health probes once'
 complete -c nixfleet-agent -n $alone -a history -d 'the events of a rollout on this host'
+complete -c nixfleet-agent -n $alone -a log -d 'what a switch has said, also while it runs'
 complete -c nixfleet-agent -n $alone -a hold -d 'start no new activation for now'
 complete -c nixfleet-agent -n $alone -a release -d 'end a hold'
 complete -c nixfleet-agent -n $alone -a run-now -d 'let the next activation begin outside the maintenance windows'
@@ -59,6 +60,7 @@ complete -c nixfleet-agent -n '__nixfleet_agent_told check' -l offline -d 'do no
 complete -c nixfleet-agent -n '__nixfleet_agent_told history' -l svg -r -F -d 'draw the rollout'
 complete -c nixfleet-agent -n '__nixfleet_agent_told history' -l list -d 'one line for each rollout'
 complete -c nixfleet-agent -n '__nixfleet_agent_told history' -l verify -r -F -d 'check copies of events'
+complete -c nixfleet-agent -n '__nixfleet_agent_told log' -l follow -d 'show what comes as it comes'
 complete -c nixfleet-agent -n '__nixfleet_agent_told run-now' -l reason -x -d 'what the next operator should know'
 complete -c nixfleet-agent -n '__nixfleet_agent_told run-now' -l until -x -a '30m 1h 4h' -d 'a length or a time'
 complete -c nixfleet-agent -n '__nixfleet_agent_told hold' -l reason -x -d 'what the next operator should know'

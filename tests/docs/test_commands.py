@@ -11,12 +11,15 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from nixfleet_agent.activation.host import read_boot_id
+from nixfleet_agent.activation.records import FORWARD, Intent, Records
 from nixfleet_agent.cli import COMMANDS, module_of, split_command
 from nixfleet_agent.commands import journal_view
 from nixfleet_agent.commands.invocation import Invocation, parse
 from nixfleet_agent.operator.quarantine import Entry, QuarantineStore
+from nixfleet_agent.proto.times import format_time
 from nixfleet_agent.trust.canonical import canonical
-from tests.commands.host_case import MACHINE, OLD, HostCase
+from tests.commands.host_case import MACHINE, NEW, OLD, HostCase
 from tests.docs.pages import PAGES, TOP, blocks, inline_code
 from tests.docs.said import parser_of
 
@@ -43,6 +46,7 @@ class Commands(HostCase):
         accepted = self.accept("stable@def4567abc")
         self.log(accepted, *self.converged(accepted))
         QuarantineStore(self.state).add(Entry("stable", OLD, "stable@abc", self.now, "rolled back"))
+        self._switched("stable@def4567abc")
         (self.folder / "health-checks.json").write_text('{"web": {"kind": "exec", "command": ["/bin/true"]}}')
         self.work = self.folder / "work"
         self.work.mkdir()
@@ -58,6 +62,15 @@ class Commands(HostCase):
         for name, artifact in (("fleet.resolved", release.fleet), ("manifest.json", release.rollout("stable"))):
             (self.work / name).write_bytes(artifact.raw)
             (self.work / f"{name}.sig").write_bytes(artifact.signature)
+
+    def _switched(self, rollout_id: str) -> None:
+        boot = read_boot_id()
+        at = format_time(self.now)
+        intent = Intent(rollout_id, FORWARD, NEW, "switch", "setsid", "u", OLD, boot, 0.0, at)
+        record = Records(self.state, boot).prepare(intent)
+        (record.path / "started").write_text(f"pid=1 group=1 start=1 boot={boot}\n")
+        (record.path / "output").write_text("starting the following units: app.service\n")
+        (record.path / "exit").write_text("0\n")
 
     def understood(self, arguments: list[str]) -> Invocation:
         command, rest = split_command(arguments)

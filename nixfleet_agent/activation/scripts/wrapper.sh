@@ -39,10 +39,10 @@ place() {
     printf '%s\n' "$2" | dd of="$record/$1.next" conv=notrunc 2>/dev/null
 }
 
-# Keep the end of what the command says, whatever it says: each file ends after 4096 reads of at most 512 bytes, so
-# it holds at least 4 KiB when it is full and never more than 2 MiB, and there are three.
+# Keep what the command says, as it says it, and of a flood the end: each file ends after 8192 reads of at most 128
+# bytes, so that they hold at least the last 8192 lines, or the last MiB of longer ones, and never more than 3 MiB.
 keep() {
-    while dd bs=512 count=4096 of="$record/output" 2>/dev/null && [ -s "$record/output" ]; do
+    while dd bs=128 count=8192 of="$record/output" 2>/dev/null && [ -s "$record/output" ]; do
         [ -e "$record/output.1" ] && mv -f "$record/output.1" "$record/output.2"
         mv -f "$record/output" "$record/output.1"
     done
