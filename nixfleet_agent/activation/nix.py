@@ -11,6 +11,7 @@ from typing import Protocol
 from nixfleet_agent.activation import processes
 from nixfleet_agent.activation.context import Context
 from nixfleet_agent.activation.errors import CommandError
+from nixfleet_agent.activation.failures import MISSING, classify
 from nixfleet_agent.activation.host import store_path
 from nixfleet_agent.text import clip_tail
 
@@ -40,31 +41,24 @@ class FetchSize:
 FETCH_OPTIONS = ("--option", "narinfo-cache-negative-ttl", "0")
 
 
-def is_valid(context: Context, closure: str) -> bool:
-    """Whether the store has the closure.
+def hold(context: Context, closure: str, root: Path) -> bool:
+    """Make ``root`` a garbage collector's root of a closure that is in the store; False when it is not there.
+
+    One call tells both: asking first would start Nix, and open its database, twice.
 
     Raises:
-        CommandError: Nix could not tell (not installed, daemon gone).
-    """
-    done = context.run(["nix-store", "--check-validity", store_path(closure)], timeout=QUERY_SECS)
-    said = said_by(done)
-    if done.returncode == 0 or "is not valid" in said:
-        return done.returncode == 0
-    raise CommandError(f"nix-store --check-validity failed ({done.returncode}): {said}")
-
-
-def hold(context: Context, closure: str, root: Path) -> None:
-    """Make ``root`` a garbage collector's root of a closure that is in the store.
-
-    Raises:
-        CommandError: Nix refused, or the root does not lead to the closure.
+        CommandError: Nix refused, could not tell, or the root does not lead to the closure.
     """
     # No substituters: this is about what is here, and must neither fetch nor wait for a network.
     arguments = ["nix-store", "--realise", store_path(closure), "--option", "substitute", "false"]
     done = context.run([*arguments, *root_arguments(root)], timeout=QUERY_SECS)
     if done.returncode != 0:
-        raise CommandError(f"nix-store --add-root failed ({done.returncode}): {said_by(done)}")
+        said = said_by(done)
+        if classify(said).kind == MISSING.kind:
+            return False
+        raise CommandError(f"nix-store --add-root failed ({done.returncode}): {said}")
     check_root(closure, root)
+    return True
 
 
 def root_arguments(root: Path) -> list[str]:

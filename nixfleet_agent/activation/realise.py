@@ -55,8 +55,7 @@ class _Fetch:
 
     def attempt(self) -> None:
         """Raises CommandError."""
-        if nix.is_valid(self._context, self._closure):
-            nix.hold(self._context, self._closure, self._root)
+        if nix.hold(self._context, self._closure, self._root):
             return
         _check_space(self._context, self._closure)
         done, progress = self._run()

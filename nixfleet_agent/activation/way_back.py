@@ -100,10 +100,9 @@ def repair(closure: str) -> str:
 
 
 def _hold(context: Context, backend: Backend, prior: str, root: Path) -> None:
-    if not nix.is_valid(context, prior):
-        raise _final("it is not in the store")
     make_roots_folder(context.state_dir)
-    nix.hold(context, prior, root)
+    if not nix.hold(context, prior, root):
+        raise _final("it is not in the store")
     if (reason := script_missing(context, backend, prior)) is not None:
         raise _final(reason)
 

@@ -187,6 +187,22 @@ class RealiseTest(PipelineCase):
                     self.assertIn(words, outcome.stderr_tail)
                     (self.host.state_dir / "gcroots" / "stable@abc1-target").unlink(missing_ok=True)
 
+    def test_a_forward_with_everything_present_starts_nix_three_times(self) -> None:
+        """Once for each root and once for the profile; what is there is not asked for before."""
+        self.host.nix("nix-store", "--realise", f"/nix/store/{self.v2}")
+        calls = self.host.root / "calls"
+        for name in ("nix", "nix-store", "nix-env"):
+            self.program(name, f'echo {name} "$1" "$2" >>{calls}\nexec {shutil.which(name)} "$@"')
+        self.assertEqual(self.forward(self.v2), Completed(self.v2, 0, ()))
+        self.assertEqual(
+            calls.read_text().splitlines(),
+            [
+                f"nix-store --realise /nix/store/{self.v1}",
+                f"nix-store --realise /nix/store/{self.v2}",
+                f"nix-env --profile {self.host.profile}",
+            ],
+        )
+
     def test_a_closure_that_is_here_already_needs_no_cache(self) -> None:
         self.host.nix("nix-store", "--realise", f"/nix/store/{self.v2}")
         self.nixery.server.requests.clear()
