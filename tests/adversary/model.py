@@ -15,14 +15,15 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+from nixfleet_agent.activation.model import Forward, Rollback
 from nixfleet_agent.activation.verify_poll import Ended
 from nixfleet_agent.journal.entries import Entry, entry_of
-from nixfleet_agent.journal.header import DISPATCH_KIND, Accepted
+from nixfleet_agent.journal.header import DISPATCH_KIND, Acceptance
 from nixfleet_agent.proto.heartbeat import Snapshot
 from nixfleet_agent.runtime.rollout import decisions
 from nixfleet_agent.runtime.rollout.decisions import Ordered, Rules, Stepped, Turn
 from nixfleet_agent.runtime.rollout.evaluate import BOOT_FALLBACK, Moment
-from nixfleet_agent.runtime.rollout.orders import ActivateForward, ActivationOrder, ResetProbes, RollBack, StopProbes
+from nixfleet_agent.runtime.rollout.orders import ActivationOrder, ResetProbes, StopProbes
 from nixfleet_agent.runtime.rollout.recovery import recover
 from nixfleet_agent.runtime.rollout.rollouts import Host, Rollout
 from nixfleet_agent.runtime.rollout.succession import watched
@@ -64,7 +65,7 @@ class Node:
 
     world: World
     host: Host = field(default_factory=Host)
-    log: tuple[tuple[str, Accepted, tuple[Told, ...]], ...] = ()
+    log: tuple[tuple[str, Acceptance, tuple[Told, ...]], ...] = ()
     marks: Marks = field(default_factory=Marks)
     newest: ManifestMark | None = None
     seconds: int = 0
@@ -149,7 +150,7 @@ class _Log:
         return told[-1][0].seq if told else 0
 
 
-def _header(accepted: Accepted) -> Entry:
+def _header(accepted: Acceptance) -> Entry:
     return Entry(
         seq=0,
         hostname=HOSTNAME,
@@ -210,12 +211,12 @@ def _written(node: Node, deed: Stepped) -> Node:
 
 def _ordered(node: Node, order: ActivationOrder) -> Node:
     known = node.proven.union(*(proven for _, proven in node.then))
-    if isinstance(order, RollBack) and _switches(order) and order.target not in known:
+    if isinstance(order, Rollback) and _switches(order) and order.target not in known:
         node = broken(node, f"I1: the way back of {order.rollout_id} is {NAMES[order.target]}, which is not proven")
     return but(node, order=order)
 
 
-def _switches(order: RollBack) -> bool:
+def _switches(order: Rollback) -> bool:
     return order.forward_fired is not False or order.inherited
 
 
@@ -238,7 +239,7 @@ def dispatch(node: Node, index: int) -> Node:
         return node
     marks = node.marks.raised(manifest=ManifestMark(manifest.signed_at, manifest.hash))
     node = but(node, marks=marks)
-    wanted = replace(release.acceptance(node.current, marks.to_json()), received_at=node.moment.now)
+    wanted = replace(release.acceptance(node.current, marks.to_json()), accepted_at=node.moment.now)
     accepted = decisions.accept(node.host, wanted, node.current)
     if isinstance(accepted, str):
         return node
@@ -288,7 +289,7 @@ def hint(node: Node, state: State) -> Node:
 def forward(node: Node, how: str) -> Node:
     """The worker does something about the forward order that it has."""
     order = node.order
-    assert isinstance(order, ActivateForward)
+    assert isinstance(order, Forward)
     rollout_id, now = order.rollout_id, node.moment.now
     if how == "fails early":
         node = but(node, order=None)
@@ -326,7 +327,7 @@ def script(node: Node, how: str) -> Node:
     code = -1 if how == "killed" else int(how)
     complete = switch.flipped and Ended(switch.target, code, (), killed=how == "killed").complete
     node = but(node, half=code not in (0, 4))
-    if not (isinstance(node.order, ActivateForward) and node.order.rollout_id == switch.rollout_id):
+    if not (isinstance(node.order, Forward) and node.order.rollout_id == switch.rollout_id):
         return broken(node, f"I1: nobody follows the switch of {switch.rollout_id} to its end")
     node = but(node, order=None)
     if complete:
@@ -337,7 +338,7 @@ def script(node: Node, how: str) -> Node:
 def guard(node: Node) -> Node:
     """It takes the host back in the middle of a switch that no agent follows."""
     switch, order = node.switch, node.order
-    assert switch is not None and isinstance(order, ActivateForward) and order.prior is not None
+    assert switch is not None and isinstance(order, Forward) and order.prior is not None
     node = replace(
         node, switch=None, half=False, current=order.prior, entry=order.prior, entry_by_hand=False, order=None
     )
@@ -365,7 +366,7 @@ def _failed(node: Node, rollout_id: str, code: int, *, fired: bool) -> Node:
 def back(node: Node, *, works: bool) -> Node:
     """The worker does something about the rollback that it has."""
     order = node.order
-    assert isinstance(order, RollBack)
+    assert isinstance(order, Rollback)
     if not works:
         return take(node, lambda turn: turn.attempt_failed(order.rollout_id))[0]
     node = but(node, order=None)
@@ -471,9 +472,9 @@ def _worker(node: Node) -> Iterator[Move]:
             yield "flips", lambda n: script(n, "flips")
         for code in ("0", "4", "2", "100", "killed") if switch.flipped else ("1", "killed"):
             yield f"ends with {code}", partial(script, how=code)
-        if isinstance(order, ActivateForward) and order.policy == "rollback-and-halt" and order.prior is not None:
+        if isinstance(order, Forward) and order.policy == "rollback-and-halt" and order.prior is not None:
             yield "guard", guard
-    elif isinstance(order, ActivateForward):
+    elif isinstance(order, Forward):
         yield "fails early", lambda n: forward(n, "fails early")
         if order.target == node.current and not node.half:
             yield "finds it there", lambda n: forward(n, "finds it there")
@@ -481,7 +482,7 @@ def _worker(node: Node) -> Iterator[Move]:
             yield "defers", lambda n: forward(n, "defers")
         else:
             yield "begins", lambda n: forward(n, "begins")
-    elif isinstance(order, RollBack):
+    elif isinstance(order, Rollback):
         yield "goes back", lambda n: back(n, works=True)
         yield "can't go back", lambda n: back(n, works=False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from nixfleet_agent.runtime.rollout.orders import ActivateForward, RollBack
+from nixfleet_agent.runtime.rollout.orders import Forward, Rollback
 from nixfleet_agent.runtime.rollout.rollouts import Rollout
 from nixfleet_agent.runtime.rollout.succession import in_charge, watched
 from nixfleet_agent.state_machine import State
@@ -71,10 +71,10 @@ def _has_its_order(node: Node) -> str:
     record, order = first.record, node.order
     if record.rollback_owed:
         return (
-            "" if isinstance(order, RollBack) and order.rollout_id == record.rollout_id else f"I5: no order: {record}"
+            "" if isinstance(order, Rollback) and order.rollout_id == record.rollout_id else f"I5: no order: {record}"
         )
     if record.state is State.ACTIVATING:
-        held = isinstance(order, ActivateForward) and order.rollout_id == record.rollout_id
+        held = isinstance(order, Forward) and order.rollout_id == record.rollout_id
         return "" if held else f"I5: nobody brings {record.rollout_id}"
     return ""
 

@@ -55,7 +55,7 @@ class Release:
             target_closure=CLOSURES[self.target],
             current_closure=current,
             soak_due_at=T0,
-            received_at=T0,
+            accepted_at=T0,
             soak_floor=SOAK_MINUTES,
             policy=self.policy,
             manifest_hash="m" * 64,

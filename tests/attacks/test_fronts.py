@@ -63,7 +63,7 @@ class Fronts(AttackCase):
                 else:
                     self.assertEqual(len(said), 1, "said once, with what it was")
                     self.assertIn(DISPATCH, status["foreign"])
-                    self.assertIn("in place of the control plane", self.host.command("why")[1])
+                    self.assertIn("in place of the control plane", " ".join(self.host.command("why")[1].split()))
                     self.assertIn("in place of the control plane", self.host.command("status")[1])
                 self.assert_untouched()
         self.assert_only_delayed()

@@ -136,7 +136,7 @@ class Check(HostCase):
 
     def test_a_proxy_in_the_environment_is_ignored_and_said_to_be(self) -> None:
         with mock.patch.dict(os.environ, {"HTTPS_PROXY": "http://proxy:3128"}):
-            (line,) = self.lines(self.call("check", "--offline"), "warn")
+            (line,) = self.lines(self.call("check", "--local"), "warn")
             self.assertIn("HTTPS_PROXY is set, and ignored on purpose: set proxy_url", line)
             self.settings["proxy_url"] = "http://127.0.0.1:9"
             ran = self.call("check")

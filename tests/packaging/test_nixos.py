@@ -152,7 +152,7 @@ class NixOS(unittest.TestCase):
         self.assertEqual(len(made["dependencies"]), text.count('"') // 2)
 
 
-PYTHON = ["requests", "pyopenssl", "cryptography", "jsonschema", "schedule", "python-json-logger", "rfc8785"]
+PYTHON = ["requests", "urllib3", "pyopenssl", "cryptography", "jsonschema", "schedule", "python-json-logger", "rfc8785"]
 PYTHON += ["prometheus-client", "setuptools", "hypothesis", "rich", "python"]
 
 

@@ -57,7 +57,7 @@ class Schemas(unittest.TestCase):
         self.assertEqual({path for method, path in ROUTES if method == "POST"} | {"/v1/agent/renew"}, set(BODIES))
 
     def test_the_guides_examples_fit(self) -> None:
-        envelope = guide("event") | {"signature": "5f" * 64}
+        envelope = guide("event") | {"signature": "5f" * 64, "chainSignature": "77" * 64}
         for event in (envelope["event"], *guide("events")):
             self.assertEqual(faults(EVENTS, envelope | {"event": event}), [])
         self.assertEqual(faults(HEARTBEAT, guide("heartbeat")), [])
