@@ -56,6 +56,15 @@ class PollWindow:
         """Seconds that the next poll may hold."""
         return self.wait if self.suspect is None else min(_SHORT, self.wait)
 
+    def told(self, *, shorter: bool) -> str:
+        """What to say of a window that has changed to this one."""
+        if not shorter:
+            return f"long polls ask for {self.wait:.0f} s again, to see whether they still are cut"
+        return (
+            f"long polls are cut by something between after about {self.cut_after or 0:.0f} s of quiet: from now on "
+            f"they ask for {self.wait:.0f} s"
+        )
+
     def died(self, asked: float, lived: float, *, silently: bool) -> PollWindow:
         """A poll that asked for ``asked`` seconds got no answer for ``lived``."""
         if self.suspect is not None or lived < min(_QUIET, asked / 2):

@@ -6,6 +6,7 @@ from the start at each try; between tries the long poll goes on with a short wai
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 from dataclasses import dataclass, replace
@@ -134,15 +135,9 @@ class LongPollWorker(Worker):
     def _adapt(self, window: PollWindow) -> None:
         """Take over what was learned of the way to the control plane; a change of what polls ask for is said."""
         before, self._window = self._window, window
-        if window.wait < before.wait:
-            self.log.warning(
-                "long polls are cut by something between after about %.0f s of quiet: from now on they ask for %.0f s",
-                window.cut_after,
-                window.wait,
-            )
-        elif window.wait > before.wait:
-            self.log.info("long polls ask for %.0f s again, to see whether they still are cut", window.wait)
         if window.wait != before.wait:
+            shorter = window.wait < before.wait
+            self.log.log(logging.WARNING if shorter else logging.INFO, "%s", window.told(shorter=shorter))
             self._board.publish("poll", window)
 
     def _no_poll(self, trouble: str, at_least: float) -> None:
