@@ -110,7 +110,7 @@ class Enrollment:
         key = load_host_key(self._config.client_key)
         token = None
         try:
-            if (held := self._take_kept(key)) is not None:
+            if (held := self.take_kept()) is not None:
                 return held
             token = load_token(path)
             check_token(token, machine_id=self._config.machine_id, key=key, now=self._clock.now())
@@ -121,6 +121,22 @@ class Enrollment:
         except TrustError as error:
             self.report(wire.TRUST_ERROR, str(error), token)
             raise
+
+    def take_kept(self) -> AgentCertificate | None:
+        """The certificate that a token was spent for already, in use once the trust file or ca_cert vouches for it.
+
+        Raises:
+            StorageError: it can't be written; it is in use all the same.
+        """
+        pem = install.unverified_answer(self._config.client_cert)
+        if pem is None:
+            return None
+        try:
+            key = load_host_key(self._config.client_key)
+            new = self._checked(pem, key, self._anchors())
+        except (IdentityError, TrustError):
+            return None
+        return self._install(new, key)
 
     def report(self, kind: str, reason: str, token: wire.BootstrapToken | None = None) -> bool:
         """Tell the operator through the control plane, once for each reason; True when it was taken.
@@ -180,17 +196,6 @@ class Enrollment:
         install.install(self._config.client_cert, new, keep=None)
         install.drop_unverified(self._config.client_cert)
         return new
-
-    def _take_kept(self, key: HostKey) -> AgentCertificate | None:
-        """The certificate that a token was spent for already, once the trust file or ca_cert vouches for it."""
-        pem = install.unverified_answer(self._config.client_cert)
-        if pem is None:
-            return None
-        try:
-            new = self._checked(pem, key, self._anchors())
-        except IdentityError:
-            return None
-        return self._install(new, key)
 
     def _keep(self, pem: str, error: IssuerError, token: wire.BootstrapToken) -> IssuerUnknownError:
         place = install.keep_unverified(self._config.client_cert, pem)

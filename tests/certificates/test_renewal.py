@@ -176,11 +176,14 @@ class RenewOnce(RenewalTestCase):
             return self.sign(request, not_before=now() - 100 * DAY, not_after=last)
 
         self.server.route(*RENEW, due_at_once)
-        for _ in range(MOST_A_DAY):
+        for _ in range(3):
             self.assertTrue(self.renewal.renew_once().renewed)
+        # As many as there may be, without the handshakes that each of them costs.
+        self.renewal._renewed_at.extend([self.clock.monotonic()] * (MOST_A_DAY - 4))
+        self.assertTrue(self.renewal.renew_once().renewed)
         with self.assertRaises(TooManyRenewalsError):
             self.renewal.renew_once()
-        self.assertEqual(MOST_A_DAY, len(self.asked(RENEW)))
+        self.assertEqual(4, len(self.asked(RENEW)))
         self.clock.advance(DAY.total_seconds())
         self.assertTrue(self.renewal.renew_once().renewed)
 

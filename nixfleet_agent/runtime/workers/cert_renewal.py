@@ -28,6 +28,7 @@ from nixfleet_agent.errors import (
 from nixfleet_agent.identity.certificate import AgentCertificate, load_certificate
 from nixfleet_agent.identity.host_key import HostKeyError, permission_warnings
 from nixfleet_agent.identity.token import TokenMissingError, TokenNotYetValidError
+from nixfleet_agent.net.failures import ForeignAnswerError
 from nixfleet_agent.proto.times import format_time
 from nixfleet_agent.runtime.services import Services
 from nixfleet_agent.threads.backoff import Backoff
@@ -38,8 +39,9 @@ from nixfleet_agent.threads.worker import Worker
 _RENEWAL_PATIENCE = 30
 #: A control plane that has just started is asked again after this many times the initial backoff.
 _COLD_START_PATIENCE = 10
-#: Longest that one turn may block in calls (renewal, and two trials), with room.
-_LONGEST_TURN = 120.0
+#: Longest that one turn may block in calls: two trials, an enrollment and its report, then a renewal and the trials
+#: before and after it.
+_LONGEST_TURN = 240.0
 #: Reasons remembered as said; a message that differs every time must not fill the memory.
 _MOST_REASONS = 16
 
@@ -138,6 +140,9 @@ class CertRenewalWorker(Worker):
             certificate = self._look()
             if self._turned_away and self._renewal.refusal() is None:
                 self._settled()
+            if self._credentials.current() is None and (held := self._enrollment.take_kept()) is not None:
+                self._succeeded("enrolled", held)
+                certificate = held
             keyless = self._key_failed and self._credentials.current() is None
             if self._may_try() and not keyless:
                 self._act(certificate)
@@ -226,7 +231,7 @@ class CertRenewalWorker(Worker):
         """Whether a new certificate is there; a refusal is raised only where there is nothing to renew."""
         try:
             new = self._enrollment.enroll_once()
-        except (EnrollmentRefusedError, AnswerRefusedError, IssuerUnknownError) as error:
+        except (EnrollmentRefusedError, AnswerRefusedError, ForeignAnswerError, IssuerUnknownError) as error:
             # The token of long ago still lies there when a host comes back after months with an expired certificate.
             if not can_renew:
                 raise
