@@ -6,7 +6,7 @@ import base64
 import json
 import unittest
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from tests.attacks.case import AttackCase
@@ -23,7 +23,9 @@ class Artifacts(AttackCase):
         self.liar.dispatch(self.rollout_id, self.closure)
 
     def manifest(self, **changes: Any) -> dict[str, Any]:
-        value = manifest_value(self.release.fleet, "stable", self.release.closures, signed_at=now())
+        # To the microsecond, as releases are: a fleet that was signed later than a manifest serves it.
+        at = datetime.now(timezone.utc)
+        value = manifest_value(self.release.fleet, "stable", self.release.closures, signed_at=at)
         return {**value, **changes}
 
     def serve(self, signed: Signed, path: str | None = None) -> None:
@@ -267,8 +269,10 @@ class Artifacts(AttackCase):
     def test_manifest_pinned_to_another_fleet(self) -> None:
         self.start()
         with self.attempt("a hash of nothing"):
-            self.publish()
+            self.release = self.new_release()
+            # The lie comes first: an agent that has seen the honest manifest already needs no other.
             self.serve(self.ci.sign(self.manifest(fleetResolvedHash="0" * 64)))
+            self.liar.artifacts[FLEET] = self.release.fleet
             self.assert_kept("fleet_pin", self.order)
         with self.attempt("a fleet signed at the same moment"):
             at = now()
