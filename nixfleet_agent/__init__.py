@@ -1,3 +1,3 @@
 """The host agent of a NixOS fleet; this file owns the version and nothing else."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -59,7 +59,7 @@ def _agent(snapshot: Snapshot) -> Iterator[str]:
             "start it with `systemctl start nixfleet-agent`. As its files say:"
         )
     if silent := snapshot.get("silent_workers"):
-        yield f"No sign of life from {', '.join(silent)}: if that lasts, systemd restarts the agent."
+        yield f"Worker unresponsive: {', '.join(silent)}. If that lasts, systemd restarts the agent."
 
 
 def _trouble(snapshot: Snapshot, now: datetime) -> Iterator[str]:

@@ -64,7 +64,7 @@ def _agent(snapshot: Snapshot) -> Iterator[Finding]:
     if not snapshot.get("running"):
         yield Finding(Level.CRITICAL, f"the agent does not run ({snapshot.get('not_running', 'nobody answers')})")
     if silent := snapshot.get("silent_workers"):
-        yield Finding(Level.CRITICAL, f"no sign of life from {', '.join(silent)}")
+        yield Finding(Level.CRITICAL, f"worker unresponsive: {', '.join(silent)}")
     if error := snapshot.get("journal_error"):
         yield Finding(Level.CRITICAL, f"events are not durable: {error}")
     if error := snapshot.get("trust_error"):

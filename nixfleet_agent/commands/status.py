@@ -118,7 +118,7 @@ def _warnings(snapshot: Snapshot, now: datetime) -> Iterator[tuple[str, str, str
     for endpoint, told in sorted((snapshot.get("foreign") or {}).items()):
         yield "foreign", f"something answers {endpoint} in place of the control plane: {told}", RED
     if silent := snapshot.get("silent_workers"):
-        yield "workers", f"no sign of life from {', '.join(silent)}", RED
+        yield "workers", f"worker unresponsive: {', '.join(silent)}", RED
     if rollback := snapshot.get("rollback"):
         yield "rollback", _rollback(rollback, now), RED
     if waiting := snapshot.get("waiting"):

@@ -134,7 +134,7 @@ class _Main:
         supervisor = self._agent.supervisor
         silent = supervisor.silent()
         if silent and silent != self._silent:
-            log.error("no sign of life from: %s", ", ".join(silent))
+            log.error("worker unresponsive: %s", ", ".join(silent))
         self._silent = silent
         self._agent.board.publish(SILENT_WORKERS, tuple(silent))
         if not supervisor.endangered():

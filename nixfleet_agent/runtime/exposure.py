@@ -46,7 +46,7 @@ def scraping(config: Config, board: StatusBoard, clock: Clock) -> Scraping:
 
 def health_problems(board: StatusBoard) -> list[str]:
     """One line for each reason why the agent is not well; none when it is."""
-    problems = [f"no sign of life from {name}" for name in board.read(SILENT_WORKERS)]
+    problems = [f"worker unresponsive: {name}" for name in board.read(SILENT_WORKERS)]
     journal = board.read(JOURNAL_ERROR)
     return [*problems, *([f"events are not durable: {journal}"] if journal else [])]
 

@@ -257,7 +257,7 @@ SITUATIONS: dict[str, tuple[RolloutRecord | None, dict[str, Any], tuple[str, ...
         {"poll": {"wait": 60.0, "longest": 60.0, "cut_after": 30.0}},
         ("accepted no rollout yet.",),
     ),
-    "a silent worker": (None, {"silent_workers": ["probe"]}, ("No sign of life from probe",)),
+    "a silent worker": (None, {"silent_workers": ["probe"]}, ("Worker unresponsive: probe.",)),
     "no control plane": (
         None,
         {

@@ -316,7 +316,7 @@ class Status(Case):
         for part in (
             "running, version 9.9, pid 42",
             "7 events, 1 rejected",
-            "no sign of life from longpoll",
+            "worker unresponsive: longpoll",
             "nobody\\x1b[2J signed",
         ):
             self.assertIn(part, ran.out)

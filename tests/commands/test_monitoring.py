@@ -43,7 +43,7 @@ CASES: dict[str, tuple[dict[str, object], Level, str]] = {
     "nothing": ({}, Level.OK, "stable@aa is Converged"),
     "no rollout yet": ({"host": None, "rollouts": []}, Level.OK, "no rollout accepted yet"),
     "it does not run": ({"running": False, "not_running": "no socket"}, Level.CRITICAL, "no socket"),
-    "a silent worker": ({"silent_workers": ["probe"]}, Level.CRITICAL, "no sign of life from probe"),
+    "a silent worker": ({"silent_workers": ["probe"]}, Level.CRITICAL, "worker unresponsive: probe"),
     "a full disk": ({"journal_error": "No space left"}, Level.CRITICAL, "not durable: No space left"),
     "no trust": ({"trust_error": "not JSON"}, Level.CRITICAL, "nothing can be verified"),
     "a hold": ({"hold": {"reason": "disk swap", "until": None}}, Level.WARNING, "disk swap"),
