@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,12 +22,21 @@ SHUTDOWN = "shutdown"
 SUPERSEDED = "superseded"
 
 #: Given to the agent alone by its service manager: a child that used them would speak in the agent's name.
-_OWN_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+_OF_THE_UNIT = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+#: What a switch script takes for an operator's word, and no operator gave to this switch.
+_OF_AN_OPERATOR = ("NIXOS_NO_CHECK", "NIXOS_ACTION", "NIXOS_LUSTRATE", "STC_DEBUG", "STC_DISPLAY_ALL_UNITS")
+#: The agent's settings and its Python: a unit that a switch starts from its own environment must not inherit them.
+_OF_THE_AGENT = re.compile("NIXFLEET_AGENT_.*|PYTHON.*|VIRTUAL_ENV.*|__PYVENV_LAUNCHER__")
 
 
 def child_environment(environment: Mapping[str, str], store_root: str) -> dict[str, str]:
-    """The agent's own environment, for Nix and for switch scripts; ``NIX_REMOTE`` names a store at ``store_root``."""
-    child = {name: value for name, value in environment.items() if name not in _OWN_VARIABLES}
+    """What Nix and switch scripts get: the agent's environment without what is meant for the agent alone.
+
+    ``NIX_REMOTE`` names a store at ``store_root``.
+    """
+    left_out = {*_OF_THE_UNIT, *_OF_AN_OPERATOR}
+    given = environment.items()
+    child = {name: value for name, value in given if name not in left_out and not _OF_THE_AGENT.fullmatch(name)}
     if store_root:
         escaped = store_root.replace("%", "%25").replace("&", "%26").replace("#", "%23").replace(" ", "%20")
         child["NIX_REMOTE"] = f"local?root={escaped}"

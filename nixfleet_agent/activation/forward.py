@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nixfleet_agent.activation import host, inhibitors, profile, realise, verify_poll, way_back
+from nixfleet_agent.activation import host, inhibitors, profile, realise, script_words, verify_poll, way_back
 from nixfleet_agent.activation.consent import await_consent
 from nixfleet_agent.activation.errors import PhaseFailed
 from nixfleet_agent.activation.model import EXIT_THIRD_CLOSURE, Completed, Deferred, Forward
 from nixfleet_agent.activation.patience import Patience
-from nixfleet_agent.activation.records import BOOT, FORWARD, GUARD, ROLLBACK, Record
+from nixfleet_agent.activation.records import BOOT, EXIT_NEXT_BOOT, FORWARD, GUARD, ROLLBACK, Record
 from nixfleet_agent.activation.steps import Parts, require_names, switch_until_unlocked, update_bootloader
 from nixfleet_agent.activation.switches import Job, Status
 
@@ -57,19 +57,15 @@ class ForwardRun:
         if host.read_current(context.config) == intent.target:
             return self._noop()
         self._realise(patience)
-        with context.phase("profile"):
-            profile.point_at(context, intent.target, patience)
-        running = host.read_current(context.config)
-        component = inhibitors.inhibitor(context.config.store_root, running, intent.target)
-        if component is not None:
-            return self._defer(component)
-        with context.phase("consent"):
-            await_consent(context, intent)
-        self._parts.switches.wait_for_lock()
-        context.check()
-        self._announce(self._parts.backend.method)
-        self._switching()
-        return switch_until_unlocked(self._parts, self._fire, self._verify)
+        found = inhibitors.between(context, host.read_current(context.config), intent.target)
+        before = host.read_profile(context.config.profile)
+        try:
+            with context.phase("profile"):
+                profile.point_at(context, intent.target, patience)
+            return self._switch() if found is None else self._defer(found.component)
+        except PhaseFailed:
+            self._restore_profile(before)
+            raise
 
     def resume(self) -> Completed | Deferred:
         """After a restart: from what the records and the host say (raises as ``run``)."""
@@ -89,13 +85,35 @@ class ForwardRun:
         if status is not Status.LOST or current == intent.target:
             self._announce(record.intent.method)
             self._switching()
-            return self._verify(record, record.intent.fired_at if self._same_boot(record) else None)
+            try:
+                return self._verify(record, record.intent.fired_at if self._same_boot(record) else None)
+            except PhaseFailed:
+                self._restore_profile(record.intent.running)
+                raise
         self._refuse_third(current, (intent.prior, record.intent.running))
         if len(self._parts.switches.attempts(intent.rollout_id)) > MAX_REFIRES:
             said = f"lost {MAX_REFIRES + 1} times, each time with the agent or the machine\n"
             raise PhaseFailed("switch", said + record.output(verify_poll.TAIL_BYTES), observed=current)
         context.log.warning("the switch was lost with the agent or the machine: firing it again")
         return self.run()
+
+    def _switch(self) -> Completed | Deferred:
+        with self._context.phase("consent"):
+            await_consent(self._context, self._intent)
+        self._parts.switches.wait_for_lock()
+        self._context.check()
+        self._announce(self._parts.backend.method)
+        self._switching()
+        return switch_until_unlocked(self._parts, self._fire, self._verify)
+
+    def _restore_profile(self, before: str | None) -> None:
+        """Nothing that runs was changed, so what boots next is as before: the profile must not name another system."""
+        if before is None or self._parts.switches.attempts(self._intent.rollout_id):
+            return
+        try:
+            profile.point_at(self._context, before)
+        except PhaseFailed as failure:
+            self._context.log.warning("%s; the profile stays where it is", failure, extra={"closure": before})
 
     def _realise(self, patience: Patience) -> None:
         context, intent = self._context, self._intent
@@ -123,7 +141,8 @@ class ForwardRun:
         if not done:
             return False
         last = done[-1].intent
-        return last.direction == BOOT and last.target != self._intent.target and last.boot == self._parts.records.boot
+        deferred = last.direction == BOOT or done[-1].exit_code == EXIT_NEXT_BOOT
+        return deferred and last.target != self._intent.target and self._parts.records.same_boot(done[-1])
 
     def _defer(self, component: str) -> Deferred:
         """It takes a reboot: leave the running system alone, make the next boot bring the target."""
@@ -143,7 +162,28 @@ class ForwardRun:
                 guard.disarm()
                 raise
 
-    def _verify(self, record: Record, fired_at: float | None = None) -> Completed:
+    def _verify(self, record: Record, fired_at: float | None = None) -> Completed | Deferred:
+        try:
+            return self._follow(record, fired_at)
+        except PhaseFailed as failure:
+            if failure.phase != "switch" or failure.observed != record.intent.running or record.live_changed:
+                raise
+            return self._unchanged(record, failure)
+
+    def _unchanged(self, record: Record, failure: PhaseFailed) -> Deferred:
+        """The script itself has found that nothing may be changed live (raises PhaseFailed where it found a fault)."""
+        if record.lock_refused:
+            raise failure
+        self._parts.guard.disarm()
+        self._parts.guard.raise_if_acted(self._intent.rollout_id)
+        if record.exit_code == EXIT_NEXT_BOOT:
+            return Deferred(inhibitors.INIT_INTERFACE, self._parts.records.boot)
+        words = record.output(verify_poll.TAIL_BYTES)
+        if components := script_words.inhibited_by(words):
+            return self._defer(inhibitors.Inhibition(components).component)
+        raise PhaseFailed("pre-switch-check", failure.tail, failure.exit_code, failure.observed) from failure
+
+    def _follow(self, record: Record, fired_at: float | None) -> Completed:
         intent, config, now = self._intent, self._context.config, self._context.clock.monotonic()
         watched = verify_poll.Watched(
             record=record,
@@ -170,7 +210,7 @@ class ForwardRun:
         self._context.log.warning("the switch was killed after the flip: firing it again")
         self._parts.guard.disarm()
         self._parts.guard.raise_if_acted(self._intent.rollout_id)
-        return self._verify(self._fire())
+        return self._follow(self._fire(), None)
 
     def _stand_down(self) -> None:
         """The report of success follows: from there on nobody may take the host back but the agent itself."""
@@ -215,4 +255,4 @@ class ForwardRun:
             raise PhaseFailed("third-closure", said, EXIT_THIRD_CLOSURE, current)
 
     def _same_boot(self, record: Record) -> bool:
-        return record.intent.boot == self._parts.records.boot
+        return self._parts.records.same_boot(record)

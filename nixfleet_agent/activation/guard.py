@@ -9,7 +9,7 @@ from __future__ import annotations
 from nixfleet_agent.activation.backends.base import SHELL, Backend
 from nixfleet_agent.activation.context import Context
 from nixfleet_agent.activation.errors import CommandError, PhaseFailed
-from nixfleet_agent.activation.host import on_disk
+from nixfleet_agent.activation.host import on_disk, store_path
 from nixfleet_agent.activation.model import Forward
 from nixfleet_agent.activation.records import GUARD, Record, Records
 from nixfleet_agent.activation.scripts import GUARD as GUARD_SCRIPT
@@ -41,7 +41,8 @@ class Guard:
         prior = on_disk(self._context.config.store_root, intent.way_back)
         unit = f"{forward.intent.unit}.service" if self._backend.method == "systemd-run" else "-"
         script = str(self._records.folder / GUARD_SCRIPT)
-        command = [SHELL, script, str(forward.path), unit, *self._backend.command(prior, "switch")]
+        ends = [str(self._context.config.profile), store_path(intent.way_back)]
+        command = [SHELL, script, str(forward.path), unit, *ends, *self._backend.command(prior, "switch")]
         try:
             record = self._switches.prepare(Job(intent.rollout_id, GUARD, intent.way_back, "switch"))
             self._switches.start(record, command, delay=seconds)
@@ -57,7 +58,7 @@ class Guard:
         """
         for record in self._all():
             if record.withdraw():
-                if record.intent.boot == self._records.boot:  # a reboot has ended an older one's wait
+                if self._records.same_boot(record):  # a reboot has ended an older one's wait
                     self._cancel(record)
                 self._records.remove(record)
             elif self._switches.status(record) is Status.RUNNING:
@@ -79,7 +80,7 @@ class Guard:
 
     def armed_for(self) -> str | None:
         """The rollout whose guard waits to act, or None."""
-        waiting = [r for r in self._all() if r.started is None and r.intent.boot == self._records.boot]
+        waiting = [r for r in self._all() if r.started is None and self._records.same_boot(r)]
         return waiting[-1].intent.rollout_id if waiting else None
 
     def _cancel(self, record: Record) -> None:

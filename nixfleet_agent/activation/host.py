@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -14,30 +15,43 @@ from nixfleet_agent.proto.ids import CLOSURE
 STORE = "/nix/store"
 _MAX_LINKS = 40
 _PS_TIMEOUT_SECS = 10.0
+#: Written by a systemd that is a container's PID 1.
+_CONTAINER = Path("/run/systemd/container")
+_OF_PID_1 = "/"
 
 
 def read_current(config: ActivationConfig) -> str | None:
-    """The basename that ``current_system`` points at; None when there is no such link or it names no closure."""
-    try:
-        name = config.current_system.readlink().name
-    except OSError:
-        return None
-    return name if CLOSURE.fullmatch(name) else None
+    """The basename of the system that runs; None when ``current_system`` leads to no closure."""
+    return read_link(config.current_system)[0]
 
 
 def read_profile(profile: Path) -> str | None:
     """The basename that the profile leads to through its generation link; None when it leads nowhere."""
-    place = profile
+    return read_link(profile)[0]
+
+
+def read_link(link: Path) -> tuple[str | None, str]:
+    """The closure that a link leads to, through any other links, and why it does not when it does not.
+
+    Read name by name, for with a store elsewhere the closure itself is at another place. A container's
+    ``current-system`` may lead through the profile, and be missing before the first switch.
+    """
+    place = link
     for _ in range(_MAX_LINKS):
         try:
             target = place.readlink()
-        except OSError:
-            return None
-        place = place.parent / target
+        except FileNotFoundError:
+            return None, f"{place} does not exist" + ("" if place == link else f", where {link} leads")
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return None, f"{place} is no link into {STORE}"
+            return None, f"{place} can't be read: {error.strerror}"
+        place = Path(os.path.normpath(place.parent / target))
         if place.parent.as_posix().endswith(STORE):
-            name = place.name
-            return name if CLOSURE.fullmatch(name) else None
-    return None
+            if CLOSURE.fullmatch(place.name):
+                return place.name, ""
+            return None, f"{link} leads to {place}, which is no closure"
+    return None, f"{link} leads in a circle"
 
 
 def store_path(closure: str) -> str:
@@ -80,12 +94,27 @@ def resolve(store_root: str, logical: str) -> str | None:
     return "/" + "/".join(done)
 
 
-def read_boot_id() -> str:
-    """Names this boot of the machine; empty when the system does not tell."""
+def read_boot_id(container: Path = _CONTAINER) -> str:
+    """Names this boot of the machine, or of the container; empty when the system does not tell.
+
+    A container may show an id of its own, but a unit with a /proc of its own sees the machine's, which stays when the
+    container boots anew. There its PID 1 tells the boots apart, by the time at which it started.
+    """
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return _ask("sysctl", "-n", "kern.bootsessionuuid") if sys.platform == "darwin" else ""
+    first = process(1) if container.exists() else None
+    return f"{boot}{_OF_PID_1}{first.start}" if first else boot
+
+
+def same_boot(one: str | None, other: str | None) -> bool:
+    """Whether two ids name the same boot; one from before containers were told apart has no second half."""
+    if one is None or other is None:
+        return False
+    if _OF_PID_1 in one and _OF_PID_1 in other:
+        return one == other
+    return one.partition(_OF_PID_1)[0] == other.partition(_OF_PID_1)[0]
 
 
 @dataclass(frozen=True, slots=True)

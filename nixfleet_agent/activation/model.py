@@ -104,6 +104,14 @@ class RollbackFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class RollbackDeferred:
+    """The target is what boots next, and the rollback is over when it has; ``component`` can't be changed live."""
+
+    component: str
+    boot_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class RollbackDrift:
     """Somebody has switched the host to ``observed``, which this rollout knows nothing of: nothing was done."""
 
@@ -118,4 +126,4 @@ class Interrupted:
 
 
 ForwardOutcome = Completed | Failed | Deferred | Interrupted
-RollbackOutcome = RolledBack | RollbackFailed | RollbackDrift | Interrupted
+RollbackOutcome = RolledBack | RollbackFailed | RollbackDeferred | RollbackDrift | Interrupted

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nixfleet_agent import durable
+from nixfleet_agent.activation import host, script_words
 from nixfleet_agent.errors import StorageError
 from nixfleet_agent.proto.ids import file_part
 from nixfleet_agent.text import clip_tail
@@ -36,7 +37,11 @@ _NAME = re.compile(r"(\d{6,})-(forward|boot|rollback|guard)-(.+)")
 OUTPUTS = ("output.2", "output.1", "output")
 #: Records kept for an operator to read; those of switches that still run are always kept.
 _KEPT = 20
-_LOCK_REFUSED = "could not acquire lock"
+_WORDS_BYTES = 4096
+#: Of a script whose system takes effect at the next boot alone; it has written the boot entry.
+EXIT_NEXT_BOOT = 100
+#: What it ends with only after the bootloader step: all is well, the activation, systemd's reload or a unit failed.
+_AFTER_THE_ENTRY = frozenset({0, 2, 3, 4, EXIT_NEXT_BOOT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +62,11 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who runs (or waits to run) a record: a process, by start time and boot no other one."""
+    """Who runs (or waits to run) a record: a process, by its start time no other one of the boot in the intent."""
 
     pid: int
     group: int
     start: str
-    boot: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +95,30 @@ class Record:
 
     @property
     def lock_refused(self) -> bool:
-        """It ended because another switch held the lock: nothing was changed.
+        """It ended because another switch held the lock: nothing was changed."""
+        return self.exit_code not in {None, 0} and script_words.lock_refused(self.output(_WORDS_BYTES))
 
-        The script takes the lock before all else, so those words are its last. In the middle they are those of some
-        unit that failed, and the host may be half switched.
-        """
-        if self.exit_code in {None, 0}:
+    @property
+    def check_refused(self) -> bool:
+        """A pre-switch check has turned it away: nothing was changed."""
+        return self.exit_code not in {None, 0} and script_words.refused_by(self.output(_WORDS_BYTES)) is not None
+
+    @property
+    def refused(self) -> bool:
+        """It ended before anything was changed: the lock or a check turned it away."""
+        return self.lock_refused or self.check_refused
+
+    @property
+    def live_changed(self) -> bool:
+        """It has started, and may have touched a unit."""
+        if self.started is None or self.exit_code == EXIT_NEXT_BOOT:
             return False
-        return self.output(4096).rstrip().rpartition("\n")[2].lower().startswith(_LOCK_REFUSED)
+        return not self.refused
+
+    @property
+    def wrote_entry(self) -> bool:
+        """What boots next is its target: the entry comes before everything that may fail later."""
+        return self.intent.action != "test" and self.exit_code in _AFTER_THE_ENTRY
 
     @property
     def rollouts(self) -> tuple[str, ...]:
@@ -144,6 +164,10 @@ class Records:
     def __init__(self, state_dir: Path, boot: str) -> None:
         self.folder = state_dir.absolute() / "switch"
         self.boot = boot
+
+    def same_boot(self, record: Record) -> bool:
+        """Whether the record was prepared since the machine came up."""
+        return host.same_boot(record.intent.boot, self.boot)
 
     def all(self) -> list[Record]:
         """Every readable record, oldest first; a folder that was being prepared when we died is none."""
@@ -251,7 +275,7 @@ def _identity(path: Path) -> Identity | None:
         return None
     fields = dict(part.partition("=")[::2] for part in line.split())
     try:
-        return Identity(int(fields["pid"]), int(fields["group"]), fields["start"], fields["boot"])
+        return Identity(int(fields["pid"]), int(fields["group"]), fields["start"])
     except (KeyError, ValueError):
         return None
 

@@ -43,12 +43,13 @@ def require_names(rollout_id: str, *closures: str | None) -> None:
         raise PhaseFailed("names", str(error)) from error
 
 
-def update_bootloader(parts: Parts, rollout_id: str, target: str) -> None:
+def update_bootloader(parts: Parts, rollout_id: str, target: str, *, unchecked: bool = False) -> None:
     """Run the target's ``switch-to-configuration boot`` (raises PhaseFailed). The guard is never armed for it."""
+    job = Job(rollout_id, BOOT, target, "boot", unchecked)
     with parts.context.phase("boot"):
         switch_until_unlocked(
             parts,
-            lambda: parts.switches.fire(Job(rollout_id, BOOT, target, "boot")),
+            lambda: parts.switches.fire(job),
             lambda record: verify_poll.follow_script(parts.context, parts.switches, record, BOOT_PHASE),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from nixfleet_agent.activation.backends.base import Backend
 from nixfleet_agent.activation.context import Context
 from nixfleet_agent.activation.errors import CommandError, PhaseFailed
 from nixfleet_agent.activation.records import FORWARD, UNITS, Intent, Record, Records
+from nixfleet_agent.errors import StorageError
 from nixfleet_agent.proto.times import format_time
 
 LOCK_PHASE = "switch-lock"
@@ -18,6 +20,8 @@ FIRE_PHASE = "fire"
 #: The shell that writes `started` needs milliseconds; a host that thrashes needs more.
 START_SECS = 30.0
 _START_STEP_SECS = 0.005
+#: Goes before a command whose pre-switch checks are overridden.
+UNCHECKED = ("env", "NIXOS_NO_CHECK=1")
 
 
 class Status(enum.Enum):
@@ -31,12 +35,16 @@ class Status(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A switch to fire: the script of ``target`` with ``action`` (``switch`` or ``boot``)."""
+    """A switch to fire: the script of ``target`` with ``action`` (``switch``, ``boot`` or ``test``).
+
+    ``unchecked``: its pre-switch checks are overridden, for nothing of the prior system may stop a way back.
+    """
 
     rollout_id: str
     direction: str
     target: str
     action: str
+    unchecked: bool = False
 
 
 class Switches:
@@ -67,8 +75,8 @@ class Switches:
         return found[-1] if found else None
 
     def attempts(self, rollout_id: str) -> list[Record]:
-        """The forward switches of a rollout that have started, without those that another's lock turned away."""
-        return [r for r in self._records.of(rollout_id, FORWARD) if r.started is not None and not r.lock_refused]
+        """The forward switches of a rollout that may have changed what runs."""
+        return [record for record in self._records.of(rollout_id, FORWARD) if record.live_changed]
 
     def prepare(self, job: Job) -> Record:
         """A record for the job, with the scripts beside it.
@@ -125,7 +133,8 @@ class Switches:
             except PhaseFailed:
                 self._records.remove(record)
                 raise
-        self.start(record, self._backend.command(host.on_disk(self._context.config.store_root, job.target), job.action))
+        command = self._backend.command(host.on_disk(self._context.config.store_root, job.target), job.action)
+        self.start(record, [*UNCHECKED, *command] if job.unchecked else command)
         return record
 
     def start(self, record: Record, command: list[str], delay: float = 0) -> None:
@@ -150,18 +159,31 @@ class Switches:
         Raises:
             PhaseFailed: the lock was held for the whole budget.
         """
-        budget = self._context.config.poll_budget_secs
-        deadline = self._context.clock.monotonic() + budget
+        context, lock = self._context, self._context.config.switch_lock
+        budget = context.config.poll_budget_secs
+        deadline = context.clock.monotonic() + budget
         told = False
-        while (pids := locks.holders(self._context.config.switch_lock)) and self.running() is None:
-            if self._context.clock.monotonic() >= deadline:
-                raise PhaseFailed(
-                    LOCK_PHASE, f"{self._context.config.switch_lock} is held by process {pids[0]} for over {budget:g} s"
-                )
+        former: os.stat_result | None = None
+        while self.running() is None:
+            pids = locks.holders(lock) + (locks.holders_of(former) if former else [])
+            if not pids:
+                if former is not None or (former := self._claim_lock()) is None:
+                    return
+                continue
+            if context.clock.monotonic() >= deadline:
+                raise PhaseFailed(LOCK_PHASE, f"{lock} is held by process {pids[0]} for over {budget:g} s")
             if not told:
-                self._context.log.info("another switch holds the lock (process %d): waiting for it", pids[0])
+                context.log.info("another switch holds the lock (process %d): waiting for it", pids[0])
                 told = True
-            self._context.pause(self._context.config.poll_interval_secs)
+            context.pause(context.config.poll_interval_secs)
+
+    def _claim_lock(self) -> os.stat_result | None:
+        """Nobody who is not root may turn a switch, a rollback or the guard away by taking the lock."""
+        try:
+            return locks.claim(self._context.config.switch_lock)
+        except StorageError as error:
+            self._context.log.warning("%s: any user can hold off a switch", error)
+            return None
 
     def _await_start(self, record: Record) -> None:
         deadline = self._context.clock.monotonic() + START_SECS

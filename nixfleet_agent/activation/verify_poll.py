@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from nixfleet_agent.activation import host, script_words
 from nixfleet_agent.activation.context import Context
 from nixfleet_agent.activation.errors import PhaseFailed
-from nixfleet_agent.activation.host import read_current
 from nixfleet_agent.activation.model import EXIT_THIRD_CLOSURE, EXIT_UNKNOWN
 from nixfleet_agent.activation.records import Record
 from nixfleet_agent.activation.switches import Status, Switches
@@ -18,9 +17,6 @@ from nixfleet_agent.activation.switches import Status, Switches
 TAIL_BYTES = 4096
 #: All that is kept of a script's words: the status of each failed unit comes after their names, in any length.
 _ALL_BYTES = 8 * 1024 * 1024
-_FAILED_UNITS = re.compile(r"following (?:user )?units failed: ([^\n]+)")
-#: As many failed units as are named; a script may say anything.
-_MOST_UNITS = 50
 
 
 #: What a script ends with when its work is done; after 4 some units did not start. Anything else after the flip means a
@@ -72,7 +68,7 @@ def follow(context: Context, switches: Switches, watched: Watched) -> Ended:
         watched.watch()
         # The record first: once it has ended, the link is what the switch has left.
         status = switches.status(watched.record)
-        current = read_current(config)
+        current = host.read_current(config)
         now = context.clock.monotonic()
         if current == watched.target:
             if status is not Status.RUNNING:
@@ -141,7 +137,7 @@ def _judge(watched: Watched, status: Status, current: str, *, same_boot: bool) -
 def _ended(record: Record, current: str, status: Status) -> Ended:
     if status is Status.ENDED:
         code = _code(record)
-        return Ended(current, code, _failed_units(record) if code else ())
+        return Ended(current, code, script_words.failed_units(record.output(_ALL_BYTES)) if code else ())
     return Ended(current, EXIT_UNKNOWN, (), killed=True)
 
 
@@ -151,18 +147,13 @@ def _nothing_current(record: Record, link: Path) -> PhaseFailed:
     return PhaseFailed("no-current-system", said.strip(), _code(record))
 
 
-def _failed_units(record: Record) -> tuple[str, ...]:
-    named = ",".join(_FAILED_UNITS.findall(record.output(_ALL_BYTES))).split(",")
-    return tuple(dict.fromkeys(unit.strip() for unit in named if unit.strip()))[:_MOST_UNITS]
-
-
 def _over(watched: Watched, phase: str, budget: float, what: str) -> PhaseFailed:
     said = watched.record.output(TAIL_BYTES)
     return PhaseFailed(phase, f"{watched.target} after {budget:g} s: {what}\n{said}".strip())
 
 
 def _same_boot(record: Record, switches: Switches) -> bool:
-    return record.intent.boot == switches.boot
+    return host.same_boot(record.intent.boot, switches.boot)
 
 
 def _code(record: Record) -> int:

@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 
 from nixfleet_agent import durable
-from nixfleet_agent.activation import nix
+from nixfleet_agent.activation import host, nix
 from nixfleet_agent.activation.backends.base import Backend
 from nixfleet_agent.activation.context import Context
 from nixfleet_agent.activation.errors import CommandError, PhaseFailed
 from nixfleet_agent.activation.failures import Failure
-from nixfleet_agent.activation.host import on_disk, store_path
-from nixfleet_agent.activation.model import Forward
+from nixfleet_agent.activation.host import store_path
+from nixfleet_agent.activation.model import ROLLBACK_AND_HALT, Forward
 from nixfleet_agent.activation.patience import Patience
 from nixfleet_agent.errors import StorageError
 from nixfleet_agent.proto.ids import file_part
@@ -65,6 +65,7 @@ def secure(context: Context, backend: Backend, intent: Forward, patience: Patien
     """
     prior = intent.way_back
     if prior is None:
+        _say_no_way_back(context, intent)
         return
     root = root_of(context.state_dir, intent.rollout_id, "prior")
 
@@ -82,9 +83,22 @@ def secure(context: Context, backend: Backend, intent: Forward, patience: Patien
         context.log.warning("there is no way back to %s: %s", prior, error, extra={"rollout_id": intent.rollout_id})
 
 
+def _say_no_way_back(context: Context, intent: Forward) -> None:
+    """The first switch of a host, or one on which what runs can't be read: a signed rollback can't be kept."""
+    if intent.prior is not None or intent.policy != ROLLBACK_AND_HALT:
+        return
+    _, why = host.read_link(context.config.current_system)
+    context.log.error(
+        "no way back from %s: nothing is known that ran here before, so if it fails the host stays with it%s",
+        intent.target,
+        f" ({why})" if why else "",
+        extra={"rollout_id": intent.rollout_id, "closure": intent.target},
+    )
+
+
 def script_missing(context: Context, backend: Backend, closure: str) -> str | None:
     """Why the closure can't be switched to, or None."""
-    place = on_disk(context.config.store_root, closure)
+    place = host.on_disk(context.config.store_root, closure)
     script = backend.command(place, "switch")[0]
     if os.access(script, os.X_OK) and Path(script).is_file() and Path(script).stat().st_size:
         return None

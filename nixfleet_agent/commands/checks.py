@@ -15,7 +15,7 @@ from nixfleet_agent import __version__
 from nixfleet_agent.activation.backends import choose
 from nixfleet_agent.activation.context import Context, child_environment
 from nixfleet_agent.activation.errors import ActivationError
-from nixfleet_agent.activation.host import read_current, read_profile
+from nixfleet_agent.activation.host import read_link, read_profile
 from nixfleet_agent.artifacts.trust_store import MARKS_FILE, TrustStore
 from nixfleet_agent.commands.times import local_time
 from nixfleet_agent.config.load import Loaded
@@ -309,9 +309,9 @@ def nix(config: Config, context: Context) -> Iterator[Finding]:
     except ActivationError as error:
         yield Finding("backend", FAIL, str(error))
     activation = config.activation
-    current, profile = read_current(activation), read_profile(activation.profile)
+    (current, why), profile = read_link(activation.current_system), read_profile(activation.profile)
     if current is None:
-        text = f"{activation.current_system} names no closure: is this a NixOS host? (activation.current_system)"
+        text = f"{why}: is this a NixOS host? (activation.current_system)"
         yield Finding("system", FAIL, text)
     else:
         after = "" if profile == current else f"; the profile is at {profile or 'nothing'}"

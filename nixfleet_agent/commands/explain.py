@@ -111,12 +111,18 @@ def _activating(record: Mapping[str, Any], snapshot: Snapshot, now: datetime, ho
         next_try = _time(waiting["next_try_at"])
         again = f" {ago(next_try, now)}" if next_try and next_try > now else ""
         yield f"Nothing has changed on this host yet: {waiting['reason']}. Tried {times}, it is tried again{again}."
+    yield from _no_way_back(record)
 
 
 def _deferred(record: Mapping[str, Any], snapshot: Snapshot, now: datetime, hours: float) -> Iterator[str]:
-    yield (
-        f"{record['rollout_id']} needs a reboot: {record['target_closure']} is what boots next, and switching to it "
-        "live would replace a part that can't be replaced. Reboot the host to go on."
+    yield f"{record['rollout_id']} {needs_reboot(record['target_closure'])}"
+
+
+def needs_reboot(closure: str, component: str = "a part of it") -> str:
+    """Why a release or a rollback is not switched to, and what to do: the same words wherever it is told."""
+    return (
+        f"needs a reboot: {closure} is what boots next, and {component} can't be replaced while the host runs. Reboot "
+        "the host to go on."
     )
 
 
@@ -134,10 +140,16 @@ def _soaking(record: Mapping[str, Any], snapshot: Snapshot, now: datetime, hours
         yield "Its health probes have not been declared yet."
     elif silent:
         yield f"It waits for the first result of: {', '.join(silent)}."
+    yield from _no_way_back(record)
     if snapshot.get("drift") is not None:
         yield "While something else runs it neither converges nor goes back."
     elif not failing and not silent and record["topology"] is not None and due is not None:
         yield "Its probes pass: it converges when the soak is over." if now < due else "It converges within seconds."
+
+
+def _no_way_back(record: Mapping[str, Any]) -> Iterator[str]:
+    if record["current_closure_at_dispatch"] is None:
+        yield "Nothing is known that ran here before: if it fails, there is no way back, and the host stays with it."
 
 
 def _judge(record: Mapping[str, Any], gates: list[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
@@ -174,6 +186,8 @@ def _failed(record: Mapping[str, Any], snapshot: Snapshot, now: datetime, hours:
             f"{failed}, and its rollback stands by, for an operator has switched this host to {rollback['drift']}. If "
             "that was not meant, switch back to what the rollout left, and `nixfleet-agent rollback retry`."
         )
+    elif rollback.get("deferred"):
+        yield f"{failed}, and its rollback {needs_reboot(rollback['closure'], rollback['deferred'])}"
     elif rollback.get("failures"):
         times = "once" if rollback["failures"] == 1 else f"{rollback['failures']} times"
         next_try = _time(rollback.get("next_try_at"))

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import Any
 
-from nixfleet_agent.commands.explain import active_record
+from nixfleet_agent.commands.explain import active_record, needs_reboot
 from nixfleet_agent.commands.times import length
 from nixfleet_agent.proto.times import parse_time
 
@@ -83,6 +83,9 @@ def _rollout(snapshot: Snapshot) -> Iterator[Finding]:
     rollback = snapshot.get("rollback") or {}
     if state == "Failed" and (rollback.get("failures") or rollback.get("given_up") or rollback.get("drift")):
         yield Finding(Level.CRITICAL, f"{name} failed and is not rolled back: {rollback.get('reason') or 'see why'}")
+    elif state == "Failed" and rollback.get("deferred"):
+        text = needs_reboot(rollback["closure"], rollback["deferred"])
+        yield Finding(Level.CRITICAL, f"{name} failed, and its rollback {text}")
     elif state == "Failed":
         level = Level.WARNING if record["rollback_owed"] else Level.CRITICAL
         yield Finding(level, f"{name} failed" + (" and is being rolled back" if record["rollback_owed"] else ""))

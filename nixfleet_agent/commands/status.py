@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from nixfleet_agent.commands.explain import active_record
+from nixfleet_agent.commands.explain import active_record, needs_reboot
 from nixfleet_agent.commands.invocation import BOLD, GREEN, RED, YELLOW, Invocation, Parser
 from nixfleet_agent.commands.snapshot import snapshot_of
 from nixfleet_agent.commands.times import ago, local_time
@@ -153,6 +153,8 @@ def _rollback(rollback: Mapping[str, Any], now: datetime) -> str:
         return "given up by an operator"
     if rollback.get("drift"):
         return f"stands by: an operator has switched this host to {rollback['drift']}"
+    if rollback.get("deferred"):
+        return needs_reboot(rollback["closure"], rollback["deferred"])
     next_try = f", next try {_ago(rollback['next_try_at'], now)}" if rollback.get("next_try_at") else ""
     return f"failures in a row: {rollback.get('failures')}{next_try}: {rollback.get('reason')}"
 

@@ -19,6 +19,7 @@ class ActivationStatus:
         self._board = board
         self._clock = clock
         self._waits = False
+        self._stands: tuple[str, dict[str, object]] | None = None
         self.phases: list[Phase] = []
 
     def begin(self) -> None:
@@ -54,8 +55,20 @@ class ActivationStatus:
         if waiting.kind != VETO:
             self._board.count("realise_retries", reason=waiting.kind)
 
+    def rollback_begins(self) -> None:
+        """Another order to go back: what it stands still for is news."""
+        self._stands = None
+
+    def stands_still(self, rollout_id: str, **why: object) -> bool:
+        """Nothing is to be done for a rollback until somebody else acts; True when that is news."""
+        if self._stands == (rollout_id, why):
+            return False
+        self._stands = (rollout_id, why)
+        self.rollback(rollout_id, **why)
+        return True
+
     def rollback(self, rollout_id: str, **shown: object) -> None:
-        """A rollback that is given up, or that an operator's own switch stands in the way of."""
+        """A rollback that is given up, or that stands still: for an operator's own switch, or until a reboot."""
         self._board.publish("rollback", {"rollout_id": rollout_id, **shown})
 
     def rollback_failed(self, rollout_id: str, failed: RollbackFailed, failures: int, seconds: float) -> None:

@@ -116,6 +116,9 @@ class _BoardCollector(Collector):
         info = {"rollout_id": newest.rollout_id, "target_closure": newest.target_closure}
         yield _gauge("rollout_info", "The newest rollout", [(info, 1)])
         yield _flag("rollback_owed", "Whether a rollback is under way", newest.rollback_owed)
+        rollback = self._board.get("rollback")
+        deferred = newest.rollback_owed and isinstance(rollback, dict) and rollback.get("deferred")
+        yield _flag("rollback_deferred", "Whether a rollback needs a reboot", deferred)
         probes = [
             ({"probe": name, "mode": str(probe.mode)}, int(probe.status is ProbeStatus.PASS))
             for name, probe in newest.probes.items()

@@ -52,7 +52,7 @@ class BadInputTest(PipelineCase):
     def test_programs_that_the_wrapper_needs_are_missed_before_anything_waits_for_it(self) -> None:
         programs = self.host.root / "programs"
         programs.mkdir()
-        for name in ("nix-store", "nix-env", "cat", "mv", "rm", "sed", "sleep"):
+        for name in ("nix-store", "nix-env", "cat", "env", "mv", "rm", "sed", "sleep"):
             (programs / name).symlink_to(str(shutil.which(name)))
         self.host.environment["PATH"] = str(programs)
         self.assert_untouched(self.forward(self.v2), "fire", "no dd, ln on the agent's PATH")

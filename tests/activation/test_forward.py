@@ -13,9 +13,10 @@ from tests.support.nix import (
     FAIL,
     LOCK_REFUSED,
     LOCK_REFUSED_ONCE,
+    SLOW,
     third_closure,
 )
-from tests.support.nixos_switch import Switch
+from tests.support.nixos_switch import Switch, units
 
 
 class ForwardTest(PipelineCase):
@@ -30,6 +31,62 @@ class ForwardTest(PipelineCase):
             [name for name, _ in self.phases], ["way-back", "lock", "realise", "profile", "consent", "fire", "verify"]
         )
         self.assertEqual(self.records("guard"), [], "disarmed before the success is told")
+
+    def test_a_host_without_a_way_back_says_so_loudly_before_the_switch_when_the_policy_asks_for_one(self) -> None:
+        for policy, loud in (("rollback-and-halt", True), ("halt", False)):
+            with self.subTest(policy):
+                self.setUp()
+                self.host.current_system.unlink()
+                intent = Forward(ROLLOUT, self.v2, None, policy)
+                with self.assertLogs(self.log, "INFO") as logs:
+                    self.log.info("begin")
+                    outcome = self.pipeline().forward(intent, lambda method: self.log.info("fires by %s", method))
+                self.assertEqual(outcome, Completed(self.v2, 0, ()), "there was no link at all before the first switch")
+                lines = [record.getMessage() for record in logs.records]
+                before = lines[: lines.index("fires by setsid")]
+                said = [line for line in before if line.startswith(f"no way back from {self.v2}")]
+                self.assertEqual(bool(said), loud)
+                if loud:
+                    self.assertIn(f"{self.host.current_system} does not exist", said[0])
+
+    def test_a_system_that_is_reached_through_the_profile_is_gone_back_from_and_to(self) -> None:
+        self.host.current_system.unlink()
+        self.host.current_system.symlink_to(self.host.profile)
+        self.assertEqual(self.forward(self.v2), Completed(self.v2, 0, ()))
+
+    def test_a_wrapper_that_sees_another_boot_id_than_the_agent_is_followed_to_its_end(self) -> None:
+        shim = self.host.root / "container" / "cat"
+        shim.parent.mkdir()
+        shim.write_text('#!/bin/sh\ncase "$*" in */boot_id) echo of-the-container ;; *) exec /bin/cat "$@" ;; esac\n')
+        shim.chmod(0o755)
+        self.host.environment["PATH"] = f"{shim.parent}:{self.host.environment['PATH']}"
+        target = self.nixery.system("slow", SLOW)
+        self.assertEqual(self.forward(target), Completed(target, 0, ()))
+        self.assertIn("boot=of-the-container", (self.records("forward")[0].path / "started").read_text())
+
+    def test_the_script_gets_every_signal_as_a_program_is_started_with(self) -> None:
+        place = self.host.root / "ignored"
+        target = self.nixery.system("signals", f'env grep SigIgn /proc/self/status >{place}; flip "$self"')
+        self.assertEqual(self.forward(target), Completed(target, 0, ()))
+        self.assertEqual(place.read_text().split()[1].strip("0"), "", "SIGINT, SIGQUIT, SIGPIPE: none is ignored")
+
+    def test_units_are_changed_around_the_flip_and_left_to_the_new_definition(self) -> None:
+        old = self.nixery.system("app-1", files=units({"app.service": "1", "gone.service": "1"}))
+        self.host.boot(old)
+        for name in ("app.service", "gone.service"):
+            (self.host.active_units / name).write_text("1\n")
+        new = self.nixery.system("app-2", files=units({"app.service": "2"}))
+        outcome = self.pipeline().forward(self.intent(new, old), self.methods.append)
+        self.assertEqual(outcome, Completed(new, 0, ()))
+        self.assertEqual((self.host.units(), self.host.boots()), ({"app.service": "2"}, new))
+
+    def test_the_units_of_each_wording_of_exit_4_are_named(self) -> None:
+        for flavour, kind in (("ng", "start"), ("ng", "dependency"), ("perl", "start"), ("perl", "dependency")):
+            with self.subTest(flavour, kind=kind):
+                self.setUp()
+                files = units({"app.service": f"1\nFails={kind}"})
+                target = self.nixery.system(f"{flavour}-{kind}", files=files, switch=Switch(flavour))
+                self.assertEqual(self.forward(target), Completed(target, 4, ("app.service",)))
 
     def test_the_start_is_told_before_anything_fires_and_a_refusal_to_report_it_stops_the_switch(self) -> None:
         class DiskFull(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import subprocess
 import tempfile
 import unittest
@@ -11,7 +12,6 @@ from pathlib import Path
 
 from nixfleet_agent.activation import host, locks
 from nixfleet_agent.activation.context import child_environment
-from nixfleet_agent.activation.inhibitors import inhibitor
 from nixfleet_agent.config.model import ActivationConfig
 
 A, B, C = ("0" * 31 + letter + "-system" for letter in "abc")
@@ -40,6 +40,27 @@ class LinksTest(Folder):
         for place in (self.root / "none", self.root / "file", self.link("odd", "/etc"), self.link("up", "..")):
             self.assertIsNone(host.read_current(ActivationConfig(current_system=place)), place)
 
+    def test_a_link_that_leads_through_others_is_what_the_last_one_names(self) -> None:
+        self.link("profiles/system-7-link", f"/nix/store/{A}")
+        self.link("profiles/system", "system-7-link")
+        for place in (self.link("run/abs", f"{self.root}/profiles/system"), self.link("run/rel", "../profiles/system")):
+            self.assertEqual(host.read_current(ActivationConfig(current_system=place)), A)
+
+    def test_a_link_that_leads_to_no_closure_is_told_why(self) -> None:
+        self.link("loop-b", "loop-a")
+        (self.root / "file").write_text("")
+        told = {
+            self.link("loop-a", "loop-b"): "leads in a circle",
+            self.root / "none": "none does not exist",
+            self.link("dangling", "gone"): "gone does not exist, where",
+            self.root / "file": "is no link into /nix/store",
+            self.link("odd", "/nix/store/no-closure!"): "which is no closure",
+        }
+        for place, words in told.items():
+            found, why = host.read_link(place)
+            self.assertIsNone(found)
+            self.assertIn(words, why)
+
     def test_a_profile_is_followed_through_its_generation(self) -> None:
         self.link("system-7-link", f"/nix/store/{A}")
         self.assertEqual(host.read_profile(self.link("system", "system-7-link")), A)
@@ -64,19 +85,19 @@ class ResolveTest(Folder):
         self.assertIsNone(host.resolve(str(self.root), "/loop"))
         self.assertIsNone(host.resolve(str(self.root), "/nothing/here"))
 
-    def test_a_component_counts_only_when_it_differs_and_exists_on_both_sides(self) -> None:
-        for part in ("k1", "k2"):
-            (self.root / "nix/store").mkdir(parents=True, exist_ok=True)
-            (self.root / "nix/store" / part).write_text("")
-        self.link(f"nix/store/{A}/kernel", "/nix/store/k1")
-        self.link(f"nix/store/{B}/kernel", "/nix/store/k2")
-        (self.root / "nix/store" / C).mkdir()
-        root = str(self.root)
-        self.assertEqual(inhibitor(root, A, B), "kernel")
-        self.assertIsNone(inhibitor(root, A, A))
-        self.assertIsNone(inhibitor(root, A, C))
-        self.assertIsNone(inhibitor(root, C, B))
-        self.assertIsNone(inhibitor(root, None, B))
+
+class BootTest(Folder):
+    def test_a_container_that_boots_anew_on_the_same_machine_is_another_boot(self) -> None:
+        machine = host.read_boot_id(self.root / "none")
+        inside = host.read_boot_id(self.root)
+        self.assertRegex(inside, f"^{machine}/[0-9]+$")
+        self.assertTrue(host.same_boot(inside, inside))
+        self.assertFalse(host.same_boot(inside, f"{machine}/999999999"))
+
+    def test_an_id_from_before_containers_were_told_apart_is_that_of_the_machine(self) -> None:
+        self.assertTrue(host.same_boot("b00t", "b00t/17"))
+        self.assertFalse(host.same_boot("b00t", "other/17"))
+        self.assertFalse(host.same_boot(None, "b00t"))
 
 
 class ProcessTest(Folder):
@@ -104,25 +125,68 @@ class ProcessTest(Folder):
 
 
 class LocksTest(Folder):
-    def test_a_held_lock_names_its_holder_and_a_waiter_is_none(self) -> None:
+    def test_a_held_lock_names_its_holder(self) -> None:
         lock = self.root / "lock"
         with lock.open("w") as first:
             self.assertEqual(locks.holders(lock), [])
             fcntl.flock(first, fcntl.LOCK_EX)
             self.assertEqual(locks.holders(lock), [os.getpid()])
-            table = self.root / "table"
-            table.write_text(Path("/proc/locks").read_text().replace(": FLOCK", ": -> FLOCK"))
-            self.assertEqual(locks.holders(lock, table), [])
+
+    def test_who_only_waits_for_it_holds_nothing(self) -> None:
+        lock = self.root / "lock"
+        proc = self.root / "proc"
+        (proc / "1").mkdir(parents=True)
+        with lock.open("w") as first:
+            fcntl.flock(first, fcntl.LOCK_EX)
+            (proc / "locks").write_text(Path("/proc/locks").read_text().replace(": FLOCK", ": -> FLOCK"))
+            (proc / str(os.getpid())).symlink_to(f"/proc/{os.getpid()}")
+            self.assertEqual(locks.holders_of(lock.stat(), proc), [])
+            (proc / "locks").write_text(Path("/proc/locks").read_text())
+            self.assertEqual(locks.holders_of(lock.stat(), proc), [os.getpid()])
 
     def test_no_lock_file_and_no_table_mean_no_holder(self) -> None:
         self.assertEqual(locks.holders(self.root / "none"), [])
-        self.assertEqual(locks.holders(self.root, self.root / "none"), [])
+        self.assertEqual(locks.holders_of(self.root.stat(), self.root / "none"), [])
+        self.assertIsNone(locks.claim(self.root / "none"))
+
+    def test_a_lock_whose_taker_has_ended_is_held_by_who_has_its_file(self) -> None:
+        lock = self.root / "lock"
+        with lock.open("w") as file:
+            child = os.fork()
+            if child == 0:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                os._exit(0)
+            os.waitpid(child, 0)
+            self.assertEqual(locks.holders(lock), [os.getpid()])
+
+    @unittest.skipUnless(os.geteuid() == 0 and shutil.which("setpriv"), "only root can become another user")
+    def test_a_holder_that_is_not_root_is_none_and_the_claimed_file_is_closed_to_it(self) -> None:
+        self.root.chmod(0o755)
+        lock = self.root / "lock"
+        lock.touch(mode=0o644)
+        lock.chmod(0o644)
+        user = ["setpriv", "--reuid=65534", "--clear-groups"]
+        take = ["flock", "--nonblock", str(lock), "-c"]
+        stranger = subprocess.Popen([*user, *take, "echo held; read end"], stdin=-1, stdout=-1)
+        assert stranger.stdin and stranger.stdout
+        self.assertEqual(stranger.stdout.readline(), b"held\n")
+        self.assertEqual(locks.holders(lock), [])
+        self.assertIsNotNone(locks.claim(lock))
+        self.assertIsNone(locks.claim(lock), "it is ours already")
+        for command, code in (([*take, "true"], 0), ([*user, *take, "true"], 66)):
+            self.assertEqual(subprocess.run(command, capture_output=True, check=False).returncode, code)
+        stranger.communicate(b"\n")
 
 
 class EnvironmentTest(unittest.TestCase):
     def test_children_do_not_speak_to_the_agents_service_manager(self) -> None:
         child = child_environment({"A": "1", "NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "1"}, "")
         self.assertEqual(child, {"A": "1"})
+
+    def test_children_get_neither_an_operators_word_nor_the_agents_settings_and_python(self) -> None:
+        own = ("NIXOS_NO_CHECK", "NIXOS_ACTION", "NIXFLEET_AGENT_CP_URL", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+        kept = {"PATH": "/bin", "NIX_SSL_CERT_FILE": "/x", "LOCALE_ARCHIVE": "/y", "NIXOS_INSTALL_BOOTLOADER": "1"}
+        self.assertEqual(child_environment({**kept, **dict.fromkeys(own, "1")}, ""), kept)
 
     def test_a_store_root_names_the_store_whatever_its_characters(self) -> None:
         child = child_environment({"NIX_REMOTE": "daemon"}, "/a b&c%")

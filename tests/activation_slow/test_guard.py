@@ -11,6 +11,7 @@ from nixfleet_agent.activation.model import Completed, Failed, Forward, RolledBa
 from nixfleet_agent.activation.records import Record
 from tests.activation.case import ROLLOUT, PipelineCase, processes_of, until
 from tests.support.nix import FAIL, SLOW
+from tests.support.nixos_switch import Switch
 
 
 class GuardTest(PipelineCase):
@@ -28,14 +29,33 @@ class GuardTest(PipelineCase):
         bad = self.leave_armed()
         self.assertEqual(self.host.running(), bad)
         self.ring()
-        until(lambda: self.host.running() == self.v1, "the guard to act")
+        until(lambda: self.guard_record().exit_code is not None, "the guard to act")
         outcome = self.resume(bad)
         assert isinstance(outcome, Failed)
         self.assertEqual((outcome.exit_code, outcome.phase, outcome.switch_fired), (-1, "guard", True))
         self.assertEqual(outcome.observed, self.v1)
         self.assertEqual(self.host.switches(), [f"switch {bad}", f"switch {self.v1}"])
+        self.assertEqual((self.host.profile_closure(), self.host.boots()), (self.v1, self.v1))
         self.assertEqual(self.pipeline().rollback(self.back(bad)), RolledBack(self.v1, 0))
-        self.assertEqual(self.host.profile_closure(), self.v1, "the guard leaves the profile to the rollback")
+
+    def guarded_by(self, prior: str) -> None:
+        """A release that nobody answers for, and the end of the guard that goes back to ``prior``."""
+        self.host.boot(prior)
+        self.host.configure(failed_units="fail")
+        bad = self.nixery.system("bad-guarded", 'flip "$self"; exit 1\n')
+        self.assertIsInstance(self.pipeline().forward(self.intent(bad, prior), self.methods.append), Failed)
+        self.ring()
+        until(lambda: self.guard_record().exit_code is not None, "the end of the guard")
+
+    def test_the_priors_own_pre_switch_check_does_not_stop_it(self) -> None:
+        prior = self.nixery.system("doubtful", switch=Switch(checks={"disk": "false"}))
+        self.guarded_by(prior)
+        self.assertEqual((self.host.running(), self.host.boots(), self.host.profile_closure()), (prior,) * 3)
+
+    def test_a_switch_of_its_own_that_fails_leaves_a_good_boot_entry(self) -> None:
+        prior = self.nixery.system("stubborn", 'say "unit busy"; exit 6')
+        self.guarded_by(prior)
+        self.assertEqual((self.guard_record().exit_code, self.host.boots()), (6, prior))
 
     def test_the_guard_ends_a_switch_that_still_hangs(self) -> None:
         self.host.configure(settle_budget_secs=0.2)

@@ -5,12 +5,25 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import unittest
+from typing import Any
 
-from nixfleet_agent.activation.model import Failed, Interrupted, Rollback, RollbackDrift, RollbackFailed, RolledBack
+from nixfleet_agent.activation.model import (
+    Deferred,
+    Failed,
+    Interrupted,
+    Rollback,
+    RollbackDeferred,
+    RollbackDrift,
+    RollbackFailed,
+    RolledBack,
+)
+from nixfleet_agent.activation.records import Records
 from nixfleet_agent.activation.way_back import root_of
 from tests.activation.case import ROLLOUT, PipelineCase, processes_of, until
 from tests.support.nix import EXIT_4, FAIL, SLOW, third_closure
+from tests.support.nixos_switch import Switch, inhibitors
 
 
 class RollbackTest(PipelineCase):
@@ -176,6 +189,131 @@ class RollbackTest(PipelineCase):
         self.host.configure(poll_budget_secs=10.0)
         self.assert_back(self.pipeline().rollback(self.back(bad)))
         until(lambda: not processes_of(self.host.root), "the end of the hung script")
+
+    # -- what stands in a rollback's way ----------------------------------------------------------
+
+    def soaking(self, old_files: dict[str, str], new_files: dict[str, str], **old: Any) -> tuple[str, Rollback]:
+        """A host that runs a release since a reboot, and is to leave it; the prior, and the rollback."""
+        prior = self.nixery.system("prior", files=old_files, **old)
+        bad = self.nixery.system("bad", files=new_files)
+        self.host.boot(prior)
+        self.assertIsInstance(self.pipeline().forward(self.intent(bad, prior), self.methods.append), Deferred)
+        self.reboot()
+        self.assertEqual(self.host.running(), bad)
+        return prior, Rollback(ROLLOUT, prior, bad, True, bad)
+
+    def reboot(self) -> None:
+        """The machine comes up with what its boot entry names: every record is of an earlier boot."""
+        for record in Records(self.host.state_dir, "").all():
+            place = record.path / "intent.json"
+            place.write_text(json.dumps(json.loads(place.read_text()) | {"boot": "an-earlier-boot"}))
+        booted = self.host.boots()
+        assert booted is not None
+        self.host.run_system(booted)
+
+    def test_a_bus_that_can_not_be_replaced_live_is_gone_back_to_by_a_reboot(self) -> None:
+        files = inhibitors(dbus_implementation="broker"), inhibitors(dbus_implementation="dbus")
+        prior, intent = self.soaking(*files, switch=Switch(checks={"disk": "false"}))
+        for _ in range(2):
+            outcome = self.pipeline().rollback(intent)
+            assert isinstance(outcome, RollbackDeferred)
+            self.assertEqual(outcome.component, "dbus-implementation")
+            self.assertEqual((self.host.boots(), self.host.profile_closure()), (prior, prior))
+            self.assertEqual((self.host.running(), self.host.switches()[1:]), (intent.failed, [f"boot {prior}"]))
+        self.reboot()
+        self.assertEqual(self.pipeline().rollback(intent), RolledBack(prior, 0))
+        self.assertEqual(self.host.switches()[1:], [f"boot {prior}"], "the boot has started every unit anew")
+
+    def test_an_operator_who_switches_back_by_hand_ends_the_wait_for_a_reboot(self) -> None:
+        files = inhibitors(systemd_version="1"), inhibitors(systemd_version="2")
+        prior, intent = self.soaking(*files)
+        self.assertIsInstance(self.pipeline().rollback(intent), RollbackDeferred)
+        self.host.run_system(prior)
+        self.assertEqual(self.pipeline().rollback(intent), RolledBack(prior, 0))
+        self.assertEqual(self.host.switches()[-1], f"switch {prior}", "whatever has been done by hand is made whole")
+
+    def test_all_other_inhibitors_and_checks_of_the_prior_are_overridden(self) -> None:
+        files = inhibitors(fstab="1"), inhibitors(fstab="2")
+        prior, intent = self.soaking(*files, switch=Switch(checks={"disk": "false"}))
+        self.assertEqual(self.pipeline().rollback(intent), RolledBack(prior, 0))
+        self.assertEqual((self.host.running(), self.host.boots()), (prior, prior))
+        self.assertEqual(self.host.switches()[1:], [f"switch {prior}"])
+
+    def test_a_broken_inhibitors_file_of_the_prior_is_no_obstacle(self) -> None:
+        prior = self.nixery.system("prior", files={"switch-inhibitors": "{"})
+        self.host.boot(prior)
+        self.pipeline().forward(self.intent(self.v2, prior), self.methods.append)
+        outcome = self.pipeline().rollback(Rollback(ROLLOUT, prior, self.v2, True, None))
+        self.assertEqual(outcome, RolledBack(prior, 0))
+
+    def test_a_prior_whose_init_takes_a_boot_is_what_boots_next(self) -> None:
+        prior = self.nixery.system("prior", files={"init-interface-version": "1\n"})
+        self.host.boot(prior)
+        self.host.configure(failed_units="fail")
+        bad = self.nixery.system("bad", 'flip "$self"; exit 4', files={"init-interface-version": "1\n"})
+        other = self.nixery.system("other", files={"init-interface-version": "2\n"})
+        self.pipeline().forward(self.intent(bad, prior), self.methods.append)
+        self.host.run_system(other)
+        intent = Rollback(ROLLOUT, prior, bad, True, other)
+        outcome = self.pipeline().rollback(intent)
+        assert isinstance(outcome, RollbackDeferred)
+        self.assertEqual((outcome.component, self.host.boots()), ("init-interface", prior))
+        self.reboot()
+        self.assertEqual(self.pipeline().rollback(intent), RolledBack(prior, 0))
+
+    def test_a_live_switch_that_fails_leaves_a_good_boot_entry(self) -> None:
+        prior = self.nixery.system("stubborn", 'say "unit busy"; exit 6')
+        self.host.boot(prior)
+        self.pipeline().forward(self.intent(self.v2, prior), self.methods.append)
+        intent = Rollback(ROLLOUT, prior, self.v2, True, None)
+        for _ in range(2):
+            outcome = self.pipeline().rollback(intent)
+            assert isinstance(outcome, RollbackFailed)
+            self.assertEqual((outcome.exit_code, outcome.stderr_tail), (6, "switch: unit busy\n"))
+            self.assertEqual((self.host.boots(), self.host.profile_closure()), (prior, prior))
+        self.reboot()
+        self.assertEqual(self.pipeline().rollback(intent), RolledBack(prior, 0))
+
+    def test_a_full_boot_partition_does_not_keep_the_release_running(self) -> None:
+        self.forward(self.v2)
+        self.host.environment["TEST_BOOT_EXIT"] = "1"
+        for _ in range(2):
+            outcome = self.pipeline().rollback(self.back(self.v2))
+            assert isinstance(outcome, RollbackFailed)
+            self.assertIn("No space left on device", outcome.stderr_tail)
+            self.assertEqual((self.host.running(), self.host.boots()), (self.v1, self.v2))
+        calls = [f"{action} {self.v1}" for action in ("switch", "boot", "test", "boot")]
+        self.assertEqual(self.host.switches()[1:], calls, "once it runs, only the entry is tried again")
+        del self.host.environment["TEST_BOOT_EXIT"]
+        self.assert_back(self.pipeline().rollback(self.back(self.v2)))
+        self.assertEqual(self.host.boots(), self.v1)
+
+    @unittest.skipUnless(os.geteuid() == 0 and shutil.which("setpriv"), "only root can become another user")
+    def test_a_lock_that_another_user_holds_turns_no_rollback_away(self) -> None:
+        bad = self.fail_forward()
+        lock = self.host.switch_lock
+        lock.chmod(0o644)
+        for folder in (lock.parent, *lock.parent.parents):
+            if folder.is_relative_to(self.nixery.folder):
+                folder.chmod(0o755)
+        stranger = subprocess.Popen(
+            [
+                "setpriv",
+                "--reuid=65534",
+                "--clear-groups",
+                "flock",
+                "--nonblock",
+                str(lock),
+                "-c",
+                "echo held; read end",
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert stranger.stdin and stranger.stdout
+        self.assertEqual(stranger.stdout.readline(), b"held\n")
+        self.assert_back(self.pipeline().rollback(self.back(bad)))
+        stranger.communicate(b"\n")
 
     def test_a_damaged_note_about_the_failure_is_no_obstacle(self) -> None:
         bad = self.fail_forward()

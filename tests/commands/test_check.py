@@ -267,7 +267,7 @@ BREAKS: dict[str, tuple[Callable[[Check], object], str, tuple[str, ...]]] = {
         ("prot",),
     ),
     "marks that can't be read": (Check.hide_marks, "fail", ("trust marks", "can't read")),
-    "no system": (lambda c: (c.folder / "current").unlink(), "fail", ("names no closure",)),
+    "no system": (lambda c: (c.folder / "current").unlink(), "fail", ("does not exist: is this a NixOS host?",)),
     "profile elsewhere": (Check.move_profile, "warn", (NEW,)),
     "clock behind": (Check.clock_behind, "fail", ("clock", "set the clock")),
     "marks damaged": (Check.damage_marks, "warn", ("trust marks", "rebuilds")),

@@ -135,6 +135,16 @@ SITUATIONS: dict[str, tuple[RolloutRecord | None, dict[str, Any], tuple[str, ...
         {"rollback": {"drift": "a-third-closure"}},
         ("stands by, for an operator has switched this host to a-third-closure", "rollback retry"),
     ),
+    "rollback needs a reboot": (
+        replace(RECORD, state=State.FAILED, failed_at=at(minutes=9), rollback_owed=True),
+        {"rollback": {"deferred": "dbus-implementation", "closure": OLD}},
+        (f"its rollback needs a reboot: {OLD} is what boots next", "dbus-implementation can't be replaced", "Reboot"),
+    ),
+    "soaking without a way back": (
+        soaking(current_closure_at_dispatch=None, probes=MappingProxyType({"web": PASS})),
+        {},
+        ("Nothing is known that ran here before", "no way back"),
+    ),
     "rollback given up": (
         replace(RECORD, state=State.FAILED, failed_at=at(minutes=9), rollback_owed=True),
         {"rollback": {"given_up": True}},

@@ -92,6 +92,16 @@ class Exposition(Case):
         self.assertEqual(samples['nixfleet_agent_probe_passing{mode="observe",probe="db"}'], 0)
         self.assertEqual(samples["nixfleet_agent_rollback_owed"], 0)
 
+    def test_a_rollback_that_needs_a_reboot_is_told_apart_from_one_that_fails(self) -> None:
+        record = RolloutRecord(
+            rollout_id="stable@bb", hostname="h", channel="stable", target_closure="y", dispatched_at=START,
+            state=State.FAILED, rollback_owed=True,
+        )  # fmt: skip
+        self.board.publish_rollouts(RolloutsView("stable@bb", True, "y", "y", records=(record,)))
+        for shown, value in (({"deferred": "dbus", "closure": "x"}, 1), ({"failures": 3}, 0), (None, 0)):
+            self.board.publish("rollback", shown)
+            self.assertEqual(self.samples()["nixfleet_agent_rollback_deferred"], value)
+
     def test_the_queue_grows_older_without_anybody_publishing(self) -> None:
         self.board.publish("queue", {"queued": 7, "rejected": 2, "oldest": START, "trouble": {}})
         self.clock.advance(90)

@@ -42,16 +42,16 @@ class SetsidBackend:
 
     def alive(self, record: Record) -> bool:
         identity = record.started
-        return identity is not None and self._lives(identity)
+        return identity is not None and _of_this_boot(record) and self._lives(identity)
 
     def stop(self, record: Record) -> None:
         identity = record.started
-        if identity is not None:
+        if identity is not None and _of_this_boot(record):
             self._end(identity)
 
     def cancel(self, record: Record) -> None:
         identity = record.waiting
-        if identity is not None:
+        if identity is not None and _of_this_boot(record):
             self._end(identity)
 
     def _await_waiting(self, record: Record) -> None:
@@ -64,8 +64,6 @@ class SetsidBackend:
 
     def _lives(self, identity: Identity) -> bool:
         """The wrapper itself, or, when only it was killed, what it ran."""
-        if identity.boot != host.read_boot_id():
-            return False
         found = host.process(identity.pid)
         if found is not None and found.start == identity.start:
             return True
@@ -83,6 +81,11 @@ class SetsidBackend:
                 self._context.pause(_STEP_SECS, fired=True)
         if self._lives(identity):
             raise CommandError(f"process group {identity.group} does not end, not even by SIGKILL")
+
+
+def _of_this_boot(record: Record) -> bool:
+    """By the agent's own word: in a container the wrapper may see another boot id than the agent does."""
+    return host.same_boot(record.intent.boot, host.read_boot_id())
 
 
 def _never() -> None:

@@ -10,7 +10,7 @@ from nixfleet_agent import durable
 
 WRAPPER, GUARD = "wrapper.sh", "guard.sh"
 #: What they call.
-_PROGRAMS = ("cat", "dd", "ln", "mv", "rm", "sed", "sleep")
+_PROGRAMS = ("cat", "dd", "env", "ln", "mv", "rm", "sed", "sleep")
 
 
 def missing(path: str | None) -> list[str]:

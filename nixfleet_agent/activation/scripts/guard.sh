@@ -1,13 +1,14 @@
 #!/bin/sh
 # The guard's own act: end the release's switch if it still runs, then run the prior system's switch.
 #
-#   guard.sh FORWARD UNIT COMMAND [ARGUMENT...]
+#   guard.sh FORWARD UNIT PROFILE CLOSURE COMMAND [ARGUMENT...]
 #
-# FORWARD is the record of the release's switch, UNIT its systemd unit or "-". Runs under wrapper.sh, whose
-# `started` file is the mark by which the agent sees on its next start that the guard has acted.
+# FORWARD is the record of the release's switch, UNIT its systemd unit or "-", CLOSURE the prior system. Runs under
+# wrapper.sh, whose `started` file is the mark by which the agent sees on its next start that the guard has acted.
+# The prior system's pre-switch checks are overridden: they ask whether it is wise to leave what runs, and that is bad.
 set -u
-forward=$1 unit=$2
-shift 2
+forward=$1 unit=$2 profile=$3 closure=$4
+shift 4
 
 field() {
     sed -n "1s/.*$1=\\([^ ]*\\).*/\\1/p" "$forward/started" 2>/dev/null
@@ -31,6 +32,12 @@ orphaned() {
     [ -n "$group" ] && ! kill -s 0 "$group" 2>/dev/null && kill -s 0 -- "-$group" 2>/dev/null
 }
 
+# Nix may be what the release broke, and the host is back without it: the agent sets the profile once it runs.
+point_profile() {
+    if command -v timeout >/dev/null; then set -- timeout 60; else set --; fi
+    "$@" nix-env --profile "$profile" --set "$closure" </dev/null || echo "the profile stays where it is"
+}
+
 if [ "$unit" != - ]; then
     systemctl stop "$unit"
 elif [ ! -e "$forward/exit" ]; then
@@ -46,4 +53,21 @@ elif [ ! -e "$forward/exit" ]; then
         kill -s KILL -- "-$group" 2>/dev/null
     fi
 fi
-exec "$@"
+NIXOS_NO_CHECK=1
+export NIXOS_NO_CHECK
+
+# 0, 2, 3, 4 and 100 come after the boot entry. After anything else nobody knows whether the next boot is a good one, so
+# at least its entry is written; a lock that another holds, or a full disk, may let go of it later.
+turns=0
+while :; do
+    "$@"
+    code=$?
+    case $code in 0 | 2 | 3 | 4 | 100)
+        point_profile
+        exit "$code" ;;
+    esac
+    turns=$((turns + 1))
+    if [ "${2:-}" = switch ] && "$1" boot; then exit "$code"; fi
+    [ "$turns" -lt 30 ] || exit "$code"
+    sleep 10
+done

@@ -68,6 +68,11 @@ fi
 place started "$(identity)"
 ln "$record/started.next" "$record/started" 2>/dev/null || exit 0
 
+# A shell starts what it puts into the background with SIGINT and SIGQUIT ignored, systemd a unit with SIGPIPE, and all
+# units that the command starts by itself would inherit that. Only env can undo it (coreutils 8.31).
+if env --default-signal true 2>/dev/null; then
+    set -- env --default-signal "$@"
+fi
 keep <"$record/pipe" &
 exec 3>"$record/pipe"
 rm -f "$record/pipe"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from nixfleet_agent.activation.host import same_boot
 from nixfleet_agent.runtime.rollout.rollouts import Host, Rollout
 from nixfleet_agent.runtime.rollout.succession import predecessor
 from nixfleet_agent.state_machine import Event, State, timing
@@ -36,7 +37,7 @@ def due_event(rollout: Rollout, moment: Moment, threshold: float) -> Event | Non
     if record.state is State.DEFERRED or (record.state is State.ACTIVATING and rollout.accepted.adopted):
         if arrived and current is not None:
             return LocalActivationCompleted(observed_current_closure=current, exit_code=0, completed_at=moment.now)
-        rebooted = record.deferred_boot_id is not None and record.deferred_boot_id != moment.boot_id
+        rebooted = record.deferred_boot_id is not None and not same_boot(record.deferred_boot_id, moment.boot_id)
         if rebooted and current is not None:
             return LocalActivationFailed(
                 exit_code=-1,
@@ -67,7 +68,7 @@ def fell_back(rollout: Rollout, moment: Moment) -> bool:
     or somebody chose another entry. A switch by hand happens within a boot in which the target was seen to run.
     """
     elsewhere = moment.current is not None and moment.current != rollout.record.target_closure
-    return elsewhere and rollout.boot_id is not None and rollout.boot_id != moment.boot_id
+    return elsewhere and rollout.boot_id is not None and not same_boot(rollout.boot_id, moment.boot_id)
 
 
 def _soaking(rollout: Rollout, moment: Moment, threshold: float) -> Event | None:

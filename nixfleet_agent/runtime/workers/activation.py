@@ -14,6 +14,7 @@ from nixfleet_agent.activation.model import (
     Forward,
     Interrupted,
     Rollback,
+    RollbackDeferred,
     RollbackDrift,
     RollbackFailed,
     RolledBack,
@@ -41,7 +42,7 @@ from nixfleet_agent.threads.worker import Worker
 IDLE = 60.0
 #: Seconds between two looks at a rollback that was given up: an operator may want it after all.
 GIVEN_UP_RECHECK = 5.0
-#: Seconds between two looks whether an operator's own switch, which no rollback undoes, still stands.
+#: Seconds between two looks whether a rollback is still held up: by an operator's own switch, or until a reboot.
 DRIFT_RECHECK = 60.0
 #: Longest without a sign of life besides the poll's own interval, in seconds: the launch of a switch is not cut short.
 LONGEST_STEP = 120.0
@@ -66,7 +67,6 @@ class ActivationWorker(Worker):
         self._make_room = services.reserve.release
         self._window_of = services.cache.window_of
         self._order: ActivationOrder | None = None
-        self._drift: str | None = None
         self._room_made = False
         self._status = ActivationStatus(services.board, services.clock)
         self._pipeline = Pipeline(
@@ -171,7 +171,7 @@ class ActivationWorker(Worker):
         undo = fired or order.inherited
         intent = replace(order, forward_fired=undo)
         self._backoff.reset()
-        self._drift = None
+        self._status.rollback_begins()
         self._room_made = False
         over = False
         while not over and not self.shutdown.is_set:
@@ -196,6 +196,7 @@ class ActivationWorker(Worker):
     def _attempt(self, order: Rollback, intent: Rollback) -> bool:
         """One try; True when there is nothing left to try."""
         self._status.begin()
+        fields = {"rollout_id": order.rollout_id, "closure": order.target}
         self._control.take_retry(order.rollout_id)
         self._status.switching(True)
         try:
@@ -214,7 +215,18 @@ class ActivationWorker(Worker):
             case RollbackFailed() as failed:
                 return self._pause(order, self._attempt_failed(order, failed))
             case RollbackDrift(observed):
-                self._drifted(order, observed)
+                if self._status.stands_still(order.rollout_id, drift=observed):
+                    self._tell(RollbackAttemptFailed(order.rollout_id, "an operator switched"))
+                    self.log.error("no rollback: an operator has switched this host to %s", observed, extra=fields)
+                return self._pause(order, DRIFT_RECHECK)
+            case RollbackDeferred(component):
+                if self._status.stands_still(order.rollout_id, deferred=component, closure=order.target):
+                    self._tell(RollbackAttemptFailed(order.rollout_id, "a reboot is needed"))
+                    self.log.error(
+                        "the rollback needs a reboot: %s boots next, and %s can't be replaced live",
+                        *(order.target, component),
+                        extra=fields,
+                    )
                 return self._pause(order, DRIFT_RECHECK)
         return True
 
@@ -232,14 +244,6 @@ class ActivationWorker(Worker):
         self._status.rollback_failed(order.rollout_id, failed, self._backoff.failures, seconds)
         self._tell(RollbackAttemptFailed(order.rollout_id, failed.phase))
         return seconds
-
-    def _drifted(self, order: Rollback, observed: str) -> None:
-        fields = {"rollout_id": order.rollout_id, "closure": observed}
-        if observed != self._drift:
-            self.log.error("no rollback: an operator has switched this host to %s", observed, extra=fields)
-            self._status.rollback(order.rollout_id, drift=observed)
-            self._tell(RollbackAttemptFailed(order.rollout_id, "an operator switched"))
-        self._drift = observed
 
     def _pause(self, order: Rollback, seconds: float) -> bool:
         """Wait before the next try, less when an operator asks for it; True when a newer order waits."""

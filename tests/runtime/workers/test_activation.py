@@ -22,6 +22,7 @@ from nixfleet_agent.activation.model import (
     ForwardOutcome,
     Interrupted,
     Rollback,
+    RollbackDeferred,
     RollbackDrift,
     RollbackFailed,
     RollbackOutcome,
@@ -534,6 +535,21 @@ class Backwards(Case):
         self.clock.advance(1)
         self.event(LocalRollbackCompleted)
         self.assertEqual(len(self.said), 1)
+
+    def test_one_that_needs_a_reboot_is_said_once_and_looked_at_again(self) -> None:
+        deferred = RollbackDeferred("dbus-implementation", "b00t")
+        with self.assertLogs("nixfleet_agent.activation", "ERROR") as logs:
+            self.start(BACK, deferred, deferred, RolledBack(PRIOR, 0))
+            self.assertEqual(self.told(), RollbackAttemptFailed(R, "a reboot is needed"))
+            self.clock.until_waiting()
+            until(lambda: len(self.pipeline.calls) == 2, "another look", lambda: self.clock.advance(1))
+        shown = {"rollout_id": R, "deferred": "dbus-implementation", "closure": PRIOR}
+        self.assertEqual(self.board.get("rollback"), shown)
+        self.assertEqual(len(logs.output), 1)
+        self.assertIn(f"{PRIOR} boots next, and dbus-implementation can't be replaced live", logs.output[0])
+        until(lambda: len(self.pipeline.calls) == 3, "another look", lambda: self.clock.advance(1))
+        self.event(LocalRollbackCompleted)
+        self.assertIsNone(self.board.get("rollback"))
 
     def test_of_one_that_never_fired_is_no_reason_for_quarantine_whatever_it_inherited(self) -> None:
         self.start(Rollback(S, PRIOR, NEWER, False, TARGET, inherited=True), RolledBack(PRIOR, 0))
