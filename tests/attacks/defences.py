@@ -830,4 +830,90 @@ _FRONTS = (
         (_CONNECTION + "KeepAlive.test_a_second_answer_is_not_taken_for_that_to_the_next_request",),
     ),
 )
-DEFENCES = (*_FRONTS, *_VERIFIER, *_ENTRIES, *_READERS, *_IDENTITY, *_HINTS, *_LIVENESS)
+_LOCK = "tests.activation.test_host.LocksTest.test_"
+_INHIBITORS = "tests.activation.test_inhibitors.InhibitorsTest.test_"
+_ROLLBACK = "tests.activation_slow.test_rollback.RollbackTest.test_"
+_GUARD = "tests.activation_slow.test_guard.GuardTest.test_"
+#: Other users of the host, and what a release brings, against a switch and the way back.
+_HOST = (
+    Defence(
+        "lock: a holder of any user counts",
+        "activation/locks.py",
+        "if _users(pid, proc) <= trusted and _has_open",
+        "if _has_open",
+        (_LOCK + "a_holder_that_is_not_root_is_none_and_the_claimed_file_is_closed_to_it",),
+    ),
+    _gone(
+        "lock: its file stays open to all",
+        "activation/locks.py",
+        'not status.st_mode & _OTHERS or not sys.platform.startswith("linux")',
+        _ROLLBACK + "a_lock_that_another_user_holds_turns_no_rollback_away",
+        to="True",
+    ),
+    Defence(
+        "inhibitors: a file of any size is read",
+        "activation/inhibitors.py",
+        "_MAX_BYTES = 64 * 1024",
+        "_MAX_BYTES = 1 << 40",
+        (_INHIBITORS + "a_broken_file_of_the_release_fails_before_anything_is_changed",),
+    ),
+    Defence(
+        "switch: the agent's environment overrides the checks of a release",
+        "activation/context.py",
+        '_OF_AN_OPERATOR = ("NIXOS_NO_CHECK", ',
+        "_OF_AN_OPERATOR = (",
+        (_INHIBITORS + "the_agents_own_word_is_not_an_operators",),
+    ),
+    Defence(
+        "rollback: the prior's own checks stop it",
+        "activation/switches.py",
+        "[*UNCHECKED, *command] if job.unchecked else command",
+        "command",
+        (_ROLLBACK + "all_other_inhibitors_and_checks_of_the_prior_are_overridden",),
+    ),
+    Defence(
+        "guard: the prior's own checks stop it",
+        "activation/scripts/guard.sh",
+        "NIXOS_NO_CHECK=1\n",
+        "NIXOS_NO_CHECK=0\n",
+        (_GUARD + "the_priors_own_pre_switch_check_does_not_stop_it",),
+    ),
+    _gone(
+        "rollback: D-Bus is replaced under a running host",
+        "activation/rollback.py",
+        "found is None",
+        _ROLLBACK + "a_bus_that_can_not_be_replaced_live_is_gone_back_to_by_a_reboot",
+        to="True",
+    ),
+    Defence(
+        "rollback: a full /boot keeps the release running",
+        "activation/rollback.py",
+        '            self._switch("test")\n',
+        "",
+        (_ROLLBACK + "a_full_boot_partition_does_not_keep_the_release_running",),
+    ),
+    Defence(
+        "rollback: a failed attempt leaves the release's boot entry",
+        "activation/rollback.py",
+        "            self._salvage(failure)\n",
+        "",
+        (_ROLLBACK + "a_live_switch_that_fails_leaves_a_good_boot_entry",),
+    ),
+    Defence(
+        "forward: a refused release keeps the profile",
+        "activation/forward.py",
+        "            self._restore_profile(before)\n",
+        "",
+        (_INHIBITORS + "a_bootloader_that_fails_leaves_the_profile_where_the_boot_entry_is",),
+    ),
+    Defence(
+        "containers: the wrapper's boot id decides",
+        "activation/backends/setsid.py",
+        "return host.same_boot(record.intent.boot, host.read_boot_id())",
+        'return f"boot={host.read_boot_id()}" in (record.path / "started").read_text()',
+        (
+            "tests.activation.test_forward.ForwardTest.test_a_wrapper_that_sees_another_boot_id_than_the_agent_is_followed_to_its_end",
+        ),
+    ),
+)
+DEFENCES = (*_HOST, *_FRONTS, *_VERIFIER, *_ENTRIES, *_READERS, *_IDENTITY, *_HINTS, *_LIVENESS)
