@@ -94,6 +94,22 @@ def deferred(rig: Rig) -> None:
     rig.until_state("kernel", State.CONVERGED)
 
 
+def rollback_deferred(rig: Rig) -> None:
+    """Another kernel that fails its probes: the way there and the way back take a reboot each."""
+    rig.publish("sick-kernel")
+    rig.start()
+    rig.until(lambda: rig.state("sick-kernel") in (State.DEFERRED, State.SOAKING, State.FAILED), "a deferral")
+    if rig.state("sick-kernel") is State.DEFERRED:
+        rig.until_delivered()
+        rig.reboot()
+    rig.until(lambda: rig.state("sick-kernel") in (State.FAILED, State.REVERTED), "the failure")
+    rig.until(lambda: rig.state("sick-kernel") is State.REVERTED or rig.logged("rollback needs a reboot"), "its wait")
+    if rig.state("sick-kernel") is not State.REVERTED:
+        rig.until_delivered()
+        rig.reboot()
+    rig.until_state("sick-kernel", State.REVERTED)
+
+
 def superseded_soaking(rig: Rig) -> None:
     """A newer release comes while the older one soaks."""
     rig.publish("good", soak_minutes=1)
@@ -140,6 +156,7 @@ STORIES: Mapping[str, Story] = {
     "failed-switch": Story(failed_switch, arrives="broken"),
     "absent": Story(absent),
     "deferred": Story(deferred, arrives="kernel"),
+    "rollback-deferred": Story(rollback_deferred),
     "superseded-soaking": Story(superseded_soaking, newer="next"),
     "superseded-activating": Story(superseded_activating, "slow"),
     "handed-back": Story(handed_back, newer="absent"),

@@ -85,6 +85,7 @@ class World:
             "litterer": self._system("litterer", _LITTER, {}),
             "broken": self._system("broken", _FAIL, well),
             "kernel": self._system("kernel", _FLIP, well, kernel=other),
+            "sick-kernel": self._system("sick-kernel", _FLIP, {}, kernel=other),
         }
         #: CI names it, the cache does not have it.
         self.closures["absent"] = "0" * 32 + "-nixos-system-absent"

@@ -16,6 +16,9 @@ class KilledTest(FaultCase):
     def test_a_release_that_waits_for_a_reboot(self) -> None:
         self.holds(crash.ITEMS["crash-deferred"])
 
+    def test_a_rollback_that_waits_for_a_reboot(self) -> None:
+        self.holds(crash.ITEMS["crash-rollback-deferred"])
+
     def test_a_release_that_a_newer_one_overtakes(self) -> None:
         self.holds(crash.ITEMS["crash-superseded-activating"])
 

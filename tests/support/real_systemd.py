@@ -21,6 +21,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import ClassVar
 
 TOP = Path(__file__).resolve().parent.parent.parent
 SYSTEMD = next((p for p in (Path("/usr/lib/systemd/systemd"), Path("/lib/systemd/systemd")) if p.exists()), None)
@@ -145,6 +146,11 @@ class RealSystemd:
             check=False,
         )
 
+    @staticmethod
+    def python(*arguments: str) -> list[str]:
+        """The command that runs this Python inside, with the project to import from."""
+        return ["env", f"PYTHONPATH={TOP}", sys.executable, "-B", *arguments]
+
     def close(self) -> None:
         """End every process inside, and leave nothing: no mount, no control group, no file."""
         process, self._process = self._process, None
@@ -166,15 +172,19 @@ class RealSystemd:
             if text.startswith("#!"):
                 place.chmod(0o755)
 
-    def _boot(self) -> None:
-        assert self._cgroup is not None and SYSTEMD is not None
+    def _command(self) -> list[str]:
+        """What becomes the container's PID 1, or has it for a child."""
+        assert self._cgroup is not None
         namespaces = ["--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child"]
         enter = 'echo $$ >"$0/cgroup.procs" && exec "$@"'
         # Whoever dies takes the next one along; the last is the container's PID 1, and the kernel ends what is below.
         tied = ["setpriv", "--pdeathsig", "KILL"]
         command = ["/bin/sh", "-c", enter, str(self._cgroup), *tied, "timeout", "-s", "KILL", str(LIFE_SECS)]
         command += [*tied, "unshare", *namespaces, "/bin/sh", "-c", _SETUP, "setup"]
-        command += [str(self.root), str(TOP), str(self._cgroup), str(SYSTEMD), *_other_prefixes()]
+        return [*command, str(self.root), str(TOP), str(self._cgroup), str(SYSTEMD), *_other_prefixes()]
+
+    def _boot(self) -> None:
+        command = self._command()
         with (self.root / "console").open("wb") as console:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, env={"PATH": PATH}
@@ -193,6 +203,36 @@ class RealSystemd:
         if not self.pid:
             return False
         return self.run("systemctl", "is-active", "basic.target").stdout.strip() == "active"
+
+
+class RealNspawn(RealSystemd):
+    """The same inside ``systemd-nspawn``, which shows the container a boot id of its own."""
+
+    program: ClassVar[str | None] = shutil.which("systemd-nspawn")
+
+    def __init__(self, files: Mapping[str, str] | None = None) -> None:
+        if self.program is None:
+            raise Unavailable("systemd-nspawn is not installed: apt-get install systemd-container")
+        super().__init__(files)
+
+    def _command(self) -> list[str]:
+        for name in (".usr/upper", ".usr/work", "usr", "root", "var/log"):
+            (self.root / name).mkdir(parents=True, exist_ok=True)
+        folders = [Path(f"/{name}") for name in ("bin", "sbin", "lib", "lib64") if Path(f"/{name}").exists()]
+        binds = [f"--bind-ro={place}" for place in (*folders, TOP, *_other_prefixes())]
+        overlay = f"--overlay=/usr:{self.root}/.usr/upper:/usr"
+        quiet = ["--register=no", "--keep-unit", "--link-journal=no", "--resolv-conf=off", "--timezone=off"]
+        where = [f"--directory={self.root}", f"--machine={self.root.name.replace('_', '-')}", overlay, *binds]
+        units = "SYSTEMD_UNIT_PATH=/run/systemd/transient:/etc/systemd/system"
+        given = [f"--setenv={units}", "--setenv=SYSTEMD_GENERATOR_PATH=/etc/systemd/none", f"--setenv=PATH={PATH}"]
+        init = ["--system", "--unit=basic.target", "--log-target=console", "--show-status=no"]
+        enter = 'echo $$ >"$0/cgroup.procs" && exec "$@"'
+        limited = ["setpriv", "--pdeathsig", "KILL", "timeout", "-s", "KILL", str(LIFE_SECS)]
+        spawn = ["env", "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1", str(self.program), "--quiet", "--console=pipe"]
+        return [
+            *("/bin/sh", "-c", enter, str(self._cgroup), *limited),
+            *(*spawn, *quiet, *where, *given, "--boot", "--", *init),
+        ]
 
 
 def require() -> None:
