@@ -217,6 +217,21 @@ class ReleaseTest(PackagedUnitCase):
         self.assertEqual(calls, [f"switch {self.world.closures[name]}" for name in ("restarting", "killing")])
         self.assertEqual(systemctl("is-active", "nixfleet-guard.timer"), "inactive")
 
+    def test_a_release_that_changes_the_agents_own_unit_is_seen_to_its_end_by_the_agent_that_fired_it(self) -> None:
+        """As on NixOS: the unit has ``X-RestartIfChanged=false``, so that no switch takes that agent away."""
+        service = r"[Service]\nExecStart=\nExecStart=/usr/bin/nixfleet-agent run --debug\n"
+        act = f'printf "{service}" >{DROP_IN}; systemctl daemon-reload; sleep 0.5; flip "$self"'
+        self.world.closures["own-unit"] = self.world._system("own-unit", act, {"healthy": "yes\n"})
+        pid = self.start()
+        self.rig.publish("own-unit")
+        self.rig.until_state("own-unit", State.CONVERGED)
+        self.assertEqual((self.main_pid(), show(UNIT, "NRestarts")), (pid, "0"))
+        self.assertEqual(self.rig.host.switches(), [f"switch {self.world.closures['own-unit']}"])
+        worker = OwnUnitWorker(ShutdownToken(SystemClock()), SystemClock(), UNIT, lambda: True, lambda change: None)
+        self.assertEqual(
+            worker.ask(), "/usr/bin/nixfleet-agent run --debug", "what has it end once nothing is under way"
+        )
+
     def test_an_agent_that_a_release_took_away_is_no_obstacle_to_the_guard(self) -> None:
         gone = self.world._system("gone", 'systemctl stop --no-block nixfleet-agent.service; flip "$self"', {})
         self.world.closures["gone"] = gone

@@ -38,7 +38,7 @@ mount --make-rprivate /
 mount --bind . . && cd "$PWD"
 mkdir -p proc sys dev run tmp var/log var/lib root nix etc usr old .usr/upper .usr/work
 for name in bin sbin lib lib32 lib64 libx32; do
-    if [ -L "/$name" ]; then ln -s "usr/$name" "$name"; elif [ -d "/$name" ]; then
+    if [ -L "/$name" ]; then ln -sfn "usr/$name" "$name"; elif [ -d "/$name" ]; then
         mkdir "$name"; mount --bind "/$name" "$name"; mount -o remount,bind,ro "$name"; fi
 done
 mount -t overlay -o lowerdir=/usr,upperdir=.usr/upper,workdir=.usr/work overlay usr
@@ -56,7 +56,7 @@ mknod -m 666 dev/tty c 5 0
 mkdir dev/pts dev/shm
 mount -t devpts -o newinstance,ptmxmode=666 devpts dev/pts
 mount -t tmpfs -o mode=1777 tmpfs dev/shm
-ln -s ../run var/run; ln -s pts/ptmx dev/ptmx; ln -s /proc/self/fd dev/fd
+ln -sfn ../run var/run; ln -s pts/ptmx dev/ptmx; ln -s /proc/self/fd dev/fd
 chmod 1777 tmp
 pivot_root . old
 umount -l /old
@@ -151,8 +151,24 @@ class RealSystemd:
         """The command that runs this Python inside, with the project to import from."""
         return ["env", f"PYTHONPATH={TOP}", sys.executable, "-B", *arguments]
 
+    def reboot(self) -> None:
+        """The plug is pulled, and it boots anew: what is on its disk stays, and of ``/run`` and ``/dev`` nothing."""
+        self._end()
+        assert self._cgroup is not None
+        deadline = time.monotonic() + BOOT_SECS
+        while (self._cgroup / "cgroup.procs").read_text() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self.pid = 0
+        self._boot()
+
     def close(self) -> None:
         """End every process inside, and leave nothing: no mount, no control group, no file."""
+        self._end()
+        if self._cgroup is not None:
+            remove_cgroup(self._cgroup)
+        shutil.rmtree(self.root)
+
+    def _end(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             if self.pid:
@@ -160,9 +176,6 @@ class RealSystemd:
             else:
                 _kill(process.pid)
             process.wait()
-        if self._cgroup is not None:
-            remove_cgroup(self._cgroup)
-        shutil.rmtree(self.root)
 
     def _write(self, files: Mapping[str, str]) -> None:
         for name, text in files.items():
