@@ -248,7 +248,7 @@ class PassingTest(PipelineCase):
     def test_a_release_that_becomes_too_old_while_it_waits_is_given_up(self) -> None:
         self.nixery.server.status = lambda path: 404
         target = self.nixery.system("stale")
-        fresh_until = self.clock.now() + timedelta(seconds=1)
+        fresh_until = self.clock.now() + timedelta(seconds=5)
         intent = dataclasses.replace(self.intent(target), fresh_until=fresh_until)
         outcome = self.pipeline().forward(intent, self.methods.append)
         assert isinstance(outcome, Failed)
