@@ -164,6 +164,8 @@ class Switches:
         deadline = context.clock.monotonic() + budget
         told = False
         former: os.stat_result | None = None
+        if locks.holders(lock) and self.running() is None:
+            self._end_strays()
         while self.running() is None:
             pids = locks.holders(lock) + (locks.holders_of(former) if former else [])
             if not pids:
@@ -176,6 +178,13 @@ class Switches:
                 context.log.info("another switch holds the lock (process %d): waiting for it", pids[0])
                 told = True
             context.pause(context.config.poll_interval_secs)
+
+    def _end_strays(self) -> None:
+        """The holder may be a switch of ours that hangs, and whose record was lost with the state directory."""
+        try:
+            self._backend.end_strays()
+        except CommandError as error:
+            self._context.log.warning("%s", error)
 
     def _claim_lock(self) -> os.stat_result | None:
         """Nobody who is not root may turn a switch, a rollback or the guard away by taking the lock."""

@@ -47,3 +47,11 @@ class Backend(Protocol):
         Raises:
             CommandError: the platform refused; the withdrawn record still can't start.
         """
+
+    def end_strays(self) -> None:
+        """End the switches of ours that run although no record says so, where the platform knows them.
+
+        Raises:
+            CommandError: one can't be ended.
+            PhaseInterrupted: shutdown.
+        """

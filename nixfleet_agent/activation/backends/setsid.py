@@ -54,6 +54,9 @@ class SetsidBackend:
         if identity is not None and _of_this_boot(record):
             self._end(identity)
 
+    def end_strays(self) -> None:
+        """Without its record a process is nobody's."""
+
     def _await_waiting(self, record: Record) -> None:
         """A guard counts as armed once its process has said that it waits."""
         deadline = self._context.clock.monotonic() + LAUNCH_SECS

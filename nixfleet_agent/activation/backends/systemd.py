@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from nixfleet_agent.activation import host
@@ -99,17 +100,24 @@ class SystemdBackend:
             )
         return taken
 
-    def _clear(self, unit: str, *, timed: bool) -> None:
-        """Free the unit's name, which may have failed, and end what runs of ours although no record says so.
+    def end_strays(self) -> None:
+        """A wiped state folder leaves such a unit, and so does a wrapper that was killed: its script may go on."""
+        self._end_active([f"{unit}.service" for unit in SWITCH_UNITS])
 
-        A wiped state folder leaves such a unit, and so does a wrapper that was killed: systemd still ends its script.
-        """
+    def _clear(self, unit: str, *, timed: bool) -> None:
+        """Free the unit's name, which may have failed, and end what runs of ours although no record says so."""
         own = [f"{unit}.timer", f"{unit}.service"] if timed else [f"{unit}.service"]
-        for name in own if timed else [f"{switch}.service" for switch in SWITCH_UNITS]:
-            if self._state(name) in _ACTIVE:
-                self._stop_unless_gone(name)
+        if timed:
+            self._end_active(own)
+        else:
+            self.end_strays()
         for name in own:
             self._context.run(["systemctl", "reset-failed", name], timeout=_SYSTEMCTL_SECS, check=self._only_shutdown)
+
+    def _end_active(self, names: Iterable[str]) -> None:
+        for name in names:
+            if self._state(name) in _ACTIVE:
+                self._stop_unless_gone(name)
 
     def _stop_unless_gone(self, name: str) -> None:
         """A unit that ends by itself, a moment before it would be stopped, is not loaded any more: nothing to stop."""
