@@ -8,12 +8,16 @@ that wrote none are linked too: the statement of the next event covers them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nixfleet_agent.errors import TrustError
 from nixfleet_agent.journal.entries import Entry, decode
+from nixfleet_agent.proto.heartbeat import MAX_SEQ
 from nixfleet_agent.trust.canonical import canonical, sha256_hex
+
+_ENCODE = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
 
 
 def beginning(hostname: str, rollout_id: str) -> str:
@@ -28,7 +32,29 @@ def statement(hostname: str, rollout_id: str, event: Mapping[str, Any], previous
 
 def link(hostname: str, rollout_id: str, event: Mapping[str, Any], previous: str) -> str:
     """What the next event follows, as hex SHA-256 (raises TrustError: ``event`` has no canonical form)."""
-    return sha256_hex(canonical(statement(hostname, rollout_id, event, previous)))
+    said = statement(hostname, rollout_id, event, previous)
+    return sha256_hex(_plain_form(said) or canonical(said))
+
+
+def _plain_form(value: object) -> bytes | None:
+    """The canonical form of a value without floats, as all events are; None where it may be another.
+
+    A tenth of a millisecond counts where an event is written: this takes a fifth of what ``canonical`` does.
+    """
+    try:
+        return _ENCODE(value).encode() if _is_plain(value) else None
+    except UnicodeEncodeError:
+        return None
+
+
+def _is_plain(value: object) -> bool:
+    if value is None or isinstance(value, (str, bool)):
+        return True
+    if isinstance(value, int):
+        return abs(value) <= MAX_SEQ
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and key.isascii() and _is_plain(item) for key, item in value.items())
+    return isinstance(value, (list, tuple)) and all(map(_is_plain, value))
 
 
 def tail(hostname: str, rollout_id: str, entries: Iterable[Entry]) -> str:
@@ -63,11 +89,15 @@ class Tails:
         self._tails[rollout_id] = tail(self._hostname, rollout_id, entries)
         return self._tails[rollout_id]
 
-    def follow(self, raw: bytes) -> None:
-        """A file of these bytes is durable: the next event follows it as it is on disk."""
-        entry = decode(raw)
-        if entry.previous is not None:
-            self.learn(entry.rollout_id, [entry])
+    def follow(self, entry: Entry, previous: str | None, raw: bytes) -> None:
+        """``raw`` is durable: ``entry``, which follows ``previous``. The next event follows it as it is on disk."""
+        if previous is None:
+            return
+        rollout_id = entry.rollout_id
+        try:
+            self._tails[rollout_id] = link(self._hostname, rollout_id, entry.event, previous)
+        except TrustError:  # half a surrogate pair is another character on disk
+            self.learn(rollout_id, [decode(raw)])
 
     def forget(self, rollout_id: str) -> None:
         """Nothing is left of the rollout."""

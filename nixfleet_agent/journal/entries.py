@@ -32,6 +32,8 @@ DAMAGED = frozenset(
 #: Longest part of a host's name that goes into a file name, which has room for 255 bytes.
 _HOST_PART = 64
 _SOAK_LEFT = "soakLeftSecs"
+#: Made once: `json.dumps` with options of its own makes one for each call.
+_ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _HASH = re.compile("[0-9a-f]{64}", re.ASCII)
 _BOOT = "boot"
 
@@ -85,8 +87,12 @@ class Entry:
     def name(self) -> str:
         return file_name(self.seq, self.hostname, self.rollout_id, self.kind)
 
-    def encode(self) -> bytes:
-        """The bytes of the file; half a surrogate pair, as in a file name that is no UTF-8, becomes a `?`."""
+    def encode(self, previous: str | None = None) -> bytes:
+        """The bytes of the file; half a surrogate pair, as in a file name that is no UTF-8, becomes a `?`.
+
+        ``previous`` is what the event follows, where the entry itself does not say so.
+        """
+        follows = self.previous or previous
         body: dict[str, Any] = {
             "seq": self.seq,
             "hostname": self.hostname,
@@ -97,11 +103,11 @@ class Entry:
         }
         if self.local:
             body["local"] = self.local
-        if self.previous is not None:
-            body["previous"] = self.previous
+        if follows is not None:
+            body["previous"] = follows
         if self.refusal is not None:
             body["refusal"] = self.refusal
-        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+        return _ENCODE(body).encode("utf-8", "replace")
 
     @property
     def soak_left(self) -> float | None:

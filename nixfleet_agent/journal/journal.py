@@ -42,6 +42,7 @@ class Journal:
     def __init__(self, state_dir: Path, hostname: str) -> None:
         self.hostname = hostname
         self._root = state_dir
+        self._queue = state_dir / QUEUE
         self._folders = JournalFolders(state_dir, hostname)
         self._index = JournalIndex()
         self._tails = Tails(hostname)
@@ -81,10 +82,11 @@ class Journal:
         Raises:
             StorageError: it is not durable, and must not be acted on.
         """
-        raw = replace(entry, previous=self._follows(entry.rollout_id)).encode()
-        durable.write(self._root / QUEUE / entry.name, raw)
+        previous = self._follows(entry.rollout_id)
+        raw = entry.encode(previous)
+        durable.write(self._queue / entry.name, raw)
         self._index.add(Name(entry.seq, entry.rollout_id, entry.kind))
-        self._tails.follow(raw)
+        self._tails.follow(entry, previous, raw)
 
     def _follows(self, rollout_id: str) -> str | None:
         """What the next event of the rollout follows; None while its log can't be read, which stops no event."""

@@ -11,6 +11,9 @@ from nixfleet_agent.errors import StorageError
 from nixfleet_agent.journal import chain
 from nixfleet_agent.journal.entries import Entry, decode, entry_of
 from nixfleet_agent.journal.journal import QUEUE, Journal
+from nixfleet_agent.proto.events import to_wire
+from nixfleet_agent.state_machine import KINDS
+from nixfleet_agent.trust.canonical import canonical
 from tests.runtime.harness import HOSTNAME, temporary
 from tests.state_machine.machine import T0, event
 
@@ -120,6 +123,16 @@ class Case(unittest.TestCase):
         self.append(2)
         entries = self.journal.read(ROLLOUT)
         self.assertEqual([entry.previous for entry in entries], self.expected(entries))
+
+    def test_the_short_way_to_the_canonical_form_is_the_same_form(self) -> None:
+        for kind in KINDS:
+            said = chain.statement(HOSTNAME, ROLLOUT, to_wire(event(kind, 7)), "0" * 64)
+            self.assertEqual(chain._plain_form(said), canonical(said), kind)
+        for value in ('\x00\x1f\x7f\u2028"\\/\n\t', "\U0001f600", ["", True, None, -1, 2**53 - 1], {"b": 1, "a": {}}):
+            said = chain.statement(HOSTNAME, ROLLOUT, {"value": value}, "")
+            self.assertEqual(chain._plain_form(said), canonical(said), value)
+        for strange in (1.5, 1e22, 2**53, {"\U0001f600": 1, "\ufb33": 2}, "\ud800", {1: 2}):
+            self.assertIsNone(chain._plain_form(chain.statement(HOSTNAME, ROLLOUT, {"value": strange}, "")), strange)
 
     def test_a_link_that_is_no_hash_is_as_good_as_none(self) -> None:
         self.append(1)
