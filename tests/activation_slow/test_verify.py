@@ -132,14 +132,16 @@ class VerifyTest(PipelineCase):
         self.assertIsInstance(result(), Failed)
         self.assertEqual(self.records("guard"), [])
 
-    def test_a_wrapper_that_is_killed_alone_is_a_failure_without_exit_code_once_its_script_is_gone(self) -> None:
+    def test_a_wrapper_that_is_killed_alone_is_fired_again_once_its_script_is_gone(self) -> None:
+        """The script went on and flipped, but nothing can tell how it ended."""
         target = self.nixery.system("slow", SLOW)
         result = self.in_thread(lambda: self.forward(target))
         until(lambda: self.host.switches(), "the switch")
         started = self.records("forward")[0].started
         assert started is not None
         os.kill(started.pid, signal.SIGKILL)
-        self.assertEqual(result(), Completed(target, -1, ()), "the script went on and flipped")
+        self.assertEqual(result(), Completed(target, 0, ()))
+        self.assertEqual(self.host.switches(), [f"switch {target}"] * 2)
 
     def test_a_switch_whose_group_is_killed_fails_at_once(self) -> None:
         self.addCleanup(self.end_switches)
