@@ -21,7 +21,8 @@ MAX_REFIRES = 2
 
 @dataclass(frozen=True, slots=True)
 class Telling:
-    """Whom the pipeline tells: ``started`` once how it switches, ``switching`` just before each switch.
+    """Whom the pipeline tells: ``started`` once at the beginning, with how it is planned to switch, ``switching``
+    just before each switch.
 
     What ``switching`` raises keeps the switch from being fired: until it returns, another one answers for what runs.
     """
@@ -37,7 +38,8 @@ class ForwardRun:
         self._parts = parts
         self._context = parts.context
         self._intent = intent
-        self._announce = tell.started
+        self._started = tell.started
+        self._announced = False
         self._switching = tell.switching
 
     def run(self) -> Completed | Deferred:
@@ -47,6 +49,7 @@ class ForwardRun:
             PhaseFailed, PhaseInterrupted, StorageError
         """
         context, intent = self._context, self._intent
+        self._announce()
         require_names(intent.rollout_id, intent.target, intent.prior)
         self._parts.guard.disarm()
         patience = Patience(context, intent.target, intent.fresh_until)
@@ -70,6 +73,7 @@ class ForwardRun:
     def resume(self) -> Completed | Deferred:
         """After a restart: from what the records and the host say (raises as ``run``)."""
         context, intent = self._context, self._intent
+        self._announce()
         require_names(intent.rollout_id, intent.target, intent.prior)
         self._parts.guard.raise_if_acted(intent.rollout_id)
         record = self._last_attempt()
@@ -83,7 +87,6 @@ class ForwardRun:
             return self.run()
         status = self._parts.switches.status(record)
         if status is not Status.LOST or current == intent.target:
-            self._announce(record.intent.method)
             self._switching()
             try:
                 return self._verify(record, record.intent.fired_at if self._same_boot(record) else None)
@@ -97,12 +100,19 @@ class ForwardRun:
         context.log.warning("the switch was lost with the agent or the machine: firing it again")
         return self.run()
 
+    def _announce(self) -> None:
+        """The work begins: told before anything can fail, be deferred or complete, and so as it is planned."""
+        if self._announced:
+            return
+        nothing_to_do = host.read_current(self._context.config) == self._intent.target
+        self._started(NOOP if nothing_to_do else self._parts.backend.method)
+        self._announced = True
+
     def _switch(self) -> Completed | Deferred:
         with self._context.phase("consent"):
             await_consent(self._context, self._intent)
         self._parts.switches.wait_for_lock()
         self._context.check()
-        self._announce(self._parts.backend.method)
         self._switching()
         return switch_until_unlocked(self._parts, self._fire, self._verify)
 
@@ -127,7 +137,6 @@ class ForwardRun:
     def _noop(self) -> Completed:
         """The target runs already: at most the profile and the bootloader's entry are behind."""
         intent = self._intent
-        self._announce(NOOP)
         with self._context.phase("profile"):
             moved = profile.point_at(self._context, intent.target)
         if moved or self._other_boots_next():

@@ -103,7 +103,7 @@ def _activating(record: Mapping[str, Any], snapshot: Snapshot, now: datetime, ho
     since = record["activation_started_at"] or record["dispatch_acked_at"] or record["dispatched_at"]
     phase = (snapshot.get("activation") or {}).get("phase")
     done = f", last finished step: {phase}" if phase and snapshot.get("running") else ""
-    what = "being switched to" if record["activation_started_at"] else "being fetched and prepared"
+    what = "being switched to" if snapshot.get("switching") else "being fetched and prepared"
     yield f"{record['target_closure']} ({record['rollout_id']}) is {what} since {_ago(since, now)}{done}."
     waiting = snapshot.get("waiting")
     if waiting and snapshot.get("running"):

@@ -22,7 +22,7 @@ _SHOWN, _REFUSALS = 5, 3
 #: The order in which a rollout's stamps come about, with their names for people.
 _STAMPS = {
     "dispatched_at": "accepted",
-    "activation_started_at": "switched",
+    "activation_started_at": "begun",
     "activation_completed_at": "active",
     "activation_failed_at": "activation failed",
     "converged_at": "converged",

@@ -50,4 +50,4 @@ class DarwinTest(PipelineCase):
         linux = self.nixery.system("linux")
         outcome = self.forward(linux)
         self.assertIsInstance(outcome, Failed)
-        self.assertEqual((outcome.switch_fired, self.host.running(), self.methods), (False, self.v1, []))
+        self.assertEqual((outcome.switch_fired, self.host.running(), self.methods), (False, self.v1, ["darwin"]))

@@ -300,7 +300,10 @@ class DeferTest(PipelineCase):
                 self.assertEqual((self.host.running(), self.host.profile_closure()), (old, new))
                 self.assertEqual(self.host.switches(), [f"boot {new}"])
                 self.assertEqual(self.host.bootloader.read_text(), f"{new}\n")
-                self.assertEqual((self.methods, self.records("guard")), ([], []), "nothing started, no guard for boot")
+                self.assertEqual(
+                    (self.methods, self.records("guard")), (["setsid"], []), "told first; no guard for boot"
+                )
+                self.methods.clear()
 
     def test_the_same_components_do_not_defer(self) -> None:
         old, new = self.systems()

@@ -62,7 +62,7 @@ SITUATIONS: dict[str, tuple[RolloutRecord | None, dict[str, Any], tuple[str, ...
     ),
     "switching": (
         replace(RECORD, state=State.ACTIVATING, activation_started_at=at(minutes=3)),
-        {},
+        {"switching": True},
         ("switched to", "3 min ago"),
     ),
     "deferred": (replace(RECORD, state=State.DEFERRED), {}, ("needs a reboot", "Reboot the host")),

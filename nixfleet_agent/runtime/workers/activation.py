@@ -109,7 +109,7 @@ class ActivationWorker(Worker):
 
     def _forward(self, order: Forward) -> None:
         intent = replace(order, fresh_until=self._fresh_until(order))
-        self._status.switching(order.resume and order.already_started)
+        self._status.switching(order.resume and self._pipeline.forward_fired(order.rollout_id))
         try:
             if order.resume:
                 outcome = self._pipeline.resume(intent, self._started, order.already_started, self._starting)
@@ -130,8 +130,10 @@ class ActivationWorker(Worker):
         return None if window is None or order.signed_at is None else order.signed_at + window
 
     def _started(self, method: str) -> None:
-        """How it switches is durable before the switch; raises PhaseInterrupted when the rollout is not to go on."""
+        """That it begins is durable before anything comes of it; raises PhaseInterrupted when it is not to go on."""
         order = self._forward_in_hand()
+        if order.already_started:
+            return  # before an earlier rollout had to be taken back first
         event = LocalActivationStarted(started_at=self.clock.now(), switch_method=SwitchMethod(method))
         self._ask(lambda ack: HostEvent(order.rollout_id, event, ack))
         self._order = replace(order, already_started=True)
