@@ -39,12 +39,15 @@ class Replays:
         for rollout_id in request.rollout_ids:
             if rollout_id in self._last:
                 continue
-            self._last[rollout_id] = now
             fields = {"rollout_id": rollout_id}
             try:
                 moved = self._journal.replay(rollout_id, request.seq)
             except StorageError as error:
+                self._last[rollout_id] = now
                 log.error("replay stopped: %s", error, extra=fields)
                 continue
-            say = log.info if moved else log.debug
-            say("replay from seq %d: %d events queued again", request.seq, moved, extra=fields)
+            if moved:
+                # One that found nothing to move costs a look into a folder, and must not hold up the next for a minute:
+                # what a snapshot lacks is often still on its way.
+                self._last[rollout_id] = now
+                log.info("replay from seq %d: %d events queued again", request.seq, moved, extra=fields)

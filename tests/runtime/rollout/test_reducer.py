@@ -601,6 +601,14 @@ class Hints(Case):
         self.hint(self.snapshot(state=State.PENDING, last_event_seq=0))
         self.assertEqual([seq for seq, _ in self.host.log(folder="outbound-queue")], [1, 2, 3, 4])
 
+    def test_of_what_is_still_on_its_way_does_not_hold_up_the_next_request(self) -> None:
+        self.host.soaking(R)
+        self.hint(self.snapshot(last_event_seq=3))
+        while (path := self.host.journal.first(R)) is not None:
+            self.host.journal.delivered(R, path)
+        self.hint(self.snapshot(last_event_seq=3))
+        self.assertEqual([seq for seq, _ in self.host.log(folder="outbound-queue")], [4])
+
     def test_that_ends_where_our_log_ends_asks_for_nothing(self) -> None:
         self.host.soaking(R)
         while (path := self.host.journal.first(R)) is not None:
