@@ -40,10 +40,11 @@ class ForwardTest(PipelineCase):
                 intent = Forward(ROLLOUT, self.v2, None, policy)
                 with self.assertLogs(self.log, "INFO") as logs:
                     self.log.info("begin")
-                    outcome = self.pipeline().forward(intent, lambda method: self.log.info("fires by %s", method))
+                    self.after_phase["consent"] = lambda: self.log.info("fires next")
+                    outcome = self.pipeline().forward(intent, self.methods.append)
                 self.assertEqual(outcome, Completed(self.v2, 0, ()), "there was no link at all before the first switch")
                 lines = [record.getMessage() for record in logs.records]
-                before = lines[: lines.index("fires by setsid")]
+                before = lines[: lines.index("fires next")]
                 said = [line for line in before if line.startswith(f"no way back from {self.v2}")]
                 self.assertEqual(bool(said), loud)
                 if loud:
