@@ -1,4 +1,4 @@
-"""The way back: to the closure that ran when the rollout was accepted, by that closure's own script.
+"""The way back: to the last closure that was proven when the rollout was accepted, by its own script.
 
 A host is back when that closure runs, with its units started anew, and is what boots next. Each half is tried for
 itself: a full boot partition does not keep the release running, a part that only a boot can change not its boot entry.
