@@ -29,8 +29,8 @@ class LogUsageError(AgentError):
 
 def configure(parser: Parser) -> None:
     parser.details(
-        "Of each switch all that it said, up to 1 MiB; the last 20 switches are kept. With --follow what comes is "
-        "shown as it comes: of a ROLLOUT until its switches have ended, else until Ctrl-C."
+        "Of each switch the end of what it said, at most 3 MiB; the last 20 switches are kept. With --follow what "
+        "comes is shown as it comes: of a ROLLOUT until its switches have ended, else until Ctrl-C."
     )
     parser.example("nixfleet-agent log", "nixfleet-agent log stable@def4567abc", "nixfleet-agent log --json")
     parser.add_argument("rollout", metavar="ROLLOUT", nargs="?", help="a rollout id, or how it begins; default: newest")
