@@ -53,6 +53,8 @@ _REACH_DEADLINE_SECS = 10.0
 _NO_WAY = "is the address right, is it up, does a firewall stand between, is a proxy needed (proxy_url)?"
 #: Exists exactly while systemd is the running init: sd_booted(3).
 SYSTEMD_RUNS = Path("/run/systemd/system")
+#: On every NixOS host, and made by its installer; elsewhere (Nix on Debian) a host begins without a system.
+_NIXOS_MARK = Path("/etc/NIXOS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +312,11 @@ def nix(config: Config, context: Context) -> Iterator[Finding]:
         yield Finding("backend", FAIL, str(error))
     activation = config.activation
     (current, why), profile = read_link(activation.current_system), read_profile(activation.profile)
-    if current is None:
+    empty = profile is None and not os.path.lexists(activation.current_system)
+    if current is None and empty and not _NIXOS_MARK.exists():
+        text = "no closure runs on this host yet: the first release will have nothing to go back to when it fails"
+        yield Finding("system", WARN, text)
+    elif current is None:
         text = f"{why}: is this a NixOS host? (activation.current_system)"
         yield Finding("system", FAIL, text)
     else:

@@ -110,6 +110,19 @@ class Check(HostCase):
     def damage_marks(self) -> None:
         (self.state / "trust-marks.json").write_text("{")
 
+    def test_a_host_that_is_not_nixos_may_wait_for_its_first_system(self) -> None:
+        for name in ("current", "profile"):
+            (self.folder / name).unlink()
+        for there, level in ((False, "warn"), (True, "fail")):
+            mark = self.folder / "NIXOS"
+            if there:
+                mark.touch()
+            with mock.patch("nixfleet_agent.commands.checks._NIXOS_MARK", mark):
+                ran = self.call("check", "--local")
+            (line,) = [line for line in ran.out.splitlines() if line.split()[1] == "system"]
+            self.assertTrue(line.startswith(level), line)
+            self.assertEqual(ran.code, 1 if there else 0, ran.out)
+
     def wrong_backend(self) -> None:
         self.tables += 'backend = "systemd"\n'
         elsewhere = mock.patch("nixfleet_agent.commands.checks.SYSTEMD_RUNS", self.folder / "nothing")
