@@ -78,9 +78,7 @@ class HoldStore:
             StorageError: the file can't be written.
         """
         now = self._clock.now()
-        reason = clip(" ".join(reason.split()), REASON_LIMIT)
-        if not reason:
-            raise HoldError("a hold needs a reason: the next operator will ask for it")
+        reason = clean_reason(reason)
         until = until or now + DEFAULT_LENGTH
         if until <= now:
             raise HoldError(f"a hold until {format_time(until)} would be over already: give a later time")
@@ -95,6 +93,18 @@ class HoldStore:
         held = self.current() is not None
         durable.remove(self.path, sync=True)
         return held
+
+
+def clean_reason(text: str) -> str:
+    """An operator's reason on one line and of a bounded length.
+
+    Raises:
+        HoldError: there is none.
+    """
+    reason = clip(" ".join(text.split()), REASON_LIMIT)
+    if not reason:
+        raise HoldError("it needs a reason: the next operator will ask for it")
+    return reason
 
 
 def parse_until(text: str, now: datetime) -> datetime:

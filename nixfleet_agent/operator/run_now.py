@@ -15,9 +15,8 @@ from pathlib import Path
 
 from nixfleet_agent import durable
 from nixfleet_agent.errors import ProtoError
-from nixfleet_agent.operator.hold import REASON_LIMIT, HoldError
+from nixfleet_agent.operator.hold import HoldError, clean_reason
 from nixfleet_agent.proto.times import format_time, parse_time
-from nixfleet_agent.text import clip
 from nixfleet_agent.threads.clock import Clock
 
 FILE_NAME = "run-now.json"
@@ -78,9 +77,7 @@ class RunNowStore:
             StorageError: the file can't be written.
         """
         now = self._clock.now()
-        reason = clip(" ".join(reason.split()), REASON_LIMIT)
-        if not reason:
-            raise HoldError("it needs a reason: the next operator will ask why this host changed in working hours")
+        reason = clean_reason(reason)
         until = until or now + DEFAULT_LENGTH
         if not now < until <= now + LONGEST:
             raise HoldError(f"{format_time(until)} is not within the next 7 days: give a time or length in them")
