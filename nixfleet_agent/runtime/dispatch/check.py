@@ -37,7 +37,7 @@ class Gates:
 
     ``knows(rollout_id)``: it ran here already. ``hold()`` and ``quarantined(channel, closure)``: the reason, if any.
     ``window()``: why it waits for a maintenance window, if it does; ``accepted(rollout_id)`` is told what was accepted.
-    ``read_current()``: the closure that runs now, the way back of what is accepted.
+    ``read_current()``: the closure that runs now; whether it is the way back, the reducer decides.
     """
 
     knows: Callable[[str], bool]
