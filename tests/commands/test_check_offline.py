@@ -40,7 +40,7 @@ class CheckOffline(HostCase):
 
     def test_a_machine_that_is_no_host_judges_a_configuration(self) -> None:
         self.settings = {"control_plane_url": "https://cp.example:8443", "machine_id": "web-01"}
-        self.settings["health_checks_file"] = self.folder / "none.json"
+        self.settings |= dict.fromkeys(("health_checks_file", "trust_file"), self.folder / "none.json")
         self.tables = ""
         ran = self.check("--strict")
         self.assertEqual((ran.code, ran.err), (0, ""), ran.out)
