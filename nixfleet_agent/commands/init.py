@@ -27,7 +27,7 @@ _QUESTIONS = {
     "control_plane_url": "Where does the control plane listen (https://HOST:PORT)?",
     "machine_id": "This host's name in the fleet?",
     "ca_cert": "The CA of the control plane's certificate (a PEM file; empty: the system's CAs)",
-    "bootstrap_token_file": "The file with this host's bootstrap token (empty: it has its certificate already)",
+    "bootstrap_token_file": "The file with this host's bootstrap token (empty: it has its certificate already)",  # nosec B105
 }
 _REQUIRED = ("control_plane_url", "machine_id")
 #: A line of the example that sets a key, or would if it were not commented out.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from xml.sax.saxutils import escape, quoteattr
+from html import escape
 
 from nixfleet_agent.commands.journal_view import Replay, Step
 from nixfleet_agent.commands.times import length, utc_time
@@ -64,7 +64,7 @@ def draw(replay: Replay, now: datetime) -> str:
     height = TOP + BAND + LANE * len(probes) + 40
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
-        f'role="img" aria-label={quoteattr(_title(replay))}>',
+        f'role="img" aria-label="{escape(_title(replay))}">',
         f"<style>{_STYLE}</style>",
         f'<rect class="b" width="{WIDTH}" height="{height}"/>',
         _text(12, 22, _title(replay), "t"),

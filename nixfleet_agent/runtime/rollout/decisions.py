@@ -181,7 +181,13 @@ class Turn:
             self.acknowledge(rollout)
 
     def resume(self) -> None:
-        """A process began: the rollout in charge goes on from where its log and the host say that it is."""
+        """A process began: the rollout in charge goes on from where its log and the host say that it is.
+
+        What a boot did to a deferred rollout is told before anything is ordered: where it brought the target, that one
+        is in charge, and what the rollout before it still owed would take the host away from under its soak.
+        """
+        if self.host.active is not None and self.host.active.record.state is State.DEFERRED:
+            self.tick()
         active, first = self.host.active, in_charge(self.host)
         if active is None or first is None:
             return
