@@ -70,10 +70,15 @@ def at_random(world: World, walks: int, steps: int, seed: int, seen: set[int]) -
 
 
 def replayed(world: World, path: Iterable[str]) -> tuple[Node, str]:
-    """The state at the end of named moves, and the first promise broken on the way."""
+    """The state at the end of named moves, and the first promise broken on the way.
+
+    A move that is not possible any more ends the path: what led on is closed.
+    """
     node = Node(world)
     for name in path:
         possible = dict(moves(node))
+        if name not in possible:
+            break
         node = possible[name](node)
         if what := violation(node):
             return node, what

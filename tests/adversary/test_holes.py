@@ -44,7 +44,27 @@ def _oldest_first() -> Any:
     return mock.patch.object(decisions, "watched", lambda host: tuple(reversed(succession.watched(host))))
 
 
+def _debts_before_the_boot() -> Any:
+    """What a boot did to a deferred release is told only after the order of the rollout in charge was given."""
+
+    def resume(turn: Any) -> None:
+        first = succession.in_charge(turn.host)
+        if first is not None:
+            turn._order(first, resume=True)
+        turn.tick()
+
+    return mock.patch.object(decisions.Turn, "resume", resume)
+
+
 HOLES: dict[str, Hole] = {
+    "a debt takes the host away from under the release that a reboot brought": (
+        world("AABC", "rrrr", (2, 1, 2, 3)),
+        (
+            *("dispatch stable@c0", "begins", "dispatch edge@c3", "ends with 1", "can't go back", "defers"),
+            *("reboot into C", "goes back"),
+        ),
+        _debts_before_the_boot,
+    ),
     "a rollback leads onto a release that soaked and failed": (
         world("ABAB"),
         (*SOAKS, "dispatch edge@c1", "begins", "ends with 1"),
