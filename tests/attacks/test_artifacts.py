@@ -275,7 +275,7 @@ class Artifacts(AttackCase):
             self.liar.artifacts[FLEET] = self.release.fleet
             self.assert_kept("fleet_pin", self.order)
         with self.attempt("a fleet signed at the same moment"):
-            at = now()
+            at = datetime.now(timezone.utc)
             release, other = self.new_release(signed_at=at), self.new_release(signed_at=at, soak_minutes=0)
             self.liar.publish(other)
             self.liar.publish(release)
