@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import unittest
 from dataclasses import replace
+from datetime import datetime, timezone
 from typing import Any
 
 from nixfleet_agent.config.model import LoggingConfig
@@ -72,9 +73,14 @@ class Words(AttackCase):
         )
         for label, name, change in changes:
             with self.attempt(f"signed: {name}"):
-                self.publish()
-                signed = self.ci.sign({**base, "channelRef": self.release.commit, **change})
+                # The lie is there before the fleet that names its rollout: an honest manifest that the agent has seen
+                # first would make it one that is older than what was accepted.
+                self.release = self.new_release()
+                at = datetime.now(timezone.utc)
+                honest = manifest_value(self.release.fleet, "stable", self.release.closures, signed_at=at)
+                signed = self.ci.sign({**honest, **change})
                 self.liar.serve(self.rollout, signed.raw, signed.signature)
+                self.liar.artifacts[FLEET] = self.release.fleet
                 self.assert_refused(label, lambda: self.liar.dispatch(self.rollout_id, self.closure))
         with self.attempt("signed: a policy"):
             self.publish(policy=EVIL)
