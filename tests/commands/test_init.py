@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 import tomllib
 import unittest
 from pathlib import Path
@@ -116,6 +117,17 @@ class Init(HostCase):
         found = self.init("--json", *self.given()).json
         self.assertIn({"what": "control plane", "level": "fail"}, [{k: f[k] for k in ("what", "level")} for f in found])
 
+    def await_asleep(self, pid: int) -> None:
+        """Return once the process waits for its answer.
+
+        Python looks for signals before it reads, not between that and the kernel's wait: one that comes just then
+        waits for the next key, and a test that presses none would wait with it.
+        """
+        until = time.monotonic() + 30
+        while "State:\tS" not in Path(f"/proc/{pid}/status").read_text():
+            self.assertLess(time.monotonic(), until, "it never waits for an answer")
+            time.sleep(0.01)
+
     def at_terminal(self, typed: str, *flags: str, interrupt_at: bytes = b"") -> tuple[int, str]:
         """What is shown while ``typed`` is the answer; an interrupt follows the question that holds the bytes."""
         ours, theirs = pty.openpty()
@@ -133,6 +145,7 @@ class Init(HostCase):
                         break
                     shown += part or b""
                     if interrupt_at and interrupt_at in shown:
+                        self.await_asleep(child.pid)
                         child.send_signal(signal.SIGINT)
                         interrupt_at = b""
         return child.returncode, shown.decode()
