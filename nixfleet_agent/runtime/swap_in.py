@@ -1,9 +1,9 @@
 """Taking over from the Rust agent: its certificate and undelivered events become ours, and nothing of it is touched.
 
-It keeps its state where this agent does by default, and there nothing has to be moved: its certificate is at the same
-path, and its queue's files are read as they are. Elsewhere they are copied, once, before the journal is opened. Its
-rollouts need no import: those that are open come back by the control plane's snapshots, and are adopted when the
-signed manifest names what runs here.
+It keeps its queue where this agent does by default, and there nothing has to be moved: the files are read as they are.
+Elsewhere they are copied, once, before the journal is opened. Its certificate is in a folder of its own beside that,
+and is copied too: this agent keeps all of its state in one. Its rollouts need no import: those that are open come back
+by the control plane's snapshots, and are adopted when the signed manifest names what runs here.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from nixfleet_agent.journal.folders import QUEUE, SENT
 from nixfleet_agent.proto.strict_json import BODY_LIMIT, loads_strict
 from nixfleet_agent.text import printable
 
-#: Where the Rust agent keeps everything.
+#: Where the Rust agent keeps its state, and beside it the folder of its certificate.
 SOURCE = Path("/var/lib/nixfleet-agent")
+CERTIFICATE_FOLDER = "nixfleet"
 CERTIFICATE = "agent-cert.pem"
 LAST_DISPATCH = "last_dispatched"
 
@@ -43,7 +44,8 @@ class Step:
 
 def steps(config: Config, source: Path = SOURCE) -> Iterator[Step]:
     """Everything of the Rust agent in ``source``, in the order in which it is taken over."""
-    yield from _certificate(config, source / CERTIFICATE)
+    places = (source / CERTIFICATE, source.parent / CERTIFICATE_FOLDER / CERTIFICATE)
+    yield from _certificate(config, next((place for place in places if place.exists()), places[0]))
     yield from _events(config, source / QUEUE)
     yield from _last_dispatch(source / LAST_DISPATCH)
 
@@ -54,7 +56,7 @@ def on_first_start(config: Config, source: Path = SOURCE) -> None:
     Raises:
         StorageError: the disk refused.
     """
-    if source == config.state_dir or (config.state_dir / SENT).exists():
+    if (config.state_dir / SENT).exists():
         return
     for step in steps(config, source):
         if step.do is not None:

@@ -2,6 +2,7 @@
 {
   config,
   lib,
+  options,
   pkgs,
   ...
 }:
@@ -92,8 +93,8 @@ in
 
     machineId = mkOption {
       type = types.str;
-      default = config.networking.hostName;
-      defaultText = lib.literalExpression "config.networking.hostName";
+      default = config.hostSpec.hostName or config.networking.hostName;
+      defaultText = lib.literalExpression "config.hostSpec.hostName or config.networking.hostName";
       description = "This host's name in the fleet; its certificate is issued for it.";
     };
 
@@ -130,7 +131,10 @@ in
         type = types.nullOr types.str;
         default = "${cfg.stateDir}/agent-cert.pem";
         defaultText = lib.literalExpression ''"''${stateDir}/agent-cert.pem"'';
-        description = "This host's certificate. The agent writes it, so it must be writable and survive reboots.";
+        description = ''
+          This host's certificate. The agent writes it, so it must be writable and survive reboots. One that the Rust
+          agent left in its folder (`/var/lib/nixfleet/agent-cert.pem`) is copied here at the first start.
+        '';
       };
       clientKey = mkOption {
         type = types.nullOr types.str;
@@ -188,7 +192,7 @@ in
     };
   };
 
-  config = lib.mkIf cfg.enable {
+  config = lib.mkIf cfg.enable ({
     environment.systemPackages = [ cfg.package ];
     environment.etc = {
       "nixfleet/agent.toml".source = settingsFile;
@@ -252,5 +256,10 @@ in
         CapabilityBoundingSet = "~CAP_SYS_MODULE CAP_SYS_TIME CAP_SYS_BOOT CAP_SYSLOG CAP_MAC_ADMIN CAP_MAC_OVERRIDE CAP_WAKE_ALARM CAP_BLOCK_SUSPEND CAP_AUDIT_CONTROL CAP_BPF CAP_PERFMON CAP_LEASE CAP_SYS_PACCT CAP_CHECKPOINT_RESTORE CAP_IPC_LOCK CAP_LINUX_IMMUTABLE CAP_MKNOD CAP_SYS_TTY_CONFIG";
       };
     };
-  };
+  }
+  # Where the fleet's own modules say what outlives a reboot, the state does, and the Rust agent's certificate with it
+  # until it is copied.
+  // lib.optionalAttrs (options ? nixfleet.persistence.directories) {
+    nixfleet.persistence.directories = [ cfg.stateDir "/var/lib/nixfleet" ];
+  });
 }

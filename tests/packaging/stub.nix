@@ -4,12 +4,15 @@
   settings,
   trust ? null,
   program ? null,
+  # What the fleet's own modules declare (an attribute set), and the host name that they know.
+  declared ? { },
+  hostSpec ? null,
 }:
 let
   lib = rec {
     mkOption = option: option;
     mkEnableOption = text: { default = false; description = text; };
-    mkIf = condition: value: if condition then value else { };
+    mkIf = condition: content: { _type = "if"; inherit condition content; };
     literalExpression = text: text;
     optional = condition: item: if condition then [ item ] else [ ];
     concatStringsSep = builtins.concatStringsSep;
@@ -83,18 +86,23 @@ let
     // builtins.mapAttrs (
       name: value: if builtins.isAttrs value && builtins.isAttrs (under.${name} or null) then merge under.${name} value else value
     ) over;
-  module = import ../../packaging/nixos/module.nix { inherit config lib pkgs; };
-  config = {
+  module = import ../../packaging/nixos/module.nix {
+    inherit config lib pkgs;
+    options = declared;
+  };
+  config = (if hostSpec == null then { } else { inherit hostSpec; }) // {
     networking.hostName = "web-01";
     nixfleet = if trust == null then { } else { inherit trust; };
     nix.package = "/nix-package";
     systemd.package = "/systemd";
     services.nixfleet-agent = merge (defaults module.options.services.nixfleet-agent) settings;
   };
+  # Whatever is merged with a condition from outside is lost, as in the real one.
+  made = if module.config.condition then module.config.content else { };
 in
 {
-  inherit (module) config;
-  settingsFile = module.config.environment.etc."nixfleet/agent.toml".source or null;
+  config = made;
+  settingsFile = made.environment.etc."nixfleet/agent.toml".source or null;
   removed = map (item: item.removed) module.imports;
   messages = map (item: item.message) module.imports;
   options = builtins.attrNames module.options.services.nixfleet-agent;

@@ -26,6 +26,13 @@ GOOD = 'enable = true; controlPlaneUrl = "https://cp.example:8443";'
 KEY = '{ algorithm = "ed25519"; public = "11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo="; }'
 TRUST = f'{{ ciReleaseKey.current = {KEY}; orgRootKey.current = "/FHNjmIYoaONpH7QAjDwWAgW7RO6MwOsXeuRFUiQgCU="; }}'
 
+#: What a fleet can have set of `services.nixfleet-agent`.
+RUST_OPTIONS = {
+    *("enable", "package", "controlPlaneUrl", "machineId", "trustFile", "tls", "bootstrapTokenFile", "stateDir"),
+    *("sshHostKeyFile", "tags", "renewalThresholdFraction", "manifestFreshnessWindowSecs", "effectiveHealthChecks"),
+    *("pollInterval", "healthChecks", "complianceGate"),
+}
+
 #: What must not be built -> (settings, a word of the reason).
 MISTAKES = {
     "an address that is not safe": ('enable = true; controlPlaneUrl = "http://cp";', "uses http, which is not safe"),
@@ -108,6 +115,26 @@ class NixOS(unittest.TestCase):
         self.assertIsNone(written["orgRootKey"]["previous"])
         etc = self.evaluate(f"({self.stub(GOOD)}).config.environment.etc")
         self.assertNotIn("nixfleet/agent/trust.json", etc, "somebody else puts it there")
+
+    def test_the_host_has_the_name_that_the_fleets_modules_know(self) -> None:
+        for more, name in (("", "web-01"), ('hostSpec.hostName = "db-07";', "db-07")):
+            stub = f"import {STUB} {{ settings = {{ {GOOD} }}; {more} }}"
+            self.assertIn(f'"machine_id":"{name}"', self.evaluate(f"({stub}).settingsFile"))
+
+    def test_state_and_certificate_outlive_a_reboot_where_the_fleet_has_a_say_in_it(self) -> None:
+        declared = "declared.nixfleet.persistence.directories = { };"
+        stub = f'import {STUB} {{ settings = {{ {GOOD} stateDir = "/var/lib/agent"; }}; {declared} }}'
+        kept = self.evaluate(f"({stub}).config.nixfleet.persistence.directories")
+        self.assertEqual(kept, ["/var/lib/agent", "/var/lib/nixfleet"])
+        self.assertNotIn("nixfleet", self.evaluate(f"builtins.attrNames ({self.stub(GOOD)}).config"))
+
+    def test_every_option_of_the_rust_agents_module_is_known_here(self) -> None:
+        stub = self.stub(GOOD)
+        known = {
+            *self.evaluate(f"({stub}).options"),
+            *(n.rpartition(".")[2] for n in self.evaluate(f"({stub}).removed")),
+        }
+        self.assertLessEqual(RUST_OPTIONS, known)
 
     def test_a_trust_file_of_the_flake_goes_into_the_store(self) -> None:
         (self.folder / "trust.json").write_text("{}")

@@ -57,8 +57,8 @@ class SwapIn(unittest.TestCase):
             client_key=self.folder / "host_key",
         )
 
-    def certificate(self, **options: Any) -> bytes:
-        path = self.source / "agent-cert.pem"
+    def certificate(self, place: Path | None = None, **options: Any) -> bytes:
+        path = (place or self.source) / "agent-cert.pem"
         key = options.pop("key", self.key)
         Authority().write_client(path, key, HOST, not_before=now(), not_after=now() + timedelta(days=30), **options)
         return path.read_bytes()
@@ -98,6 +98,17 @@ class SwapIn(unittest.TestCase):
         shutil.rmtree(config.state_dir / "outbound-sent" / R)
         swap_in.on_first_start(config, self.source)
         self.assertEqual(list((config.state_dir / "outbound-queue").iterdir()), [], "only at the first start")
+
+    def test_the_certificate_is_found_in_the_folder_of_its_own_that_the_rust_module_has(self) -> None:
+        place = self.folder / "nixfleet"
+        place.mkdir()
+        pem = self.certificate(place)
+        for config in (self.config(self.folder / "ours"), self.config(self.source)):
+            with self.subTest(config.state_dir.name):
+                swap_in.on_first_start(config, self.source)
+                self.assertEqual(config.client_cert.read_bytes().strip(), pem.strip())
+                self.assert_delivers(config.state_dir)
+        self.assertEqual((place / "agent-cert.pem").read_bytes(), pem)
 
     def test_what_is_not_this_hosts_is_left(self) -> None:
         self.certificate(key=new_host_key())

@@ -352,6 +352,17 @@ class TheNewestRolloutWins(Case):
         self.assertIsNone(self.host.activation.peek())
         self.assertEqual(set(self.host.view.reported), {R, S})
 
+    def test_it_waits_while_nobody_can_tell_what_runs_and_goes_on_once_somebody_can(self) -> None:
+        self.host.current = None
+        for _ in range(2):
+            self.assertEqual(self.host.dispatch(R, TARGET), (Answer.NOT_NOW, "it can't be read which closure runs"))
+        self.assertEqual(self.host.log(R), [], "nothing is said that has no currentClosureAtDispatch")
+        self.assertIsNone(self.host.activation.peek())
+        self.host.current = PRIOR
+        self.assertEqual(self.host.dispatch(R, TARGET), (Answer.ACCEPTED, ""))
+        self.assertEqual(self.host.record(R).current_closure_at_dispatch, PRIOR)
+        self.assertEqual(self.host.order(), Forward(R, TARGET, PRIOR, "rollback-and-halt"))
+
     def test_a_rollout_runs_once(self) -> None:
         self.host.soaking(R)
         self.host.order()
