@@ -30,6 +30,7 @@ setup(
             "conf/schemas/wire/*.json",
         ],
         "nixfleet_agent.activation": ["scripts/*.sh"],
+        "nixfleet_agent.demo": ["*.sh"],
         "nixfleet_agent.local_cp": ["*.html", "*.sql"],
     },
     install_requires=[

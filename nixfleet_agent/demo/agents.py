@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import shlex
@@ -18,17 +17,16 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-import nixfleet_agent
 from nixfleet_agent import durable
 from nixfleet_agent.demo.closures import HOST_VARIABLE, STORE, run_nix
 from nixfleet_agent.demo.errors import DemoError
 from nixfleet_agent.demo.logs import LoggedRefusal, LogTail, refusal
+from nixfleet_agent.demo.nixos_switch import UNITS
+from nixfleet_agent.demo.processes import MARK_VARIABLE, die_with_parent, end_marked, inherited
 from nixfleet_agent.identity.host_key import HostKey, from_private
 from nixfleet_agent.proto.ids import CLOSURE
 from nixfleet_agent.threads.interrupts import held
 
-#: By this variable every process of one demo is found again, also those that outlive their agent by design.
-MARK_VARIABLE = "FLEET_DEMO"
 STOP_SECS = 10.0
 #: The kernel's limit for the path of a socket, which an agent has in its state folder.
 SOCKET_PATH_LIMIT = 107
@@ -60,6 +58,8 @@ class Host:
         self.pem_key_file = folder / "ssh_host_ed25519_key.pem"
         self.state_dir = folder / "state"
         self.client_certificate = self.state_dir / "agent-cert.pem"
+        self.boot_entry = folder / "boot-entry"
+        self._units = folder / "run" / "units"
         self._around = around
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
@@ -78,6 +78,15 @@ class Host:
     def profile(self) -> Path:
         return self.folder / "profiles" / "system"
 
+    @property
+    def switch_lock(self) -> Path:
+        return self.folder / "run" / "switch-to-configuration.lock"
+
+    @property
+    def switch_log(self) -> Path:
+        """Each call of a switch script, as ``<action> <closure>``."""
+        return self.folder / "switch.log"
+
     def install(self, closure: str) -> HostKey:
         """Make the host as an installer would: keys, configuration, and a first system that runs; its host key.
 
@@ -87,7 +96,7 @@ class Host:
         socket = self.state_dir / "agent.sock"
         if len(os.fsencode(socket)) > SOCKET_PATH_LIMIT:
             raise DemoError(f"{self.folder} is too long a path for a socket: choose a shorter --dir")
-        for made in (self.folder / "run", self.folder / "home", self.profile.parent):
+        for made in (self.folder / "home", self.profile.parent):
             made.mkdir(parents=True)
         key = from_private(Ed25519PrivateKey.generate())
         secret = key.private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
@@ -100,8 +109,32 @@ class Host:
         durable.write(self.command, self._command().encode(), mode=0o755)
         self._nix("nix-store", "--realise", f"{STORE}/{closure}")
         self._nix("nix-env", "--profile", str(self.profile), "--set", f"{STORE}/{closure}")
-        self.current_system.symlink_to(f"{self.store_root}{STORE}/{closure}")
+        self.boot_entry.write_text(f"{closure}\n", encoding="ascii")
+        self._boot()
         return key
+
+    def reboot(self) -> None:
+        """As when the machine goes down and comes up: nothing that ran is left, and what the boot entry names runs.
+
+        Raises:
+            DemoError: the boot entry names nothing.
+        """
+        self.kill()
+        end_marked(HOST_VARIABLE, str(self.folder))
+        self._boot()
+        self.start()
+
+    def _boot(self) -> None:
+        """What bootloader and initrd do: ``/run`` is empty at first, and then has the current system and its units."""
+        closure = self.booting_closure()
+        if closure is None:
+            raise DemoError(f"{self.name} does not boot: {self.boot_entry} names no closure")
+        system = Path(f"{self.store_root}{STORE}/{closure}")
+        shutil.rmtree(self.folder / "run", ignore_errors=True)
+        self._units.mkdir(parents=True)
+        for unit in (system / UNITS).iterdir():
+            shutil.copyfile(unit, self._units / unit.name)
+        self.current_system.symlink_to(system)
 
     def give_token(self, token: bytes) -> None:
         """What the agent enrolls with."""
@@ -167,6 +200,14 @@ class Host:
             return None
         return name if CLOSURE.fullmatch(name) else None
 
+    def booting_closure(self) -> str | None:
+        """The basename that the boot entry names."""
+        try:
+            name = self.boot_entry.read_text(encoding="ascii").strip()
+        except (OSError, ValueError):
+            return None
+        return name if CLOSURE.fullmatch(name) else None
+
     def profile_closure(self) -> str | None:
         """The basename that the profile leads to through its generation."""
         try:
@@ -203,6 +244,11 @@ class Host:
             "NIX_CONF_DIR": str(self.folder / "home"),
             "NIX_CONFIG": nix_config,
             HOST_VARIABLE: str(self.folder),
+            "SWITCH_LOG": str(self.switch_log),
+            "SWITCH_LOCK": str(self.switch_lock),
+            "SWITCH_CURRENT_SYSTEM": str(self.current_system),
+            "SWITCH_BOOTLOADER": str(self.boot_entry),
+            "SWITCH_UNITS": str(self._units),
             MARK_VARIABLE: around.mark,
         }
 
@@ -240,7 +286,7 @@ class Host:
                 "backend": "setsid",
                 "profile": self.profile,
                 "current_system": self.current_system,
-                "switch_lock": folder / "run" / "switch-to-configuration.lock",
+                "switch_lock": self.switch_lock,
                 "store_root": self.store_root,
                 "poll_interval_secs": 0.1,
                 "poll_budget_secs": 30.0,
@@ -265,56 +311,6 @@ def _tuning(pace: float) -> dict[str, object]:
         "backoff_initial": 0.2,
         "backoff_max": 2.0,
     }
-
-
-@functools.cache
-def die_with_parent() -> tuple[str, ...]:
-    """What a command begins with so that it dies with a demo that is killed; nothing where that can't be had."""
-    words = ("setpriv", "--pdeathsig", "KILL")
-    if shutil.which(words[0]) is None:
-        return ()
-    # Not every setpriv knows how: busybox's does not.
-    tried = subprocess.run([*words, "true"], capture_output=True, check=False)  # nosec B603 # fixed words
-    if tried.returncode != 0:
-        return ()
-    # A demo that was killed before setpriv had its say would be outlived: whose child it is, is looked at after that.
-    return (*words, "sh", "-c", f'[ "$PPID" = {os.getpid()} ] && exec "$@"', "sh")
-
-
-def inherited() -> dict[str, str]:
-    """What a process of a demo has of this one's environment: where programs and Python's packages are."""
-    package = str(Path(nixfleet_agent.__file__).resolve().parent.parent)
-    search = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {"PATH": os.environ.get("PATH", os.defpath), "PYTHONPATH": os.pathsep.join(search)}
-
-
-def end_marked(mark: str) -> list[int]:
-    """Kill every process that carries the mark of this demo in its environment; their ids.
-
-    Switches and dead-man guards are detached on purpose, so that they survive their agent.
-    """
-    ended = []
-    wanted = f"{MARK_VARIABLE}={mark}".encode()
-    for entry in Path("/proc").iterdir() if Path("/proc").is_dir() else ():
-        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
-            continue
-        try:
-            if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                os.kill(int(entry.name), signal.SIGKILL)
-                ended.append(int(entry.name))
-        except OSError:  # it has ended, or belongs to somebody else
-            continue
-    return ended
-
-
-def remove_tree(folder: Path) -> None:
-    """Remove a folder with Nix stores in it, whose folders are read-only."""
-    for path, folders, _ in os.walk(folder):
-        for name in folders:
-            inner = Path(path) / name
-            if not inner.is_symlink():
-                inner.chmod(0o700)
-    shutil.rmtree(folder)
 
 
 def _table(name: str, table: Mapping[str, object]) -> list[str]:

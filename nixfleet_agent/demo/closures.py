@@ -1,7 +1,8 @@
 """Small closures with real references, made in a Nix store of their own and copied, signed, into a binary cache.
 
-A closure here is what an agent sees of a NixOS system: ``bin/switch-to-configuration``, a reference to the software
-that it runs, and the health checks that belong to it. Making one takes no builder, so it needs no sandbox or root.
+A closure here is what an agent sees of a NixOS system: ``bin/switch-to-configuration`` (``nixos_switch``), one unit and
+a reference to the software that it runs, what inhibits a live switch, and the health checks that belong to it. Making
+one takes no builder, so it needs no sandbox or root.
 """
 
 from __future__ import annotations
@@ -11,44 +12,25 @@ import json
 import os
 import struct
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nixfleet_agent.demo.errors import DemoError
+from nixfleet_agent.demo.nixos_switch import Switch, inhibitors, units
 
 STORE = "/nix/store"
-#: Where the switch script and the probes find their host; every child of an agent inherits it.
+#: Where probes and hooks find their host; every child of an agent inherits it.
 HOST_VARIABLE = "FLEET_DEMO_HOST"
 
 _BASE32 = "0123456789abcdfghijklmnpqrsvwxyz"
 _EXPORT_MAGIC = 0x4558494E  # "NIXE": marks the end of the archive in `nix-store --import`'s format
 _NIX_SECS = 120.0
 
-#: What NixOS does in some thousand lines, for a system that is one program.
-_SWITCH = f"""#!/bin/sh
-set -eu
-system=$(cd "$(dirname "$0")/.." && pwd -P)
-point() {{
-    mkdir -p "$(dirname "$1")"
-    ln -s "$system" "$1.$$" && mv -T "$1.$$" "$1"
-}}
-case "$1" in
-boot)
-    point "${HOST_VARIABLE}/boot/default"
-    ;;
-switch | test)
-    echo "stopping the old app"
-    point "${HOST_VARIABLE}/boot/default"
-    point "${HOST_VARIABLE}/run/current-system"
-    sleep 0.2
-    echo "started $("$system/sw/bin/app" version)"
-    ;;
-*)
-    echo "usage: $0 switch|test|boot" >&2
-    exit 2
-    ;;
-esac
+#: The app starts a moment after its system has become the current one.
+_ACTIVATE = """
+ln -s "$system" "$SWITCH_CURRENT_SYSTEM.$$" && mv -T "$SWITCH_CURRENT_SYSTEM.$$" "$SWITCH_CURRENT_SYSTEM"
+sleep 0.2
 """
 
 _APP = """#!/bin/sh
@@ -59,6 +41,16 @@ esac
 """
 _HEALTHY = 'echo "all is well"'
 _BROKEN = 'echo "app {version} cannot reach its database" >&2; exit 1'
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """What a version is made of; ``dbus`` and ``init`` are the versions that its D-Bus and its init came with."""
+
+    version: str
+    healthy: bool = True
+    dbus: str = ""
+    init: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +87,15 @@ class Maker:
         self._run("nix-store", "--generate-binary-cache-key", "nixfleet-demo-1", str(self._secret), str(public))
         self.public_key = public.read_text(encoding="ascii").strip()
 
-    def releases(self, versions: Mapping[str, bool], cache_url: str) -> dict[str, Release]:
-        """Make and publish one system for each version, healthy or not."""
-        made = {version: self._system(version, healthy, cache_url) for version, healthy in versions.items()}
+    def releases(self, systems: Iterable[System], cache_url: str) -> dict[str, Release]:
+        """Make and publish these; by version."""
+        made = {system.version: self._system(system, cache_url) for system in systems}
         self._publish([release.closure for release in made.values()])
         return made
 
-    def _system(self, version: str, healthy: bool, cache_url: str) -> Release:
-        check = _HEALTHY if healthy else _BROKEN.format(version=version)
+    def _system(self, system: System, cache_url: str) -> Release:
+        version = system.version
+        check = _HEALTHY if system.healthy else _BROKEN.format(version=version)
         app = self._path(f"demo-app-{version}", {"bin/app": _APP.format(version=version, check=check)}, {}, ())
         checks = {
             "app": {
@@ -121,7 +114,10 @@ class Maker:
             },
         }
         files = {
-            "bin/switch-to-configuration": _SWITCH,
+            "bin/switch-to-configuration": Switch().script(_ACTIVATE),
+            **units({"app.service": f"ExecStart={STORE}/{app}/bin/app version"}),
+            **inhibitors(dbus_implementation=f"dbus-{system.dbus}"),
+            "init-interface-version": f"{system.init}\n",
             "etc/nixfleet/agent/health-checks.json": json.dumps(checks, indent=1),
             "nixos-version": f"{version}\n",
         }

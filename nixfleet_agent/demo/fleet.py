@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
-from nixfleet_agent.demo.agents import MARK_VARIABLE, Host, Surroundings, end_marked, inherited
+from nixfleet_agent.demo.agents import Host, Surroundings
 from nixfleet_agent.demo.cache import Cache
-from nixfleet_agent.demo.closures import Maker, Release
+from nixfleet_agent.demo.closures import Maker, Release, System
 from nixfleet_agent.demo.errors import DemoError
 from nixfleet_agent.demo.plane import ControlPlaneProcess, Pace
+from nixfleet_agent.demo.processes import MARK_VARIABLE, end_marked, inherited
 from nixfleet_agent.demo.scenario import INSTALLER, Scenario
 from nixfleet_agent.demo.timeline import Timeline
 from nixfleet_agent.local_cp.ci import ChannelDescription, ContinuousIntegration, FleetDescription, WaveDescription
@@ -94,8 +95,7 @@ class DemoFleet:
             with held():
                 cache = Cache(maker.cache)
                 self._started.callback(cache.close)
-            healthy = {version: version not in self._scenario.broken for version in self._scenario.versions}
-            self.releases = maker.releases(healthy, cache.url)
+            self.releases = maker.releases(systems(self._scenario), cache.url)
             plane.result()
         around = Surroundings(
             control_plane_url=self.plane.url,
@@ -159,8 +159,17 @@ class DemoFleet:
             host.ask_to_stop()
         for host in self.hosts.values():
             host.wait_stopped()
-        end_marked(str(self.folder))
+        end_marked(MARK_VARIABLE, str(self.folder))
         self._started.close()
+
+
+def systems(scenario: Scenario) -> Iterator[System]:
+    """What each version is made of: D-Bus and init are those of the version before, unless it changes them."""
+    dbus = init = ""
+    for version in scenario.versions:
+        dbus = version if version in scenario.new_dbus else dbus
+        init = version if version in scenario.new_init else init
+        yield System(version, version not in scenario.broken, dbus, init)
 
 
 def commit_of(version: str) -> str:

@@ -13,9 +13,9 @@ from typing import TextIO
 
 from nixfleet_agent import durable
 from nixfleet_agent.demo import report
-from nixfleet_agent.demo.agents import remove_tree
 from nixfleet_agent.demo.errors import DemoError
 from nixfleet_agent.demo.fleet import DemoFleet, require_tools
+from nixfleet_agent.demo.processes import remove_tree
 from nixfleet_agent.demo.report import Outcome
 from nixfleet_agent.demo.scenario import INSTALLER, PLAIN, Scenario, load
 from nixfleet_agent.demo.story import Story

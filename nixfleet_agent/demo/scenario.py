@@ -51,7 +51,11 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A whole story. ``versions`` are all that need a closure, in order; ``certificate_secs`` None is the usual."""
+    """A whole story. ``versions`` are all that need a closure, in order; ``certificate_secs`` None is the usual.
+
+    ``broken`` versions fail their health check; those in ``new_dbus`` and ``new_init`` bring another D-Bus, or another
+    interface to init, and so take a reboot.
+    """
 
     name: str
     title: str
@@ -62,6 +66,8 @@ class Scenario:
     certificate_secs: float | None
     steps: tuple[Step, ...]
     end: tuple[End, ...]
+    new_dbus: frozenset[str] = frozenset()
+    new_init: frozenset[str] = frozenset()
 
 
 def shipped() -> dict[str, str]:
@@ -118,6 +124,8 @@ def _scenario(name: str, tree: Mapping[str, Any]) -> Scenario:
         agents=tree.get("agents", 3),
         versions=tuple(dict.fromkeys([INSTALLER, *released])),
         broken=frozenset(tree.get("broken", ())),
+        new_dbus=frozenset(tree.get("new_dbus", ())),
+        new_init=frozenset(tree.get("new_init", ())),
         soak_secs=float(tree.get("soak_secs", 2.5)),
         certificate_secs=None if certificate_secs is None else float(certificate_secs),
         steps=steps,
@@ -154,9 +162,10 @@ def _problems(tree: Mapping[str, Any]) -> Iterator[str]:
         for key, version in (("runs", end["runs"]), *((f"rollouts.{v}", v) for v in end["rollouts"])):
             if version not in released:
                 yield f"end[{number}].{key}: {version} is never released"
-    for version in tree.get("broken", ()):
-        if version not in released:
-            yield f"broken: {version} is never released"
+    for key in ("broken", "new_dbus", "new_init"):
+        for version in tree.get(key, ()):
+            if version not in released:
+                yield f"{key}: {version} is never released"
 
 
 def _phrase(error: jsonschema.ValidationError) -> str:

@@ -28,7 +28,9 @@ def _on_disk(fleet: DemoFleet, host: Host, end: End) -> Iterator[str]:
     if host.running_closure() != closure:
         yield f"{host.name} runs {host.running_closure()}, not {closure} ({end.runs})"
     if host.profile_closure() != closure:
-        yield f"{host.name} would boot {host.profile_closure()}, not {closure} ({end.runs})"
+        yield f"{host.name} has {host.profile_closure()} in its profile, not {closure} ({end.runs})"
+    if host.booting_closure() != closure:
+        yield f"{host.name} would boot {host.booting_closure()}, not {closure} ({end.runs})"
     if host.undelivered():
         yield f"{host.name} has undelivered events: {', '.join(host.undelivered()[:3])}"
 

@@ -9,9 +9,11 @@ from tests.support import nix
 #: `activate` stands at the top of a darwin system, takes no argument, and finds itself by its own path.
 _ACTIVATE = """#!/bin/sh
 self=$(basename "$(dirname "$0")")
-echo "activate$* $self" >>"$TEST_SWITCH_LOG"
+echo "activate$* $self" >>"$SWITCH_LOG"
 """
-_FLIP = 'ln -s "/nix/store/$self" "$TEST_CURRENT_SYSTEM.$$" && mv -T "$TEST_CURRENT_SYSTEM.$$" "$TEST_CURRENT_SYSTEM"\n'
+_FLIP = """link="$SWITCH_CURRENT_SYSTEM"
+ln -s "/nix/store/$self" "$link.$$" && mv -T "$link.$$" "$link"
+"""
 
 
 class DarwinTest(PipelineCase):

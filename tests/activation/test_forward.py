@@ -7,6 +7,7 @@ import unittest
 
 from nixfleet_agent.activation.model import Completed, Deferred, Failed, Forward
 from nixfleet_agent.activation.way_back import root_of
+from nixfleet_agent.demo.nixos_switch import Switch, units
 from tests.activation.case import ROLLOUT, PipelineCase, until
 from tests.support.nix import (
     EXIT_4,
@@ -16,7 +17,6 @@ from tests.support.nix import (
     SLOW,
     third_closure,
 )
-from tests.support.nixos_switch import Switch, units
 
 
 class ForwardTest(PipelineCase):
@@ -316,7 +316,7 @@ class DeferTest(PipelineCase):
     def test_a_bootloader_that_can_not_be_written_is_a_failure_with_nothing_switched(self) -> None:
         old, new = self.systems(kernel="2")
         self.host.boot(old)
-        self.host.environment["TEST_BOOT_EXIT"] = "7"
+        self.host.environment["SWITCH_BOOT_EXIT"] = "7"
         outcome = self.pipeline().forward(self.intent(new, old), self.methods.append)
         assert isinstance(outcome, Failed)
         self.assertEqual((outcome.exit_code, outcome.phase), (7, "defer-bootloader-update"))

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from nixfleet_agent.activation import inhibitors
 from nixfleet_agent.activation.inhibitors import Inhibition
 from nixfleet_agent.activation.model import Completed, Deferred, Failed, RolledBack
+from nixfleet_agent.demo.nixos_switch import Switch
+from nixfleet_agent.demo.nixos_switch import inhibitors as own
 from tests.activation.case import PipelineCase
-from tests.support.nixos_switch import Switch
-from tests.support.nixos_switch import inhibitors as own
 
 BROKER = own(dbus_implementation="broker", systemd_version="258")
 APP = "etc/systemd/system/app.service"
@@ -164,7 +164,7 @@ class InhibitorsTest(PipelineCase):
     def test_a_bootloader_that_fails_leaves_the_profile_where_the_boot_entry_is(self) -> None:
         old = self.start(BROKER)
         new = self.nixery.system("new", files=own(dbus_implementation="dbus"))
-        self.host.environment["TEST_BOOT_EXIT"] = "1"
+        self.host.environment["SWITCH_BOOT_EXIT"] = "1"
         outcome = self.pipeline().forward(self.intent(new, old, "halt"), self.methods.append)
         assert isinstance(outcome, Failed)
         self.assertEqual(outcome.phase, "defer-bootloader-update")

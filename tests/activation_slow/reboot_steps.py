@@ -17,9 +17,9 @@ from typing import Any
 from nixfleet_agent.activation.context import Context
 from nixfleet_agent.activation.model import ROLLBACK_AND_HALT, Forward, Rollback
 from nixfleet_agent.activation.pipeline import Pipeline
+from nixfleet_agent.demo.nixos_switch import Switch, inhibitors, units
 from nixfleet_agent.threads.clock import SystemClock
 from tests.support.nix import Nixery, NixHost
-from tests.support.nixos_switch import Switch, inhibitors, units
 
 DISK = Path("/var/lib/reboot-test")
 CLOSURES = DISK / "closures.json"

@@ -128,7 +128,7 @@ class ForwardTest(SystemdPipelineCase):
         bad = self.nixery.system("bad", FAIL)
         stubborn = self.nixery.system(
             "stubborn",
-            'if [ ! -e "$TEST_SWITCH_LOG.once" ]; then : >"$TEST_SWITCH_LOG.once"; exit 7; fi\n'
+            'if [ ! -e "$SWITCH_LOG.once" ]; then : >"$SWITCH_LOG.once"; exit 7; fi\n'
             'cat /proc/self/cgroup; flip "$self"\n',
         )
         self.host.nix("nix-store", "--realise", f"/nix/store/{stubborn}")

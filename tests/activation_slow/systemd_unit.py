@@ -35,7 +35,7 @@ KILL = 'systemctl kill --signal=SIGKILL nixfleet-agent.service; sleep 0.3; flip 
 #: A probe as hosts have them: it asks systemd, runs Nix, and looks at what runs.
 PROBE = (
     "systemctl is-active nixfleet-agent.service && nix-store --version && test -w /nix && "
-    'test -e "$TEST_STORE/nix/store/$(basename "$(readlink "$TEST_CURRENT_SYSTEM")")/healthy"'
+    'test -e "$TEST_STORE/nix/store/$(basename "$(readlink "$SWITCH_CURRENT_SYSTEM")")/healthy"'
 )
 
 

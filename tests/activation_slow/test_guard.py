@@ -9,9 +9,9 @@ import unittest
 
 from nixfleet_agent.activation.model import Completed, Failed, Forward, RolledBack
 from nixfleet_agent.activation.records import Record
+from nixfleet_agent.demo.nixos_switch import Switch
 from tests.activation.case import ROLLOUT, PipelineCase, processes_of, until
 from tests.support.nix import FAIL, SLOW
-from tests.support.nixos_switch import Switch
 
 
 class GuardTest(PipelineCase):

@@ -21,9 +21,9 @@ from nixfleet_agent.activation.model import (
 )
 from nixfleet_agent.activation.records import Records
 from nixfleet_agent.activation.way_back import root_of
+from nixfleet_agent.demo.nixos_switch import Switch, inhibitors
 from tests.activation.case import ROLLOUT, PipelineCase, processes_of, until
 from tests.support.nix import EXIT_4, FAIL, SLOW, third_closure
-from tests.support.nixos_switch import Switch, inhibitors
 
 
 class RollbackTest(PipelineCase):
@@ -76,9 +76,9 @@ class RollbackTest(PipelineCase):
             for n, k in enumerate(kernels)
         )
         self.host.boot(old)
-        self.host.environment["TEST_BOOT_EXIT"] = "7"
+        self.host.environment["SWITCH_BOOT_EXIT"] = "7"
         self.assertIsInstance(self.pipeline().forward(self.intent(new, old), self.methods.append), Failed)
-        self.host.environment["TEST_BOOT_EXIT"] = "0"
+        self.host.environment["SWITCH_BOOT_EXIT"] = "0"
         intent = self.back(new, fired=False)
         outcome = self.pipeline().rollback(type(intent)(ROLLOUT, old, new, False, None))
         self.assertEqual(outcome, RolledBack(old, 0))
@@ -135,7 +135,7 @@ class RollbackTest(PipelineCase):
         self.assertIn("syntax error in nix.conf", outcome.stderr_tail)
 
     def test_a_failing_rollback_is_told_and_can_be_tried_again(self) -> None:
-        unready = 'if [ ! -e "$TEST_BOOTLOADER.ok" ]; then echo "not yet" >&2; exit 6; fi; flip "$self"\n'
+        unready = 'if [ ! -e "$SWITCH_BOOTLOADER.ok" ]; then echo "not yet" >&2; exit 6; fi; flip "$self"\n'
         prior = self.nixery.system("unready", unready)
         self.host.boot(prior)
         self.pipeline().forward(self.intent(self.v2, prior), self.methods.append)
@@ -276,7 +276,7 @@ class RollbackTest(PipelineCase):
 
     def test_a_full_boot_partition_does_not_keep_the_release_running(self) -> None:
         self.forward(self.v2)
-        self.host.environment["TEST_BOOT_EXIT"] = "1"
+        self.host.environment["SWITCH_BOOT_EXIT"] = "1"
         for _ in range(2):
             outcome = self.pipeline().rollback(self.back(self.v2))
             assert isinstance(outcome, RollbackFailed)
@@ -284,7 +284,7 @@ class RollbackTest(PipelineCase):
             self.assertEqual((self.host.running(), self.host.boots()), (self.v1, self.v2))
         calls = [f"{action} {self.v1}" for action in ("switch", "boot", "test", "boot")]
         self.assertEqual(self.host.switches()[1:], calls, "once it runs, only the entry is tried again")
-        del self.host.environment["TEST_BOOT_EXIT"]
+        del self.host.environment["SWITCH_BOOT_EXIT"]
         self.assert_back(self.pipeline().rollback(self.back(self.v2)))
         self.assertEqual(self.host.boots(), self.v1)
 

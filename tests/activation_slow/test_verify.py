@@ -58,7 +58,7 @@ class VerifyTest(PipelineCase):
         self.assertEqual((outcome.exit_code, outcome.phase, outcome.observed), (5, "switch", self.v1))
 
     def test_an_unreadable_link_for_a_moment_is_waited_out(self) -> None:
-        script = 'rm "$TEST_CURRENT_SYSTEM"; sleep 0.3; flip "$self"\n'
+        script = 'rm "$SWITCH_CURRENT_SYSTEM"; sleep 0.3; flip "$self"\n'
         target = self.nixery.system("blinking", script)
         self.assertEqual(self.forward(target), Completed(target, 0, ()))
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from nixfleet_agent.demo.agents import remove_tree
+from nixfleet_agent.demo.processes import remove_tree
 from tests.bench import figures
 from tests.bench.figures import Figure
 from tests.bench.processes import rss

@@ -95,7 +95,8 @@ def bare(host: NixHost, other: str, target: str) -> float:
 
 def measured(rounds: int) -> list[Round]:
     """Forwards between two closures, there and back, each as its own rollout."""
-    script = 'echo "$(date +%s.%N)" >"$TEST_BOOTLOADER"; flip "$self"; echo "$(date +%s.%N)" >>"$TEST_BOOTLOADER"\n'
+    stamp = 'echo "$(date +%s.%N)"'
+    script = f'{stamp} >"$SWITCH_BOOTLOADER"; flip "$self"; {stamp} >>"$SWITCH_BOOTLOADER"\n'
     with Nixery() as nixery:
         ends = [nixery.system(f"bench-{name}", script) for name in ("a", "b")]
         host = nixery.host("bench")

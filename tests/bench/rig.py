@@ -21,9 +21,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from nixfleet_agent.demo.agents import Host, Surroundings, end_marked, remove_tree
+from nixfleet_agent.demo.agents import Host, Surroundings
 from nixfleet_agent.demo.cache import Cache
-from nixfleet_agent.demo.closures import Maker
+from nixfleet_agent.demo.closures import Maker, System
+from nixfleet_agent.demo.processes import MARK_VARIABLE, end_marked, remove_tree
 from nixfleet_agent.local_cp.ci import ChannelDescription, ContinuousIntegration, FleetDescription, WaveDescription
 from nixfleet_agent.local_cp.dispatcher import Options
 from nixfleet_agent.local_cp.server import Request, Response
@@ -68,7 +69,7 @@ def serve(folder: Path, names: list[str], soak: float, others: int, pipe: Connec
 
     plane.server.answer = answer
     plane.start()
-    releases = maker.releases({"v0": True, "v1": True, "v2": True}, cache.url)
+    releases = maker.releases(map(System, ("v0", "v1", "v2")), cache.url)
     closures = [releases[version].closure for version in ("v0", "v1", "v2")]
     trust = ci.trust_file(issuance_ca_pems=[plane.authority.pem], cache_keys=[maker.public_key])
     pipe.send((plane.url, str(plane.ca_file), trust, cache.url, maker.public_key, closures))
@@ -157,5 +158,5 @@ class Rig:
         self.host.wait_stopped()
         self._pipe.send(None)
         self._child.join()
-        end_marked(str(self.folder))
+        end_marked(MARK_VARIABLE, str(self.folder))
         remove_tree(self.folder)

@@ -8,10 +8,11 @@ import tempfile
 import unittest
 from pathlib import Path
 
-from nixfleet_agent.demo.agents import Host, Surroundings, end_marked, remove_tree
+from nixfleet_agent.demo.agents import Host, Surroundings
 from nixfleet_agent.demo.cache import Cache
-from nixfleet_agent.demo.closures import HOST_VARIABLE, STORE, Maker, Release, run_nix
+from nixfleet_agent.demo.closures import HOST_VARIABLE, STORE, Maker, Release, System, run_nix
 from nixfleet_agent.demo.errors import DemoError
+from nixfleet_agent.demo.processes import end_marked, remove_tree
 
 
 class Closures(unittest.TestCase):
@@ -27,7 +28,8 @@ class Closures(unittest.TestCase):
         cls.maker = Maker(cls.folder / "ci")
         cls.cache = Cache(cls.maker.cache)
         cls.addClassCleanup(cls.cache.close)
-        cls.releases = dict(cls.maker.releases({"v1": True, "v3": False}, cls.cache.url))
+        systems = [System("v1"), System("v3", healthy=False)]
+        cls.releases = cls.maker.releases(systems, cls.cache.url)
 
     def host(self, name: str, key: str | None = None) -> Host:
         around = Surroundings(
@@ -80,7 +82,7 @@ class Closures(unittest.TestCase):
         run_nix(["nix-store", "--realise", f"{STORE}/{other}"], host.environment)
         run_nix([str(host.store_root / "nix/store" / other / "bin/switch-to-configuration"), "boot"], host.environment)
         self.assertEqual(host.running_closure(), self.releases["v1"].closure)
-        self.assertEqual((host.folder / "boot/default").readlink().name, other)
+        self.assertEqual(host.booting_closure(), other)
 
     def test_a_path_too_long_for_a_socket_is_refused_before_anything_is_made(self) -> None:
         host = self.host("x" * 100)
@@ -94,7 +96,7 @@ class Closures(unittest.TestCase):
         for process in (ours, other):
             self.addCleanup(process.wait)
             self.addCleanup(process.kill)
-        self.assertEqual(end_marked("/mark/a"), [ours.pid])
+        self.assertEqual(end_marked("FLEET_DEMO", "/mark/a"), [ours.pid])
         self.assertEqual(ours.wait(60), -9)
         self.assertIsNone(other.poll())
 

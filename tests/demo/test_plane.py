@@ -16,9 +16,9 @@ import urllib.request
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from nixfleet_agent.demo.agents import inherited
 from nixfleet_agent.demo.errors import DemoError
 from nixfleet_agent.demo.plane import ControlPlaneProcess, Pace
+from nixfleet_agent.demo.processes import inherited
 from nixfleet_agent.local_cp.ci import ChannelDescription, ContinuousIntegration, FleetDescription, WaveDescription
 from nixfleet_agent.local_cp.happenings import Notification
 from nixfleet_agent.state_machine import State

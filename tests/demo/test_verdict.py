@@ -60,6 +60,7 @@ class Verdict(unittest.TestCase):
         self.fleet = StoredFleet(("web-01",), {"web-01": self.host}, releases, StoredPlane(folder / "cp.sqlite"))
         self.runs(V1)
         self.boots(V1)
+        self.profile(V1)
         self.record("v1", State.CONVERGED, 3)
         for seq in (1, 2, 3):
             self.took("v1", seq)
@@ -69,6 +70,9 @@ class Verdict(unittest.TestCase):
         self.link(self.host.current_system, f"/nix/store/{closure}")
 
     def boots(self, closure: str) -> None:
+        self.host.boot_entry.write_text(f"{closure}\n")
+
+    def profile(self, closure: str) -> None:
         self.link(self.host.profile, "system-1-link")
         self.link(self.host.profile.parent / "system-1-link", f"/nix/store/{closure}")
 
@@ -117,6 +121,14 @@ class Verdict(unittest.TestCase):
     def test_another_system_would_boot(self) -> None:
         self.boots(V2)
         self.assert_problem(self.judge(v1="Converged"), f"web-01 would boot {V2}")
+
+    def test_another_system_is_in_the_profile(self) -> None:
+        self.profile(V2)
+        self.assert_problem(self.judge(v1="Converged"), f"web-01 has {V2} in its profile")
+
+    def test_nothing_would_boot(self) -> None:
+        self.host.boot_entry.unlink()
+        self.assert_problem(self.judge(v1="Converged"), "web-01 would boot None")
 
     def test_an_event_was_never_delivered(self) -> None:
         queue = self.host.state_dir / "outbound-queue"

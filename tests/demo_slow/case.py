@@ -12,7 +12,7 @@ import unittest
 from pathlib import Path
 from typing import Any
 
-from nixfleet_agent.demo.agents import MARK_VARIABLE, remove_tree
+from nixfleet_agent.demo.processes import MARK_VARIABLE, remove_tree
 
 #: Seconds; several times what a story takes on a loaded machine of two cores.
 PATIENCE = 170.0

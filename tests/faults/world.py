@@ -23,7 +23,7 @@ _SCRIPT = """
 need={need}
 case "$action" in switch)
     if ! ls "$TEST_STATE/outbound-queue" "$TEST_STATE"/outbound-sent/*/ | grep -q -E -- "-($need).json"; then
-        echo "undurable $self" >>"$TEST_SWITCH_LOG"
+        echo "undurable $self" >>"$SWITCH_LOG"
     fi ;;
 esac
 {act}
@@ -54,7 +54,7 @@ CHECKS = {
         "command": [
             "sh",
             "-c",
-            'system=$(readlink "$TEST_CURRENT_SYSTEM"); test -e "$TEST_STORE/nix/store/${system##*/}/healthy"',
+            'system=$(readlink "$SWITCH_CURRENT_SYSTEM"); test -e "$TEST_STORE/nix/store/${system##*/}/healthy"',
         ],
     },
     "watched": {"kind": "exec", "mode": "observe", "intervalSeconds": 0.5, "timeoutSecs": 5, "command": ["false"]},

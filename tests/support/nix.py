@@ -11,7 +11,7 @@
 The scripts are the stand-in of ``nixos_switch``; what is given here is the activation of a closure.
 Closures are *registered*, not added: they have no content address, so a host fetches them only with a
 signature of a trusted key, and they can reference one another. The scripts take everything about the host
-from the environment (``TEST_CURRENT_SYSTEM`` and others), so that many hosts can share one cache.
+from the environment (``SWITCH_CURRENT_SYSTEM`` and others), so that many hosts can share one cache.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from types import TracebackType
 from typing import Any
 
 from nixfleet_agent.config.model import ActivationConfig
-from tests.support.nixos_switch import Switch
+from nixfleet_agent.demo.nixos_switch import Switch
 
 _BASE32 = "0123456789abcdfghijklmnpqrsvwxyz"
 _NIX_COMMAND = ("--extra-experimental-features", "nix-command")
@@ -47,16 +47,16 @@ HANG = 'echo "hanging before the flip"; sleep 600\n'
 HANG_AFTER_FLIP = 'flip "$self"; echo "hanging after the flip"; sleep 600\n'
 #: Takes a while, so that a test can act in between; the flip comes in the middle.
 SLOW = 'sleep 0.3; flip "$self"; sleep 0.3; echo "slow one done"\n'
-#: Leaves a process behind that keeps the output open; the test must end it (pid in $TEST_SWITCH_LOG.daemon).
-FORK = 'sleep 600 & echo $! >"$TEST_SWITCH_LOG.daemon"; echo "forked"; flip "$self"\n'
-FORK_AND_FAIL = 'sleep 600 & echo $! >"$TEST_SWITCH_LOG.daemon"; echo "forked and failing"; exit 9\n'
+#: Leaves a process behind that keeps the output open; the test must end it (pid in $SWITCH_LOG.daemon).
+FORK = 'sleep 600 & echo $! >"$SWITCH_LOG.daemon"; echo "forked"; flip "$self"\n'
+FORK_AND_FAIL = 'sleep 600 & echo $! >"$SWITCH_LOG.daemon"; echo "forked and failing"; exit 9\n'
 #: 64 MiB of output, then a failure whose reason is in the last line.
 FLOOD = 'head -c 67108864 /dev/zero | tr "\\000" "x"; echo; echo "the last word" >&2; exit 12\n'
 #: The switch restarts the agent: kill it the hard way, in the middle.
 KILL_AGENT = 'kill -9 "$(cat "$TEST_AGENT_PID")"; sleep 0.3; flip "$self"; echo "switched without the agent"\n'
 KILL_AGENT_AND_FAIL = 'kill -9 "$(cat "$TEST_AGENT_PID")"; sleep 0.3; echo "failed without the agent" >&2; exit 13\n'
 LOCK_REFUSED_ONCE = (
-    'if [ ! -e "$TEST_SWITCH_LOG.tried" ]; then : >"$TEST_SWITCH_LOG.tried"; '
+    'if [ ! -e "$SWITCH_LOG.tried" ]; then : >"$SWITCH_LOG.tried"; '
     'echo "Could not acquire lock" >&2; exit 11; fi; flip "$self"\n'
 )
 LOCK_REFUSED = 'echo "Could not acquire lock" >&2; exit 11\n'
@@ -95,11 +95,11 @@ class NixHost:
             "NIX_REMOTE": f"local?root={self.store_root}",
             "NIX_CONFIG": nix_config,
             "XDG_CACHE_HOME": str(root / "cache-home"),
-            "TEST_CURRENT_SYSTEM": str(self.current_system),
-            "TEST_SWITCH_LOG": str(self.switch_log),
-            "TEST_SWITCH_LOCK": str(self.switch_lock),
-            "TEST_UNITS": str(self.active_units),
-            "TEST_BOOTLOADER": str(self.bootloader),
+            "SWITCH_CURRENT_SYSTEM": str(self.current_system),
+            "SWITCH_LOG": str(self.switch_log),
+            "SWITCH_LOCK": str(self.switch_lock),
+            "SWITCH_UNITS": str(self.active_units),
+            "SWITCH_BOOTLOADER": str(self.bootloader),
             "TEST_AGENT_PID": str(self.agent_pid),
         }
         self.activation = ActivationConfig(

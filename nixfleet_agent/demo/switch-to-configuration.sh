@@ -2,9 +2,9 @@
 # Stands in for NixOS's switch-to-configuration: the same steps in the same order, words and exit codes, for a host that
 # is a folder. What it changes is named by the environment, so that many hosts share one closure:
 #
-#   TEST_SWITCH_LOG      every call, as "<action> <closure>"        TEST_CURRENT_SYSTEM  the link to what runs
-#   TEST_SWITCH_LOCK     the lock file                              TEST_BOOTLOADER      the closure that boots next
-#   TEST_UNITS           one file per active unit: its definition   TEST_BOOT_EXIT       the bootloader step fails so
+#   SWITCH_LOG   every call, as "<action> <closure>"          SWITCH_CURRENT_SYSTEM  the link to what runs
+#   SWITCH_LOCK  the lock file                                SWITCH_BOOTLOADER      the closure that boots next
+#   SWITCH_UNITS one file per active unit: its definition     SWITCH_BOOT_EXIT       the bootloader step fails so
 #
 # A closure is configured by the settings below, by its units in etc/systemd/system (a line `Fails=start`, `dependency`,
 # `user` or `systemctl` has one fail that way, `X-RestartIfChanged=false` keeps it running), its `switch-inhibitors` and
@@ -23,7 +23,7 @@ store_root=${0%/nix/store/*}
 self=${self##*/}
 action=${1:-}
 exit_code=0
-echo "$action $self" >>"$TEST_SWITCH_LOG"
+echo "$action $self" >>"$SWITCH_LOG"
 
 say() {
     echo "$*" >&2
@@ -37,12 +37,12 @@ in_words() {
 # Points the link at closure $1; activations call it.
 # shellcheck disable=SC2317
 flip() {
-    ln -s "/nix/store/$1" "$TEST_CURRENT_SYSTEM.$$" && mv -T "$TEST_CURRENT_SYSTEM.$$" "$TEST_CURRENT_SYSTEM"
+    ln -s "/nix/store/$1" "$SWITCH_CURRENT_SYSTEM.$$" && mv -T "$SWITCH_CURRENT_SYSTEM.$$" "$SWITCH_CURRENT_SYSTEM"
 }
 
 # The running system's file $1, where it has one.
 running() {
-    running_system=$(readlink "$TEST_CURRENT_SYSTEM" 2>/dev/null) || return 1
+    running_system=$(readlink "$SWITCH_CURRENT_SYSTEM" 2>/dev/null) || return 1
     [ -e "$store_root/nix/store/${running_system##*/}/$1" ] && echo "$store_root/nix/store/${running_system##*/}/$1"
 }
 
@@ -76,13 +76,13 @@ refuse() {
 }
 
 install_bootloader() {
-    if [ "${TEST_BOOT_EXIT:-0}" != 0 ]; then
+    if [ "${SWITCH_BOOT_EXIT:-0}" != 0 ]; then
         say "No space left on device"
         [ "$flavour" = perl ] || say "Failed to install bootloader"
-        exit "$TEST_BOOT_EXIT"
+        exit "$SWITCH_BOOT_EXIT"
     fi
     bootloader
-    echo "$self" >"$TEST_BOOTLOADER"
+    echo "$self" >"$SWITCH_BOOTLOADER"
 }
 
 # The units of $1, as the script lists them.
@@ -93,7 +93,7 @@ listed() {
 # What the new system takes away or changes, and what it must not.
 plan_units() {
     stops='' skips='' starts=''
-    for unit in "$TEST_UNITS"/*; do
+    for unit in "$SWITCH_UNITS"/*; do
         name=${unit##*/}
         if [ ! -e "$unit" ] || cmp -s "$unit" "$system/etc/systemd/system/$name"; then continue; fi
         if [ -e "$system/etc/systemd/system/$name" ] && grep -q '^X-RestartIfChanged=false' "$unit"; then
@@ -104,7 +104,7 @@ plan_units() {
     done
     for unit in "$system"/etc/systemd/system/*.service; do
         [ ! -e "$unit" ] || case " $skips " in *" ${unit##*/} "*) ;; *)
-            cmp -s "$unit" "$TEST_UNITS/${unit##*/}" || starts="$starts ${unit##*/}" ;;
+            cmp -s "$unit" "$SWITCH_UNITS/${unit##*/}" || starts="$starts ${unit##*/}" ;;
         esac
     done
 }
@@ -122,7 +122,7 @@ start_unit() {
     systemctl)
         say "Too few arguments." ;;
     *)
-        cp "$system/etc/systemd/system/$1" "$TEST_UNITS/$1"
+        cp "$system/etc/systemd/system/$1" "$SWITCH_UNITS/$1"
         return ;;
     esac
     exit_code=4
@@ -166,7 +166,7 @@ main() {
         exit 0
     fi
     [ -z "$stops" ] || say "stopping the following units: $(listed "$stops")"
-    for name in $stops; do rm -f "$TEST_UNITS/$name"; done
+    for name in $stops; do rm -f "$SWITCH_UNITS/$name"; done
     [ -z "$skips" ] || say "NOT restarting the following changed units: $(listed "$skips")"
     [ -z "$stops$starts" ] || say "activating the configuration..."
     if ! activate; then
@@ -181,7 +181,7 @@ main() {
     exit "$exit_code"
 }
 
-exec 9>>"$TEST_SWITCH_LOCK"
+exec 9>>"$SWITCH_LOCK"
 if ! flock --nonblock 9; then
     in_words "Could not acquire lock - Resource temporarily unavailable at $0 line 74." "Could not acquire lock"
     exit 11

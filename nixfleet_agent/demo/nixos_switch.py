@@ -11,12 +11,13 @@ inhibitors, writes the boot entry, stops units, activates, starts units, and end
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from importlib import resources
 
-_SCRIPT = Path(__file__).with_name("switch-to-configuration.sh").read_text(encoding="utf-8")
+SCRIPT = "switch-to-configuration.sh"
 UNITS = "etc/systemd/system"
 
 
@@ -49,7 +50,12 @@ class Switch:
             f"bootloader() {{\n{self.bootloader}\n}}",
             f"daemon_reload() {{\n{self.reload}\n}}",
         ]
-        return _SCRIPT.replace("#@settings@", "\n".join(settings)).replace("#@activate@", activate)
+        return _template().replace("#@settings@", "\n".join(settings)).replace("#@activate@", activate)
+
+
+@functools.cache
+def _template() -> str:
+    return (resources.files("nixfleet_agent.demo") / SCRIPT).read_text(encoding="utf-8")
 
 
 def units(definitions: Mapping[str, str]) -> dict[str, str]:

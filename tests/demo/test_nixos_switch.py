@@ -10,8 +10,8 @@ import tempfile
 import unittest
 from pathlib import Path
 
+from nixfleet_agent.demo.nixos_switch import Switch, inhibitors, units
 from tests.support.nix import SUCCEED
-from tests.support.nixos_switch import Switch, inhibitors, units
 
 OLD, NEW = "old-system", "new-system"
 APP = "app.service"
@@ -26,11 +26,11 @@ class StandInTest(unittest.TestCase):
         self.units.mkdir()
         self.environment = {
             "PATH": "/usr/bin:/bin",
-            "TEST_SWITCH_LOG": str(self.root / "log"),
-            "TEST_SWITCH_LOCK": str(self.root / "lock"),
-            "TEST_CURRENT_SYSTEM": str(self.root / "current"),
-            "TEST_BOOTLOADER": str(self.root / "bootloader"),
-            "TEST_UNITS": str(self.units),
+            "SWITCH_LOG": str(self.root / "log"),
+            "SWITCH_LOCK": str(self.root / "lock"),
+            "SWITCH_CURRENT_SYSTEM": str(self.root / "current"),
+            "SWITCH_BOOTLOADER": str(self.root / "bootloader"),
+            "SWITCH_UNITS": str(self.units),
         }
         self.system(OLD)
         (self.root / "current").symlink_to(f"/nix/store/{OLD}")
@@ -136,7 +136,7 @@ class StandInTest(unittest.TestCase):
 
     def test_a_bootloader_step_that_fails_comes_before_any_unit_is_touched(self) -> None:
         self.system(NEW, units({APP: "1"}))
-        code, said = self.call("switch", TEST_BOOT_EXIT="1")
+        code, said = self.call("switch", SWITCH_BOOT_EXIT="1")
         self.assertEqual((code, self.runs(), self.active(), self.boots()), (1, OLD, {}, ""))
         self.assertIn("Failed to install bootloader", said)
 
