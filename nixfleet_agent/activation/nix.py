@@ -61,6 +61,21 @@ def hold(context: Context, closure: str, root: Path) -> bool:
     return True
 
 
+def is_valid(context: Context, closure: str) -> bool:
+    """Whether the closure is in the store, by Nix's database; no root is made.
+
+    Raises:
+        CommandError: Nix could not tell.
+    """
+    done = context.run(["nix-store", "--check-validity", store_path(closure)], timeout=QUERY_SECS)
+    if done.returncode == 0:
+        return True
+    said = said_by(done)
+    if "is not valid" in said:
+        return False
+    raise CommandError(f"nix-store --check-validity failed ({done.returncode}): {said}")
+
+
 def root_arguments(root: Path) -> list[str]:
     """``--indirect`` is the default since Nix 2.4; 2.3 needs it for a root outside its own folder."""
     return ["--add-root", str(root), "--indirect"]

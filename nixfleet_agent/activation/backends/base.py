@@ -21,6 +21,9 @@ class Backend(Protocol):
     def command(self, system: Path, action: str) -> list[str]:
         """The system's own switch script with its action (``switch`` or ``boot``)."""
 
+    def dry_run(self, system: Path) -> list[str] | None:
+        """The command that tells what a switch would do, and changes nothing; None where there is none."""
+
     def launch(self, record: Record, command: list[str], delay: float = 0) -> None:
         """Run ``command`` under the record's wrapper, ``delay`` seconds from now.
 

@@ -14,3 +14,6 @@ class DarwinBackend(SetsidBackend):
 
     def command(self, system: Path, action: str) -> list[str]:
         return [str(system / "activate")]
+
+    def dry_run(self, system: Path) -> list[str] | None:
+        return None  # its `activate` does what it says, whatever it is given

@@ -30,6 +30,9 @@ class SetsidBackend:
     def command(self, system: Path, action: str) -> list[str]:
         return [str(system / "bin/switch-to-configuration"), action]
 
+    def dry_run(self, system: Path) -> list[str] | None:
+        return self.command(system, "dry-activate")
+
     def launch(self, record: Record, command: list[str], delay: float = 0) -> None:
         wrapper = record.path.parent / WRAPPER
         arguments = [SHELL, str(wrapper), "detach", str(record.path), f"{delay:g}", *command]

@@ -44,6 +44,9 @@ class SystemdBackend:
     def command(self, system: Path, action: str) -> list[str]:
         return [str(system / "bin/switch-to-configuration"), action]
 
+    def dry_run(self, system: Path) -> list[str] | None:
+        return self.command(system, "dry-activate")
+
     def launch(self, record: Record, command: list[str], delay: float = 0) -> None:
         unit = record.intent.unit
         self._clear(unit, timed=bool(delay))
