@@ -197,6 +197,7 @@ class _Result(unittest.TestResult):
 def worker_main(descriptor: int) -> int:
     """Run the modules named on standard input; returns at its end."""
     limit_secs = int(os.environ["NIXFLEET_TESTS_LIMIT_SECS"])
+    faulthandler.enable()  # a crash of the interpreter says where, on standard error
     # The same examples in every run, and no example fails for having taken long: `python -m unittest` finds new ones.
     hypothesis.settings.load_profile("ci")
     names_descriptor = os.dup(0)
