@@ -61,6 +61,10 @@ class ForwardRun:
             return self._noop()
         self._realise(patience)
         found = inhibitors.between(context, host.read_current(context.config), intent.target)
+        if found is None:
+            # A veto may stand for hours: until it is lifted, a reboot must bring the system that the profile names.
+            with context.phase("consent"):
+                await_consent(context, intent)
         before = host.read_profile(context.config.profile)
         try:
             with context.phase("profile"):
@@ -109,8 +113,6 @@ class ForwardRun:
         self._announced = True
 
     def _switch(self) -> Completed | Deferred:
-        with self._context.phase("consent"):
-            await_consent(self._context, self._intent)
         self._parts.switches.wait_for_lock()
         self._context.check()
         self._switching()

@@ -11,16 +11,16 @@ from tests.activation.case import PipelineCase
 class ConsentTest(PipelineCase):
     def test_the_switch_waits_until_nobody_refuses_and_then_goes_on(self) -> None:
         answers = ["three users left", "three users left", "one user left", None]
-        asked: list[tuple[str, str | None]] = []
+        asked: list[tuple[str, str | None, str | None]] = []
 
         def consent(intent: Forward) -> str | None:
-            asked.append((intent.target, self.host.running()))
+            asked.append((intent.target, self.host.running(), self.host.profile_closure()))
             return answers.pop(0)
 
         self.consent = consent
         outcome = self.forward(self.v2)
         self.assertIsInstance(outcome, Completed)
-        self.assertEqual(asked, [(self.v2, self.v1)] * 4)
+        self.assertEqual(asked, [(self.v2, self.v1, self.v1)] * 4, "what boots next is what runs while it waits")
         told = [(waiting.kind, waiting.reason, waiting.tries) for waiting in self.waits if waiting]
         self.assertEqual(
             told, [("veto", "three users left", 1), ("veto", "three users left", 2), ("veto", "one user left", 3)]
@@ -39,7 +39,7 @@ class ConsentTest(PipelineCase):
 
                 self.consent = refuse
                 self.assertEqual(self.forward(self.v2), Interrupted(reason))
-                self.assertEqual(self.host.running(), self.v1)
+                self.assertEqual((self.host.running(), self.host.profile_closure()), (self.v1, self.v1))
                 self.assertEqual(self.records("forward"), [])
 
     def test_a_rollback_asks_nobody(self) -> None:

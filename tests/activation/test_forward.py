@@ -28,7 +28,7 @@ class ForwardTest(PipelineCase):
         self.assertEqual(self.host.switches(), [f"switch {self.v2}"])
         self.assertEqual(self.methods, ["setsid"])
         self.assertEqual(
-            [name for name, _ in self.phases], ["way-back", "lock", "realise", "profile", "consent", "fire", "verify"]
+            [name for name, _ in self.phases], ["way-back", "lock", "realise", "consent", "profile", "fire", "verify"]
         )
         self.assertEqual(self.records("guard"), [], "disarmed before the success is told")
 
