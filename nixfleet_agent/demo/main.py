@@ -130,14 +130,14 @@ class _Demo:
         found: list[str] = []
 
         def all_well() -> bool:
-            found[:] = problems(fleet, self._scenario)
+            found[:] = [*problems(fleet, self._scenario), *self._timeline.breaches]
             return not found
 
         try:
             Story(fleet, self._timeline).tell(self._scenario)
             self._timeline.wait(all_well, SETTLE_SECS, fleet.look_after)
         except DemoError as error:
-            return [str(error)]
+            return [str(error), *self._timeline.breaches]
         return found
 
     def report(self, outcome: Outcome, out: TextIO) -> None:

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from nixfleet_agent.demo.logs import LoggedRefusal
-from nixfleet_agent.local_cp.happenings import FORGOTTEN, Notification
+from nixfleet_agent.local_cp.happenings import BREACH, FORGOTTEN, Notification
 from nixfleet_agent.state_machine import State
 from nixfleet_agent.text import printable
 from nixfleet_agent.threads.clock import Clock
 
 #: How long a wait goes without looking whether the agents still live, in seconds.
 SLICE = 0.25
+#: Ways of breaking the contract that are told; one mistake of an agent makes many.
+BREACHES_KEPT = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class Timeline:
         self._changes: dict[str, float] = {}
         self._refusals: list[LoggedRefusal] = []
         self._halted: dict[str, str] = {}
+        self._breaches: list[str] = []
         self._show = show
 
     @property
@@ -90,6 +93,12 @@ class Timeline:
         """Oldest first."""
         with self._changed:
             return tuple(self._refusals)
+
+    @property
+    def breaches(self) -> tuple[str, ...]:
+        """How requests have broken the contract of the wire: each way once, oldest first."""
+        with self._changed:
+            return tuple(self._breaches)
 
     def state(self, version: str, hostname: str) -> State | None:
         with self._changed:
@@ -138,6 +147,9 @@ class Timeline:
 
     def watch(self, happening: Notification) -> None:
         """The control plane's watcher."""
+        if happening.what == BREACH:
+            self._breach(happening)
+            return
         with self._changed:
             version = self._versions.get(happening.rollout_id, happening.rollout_id)
             key = (version, happening.hostname)
@@ -152,6 +164,14 @@ class Timeline:
             if words:
                 self._add(Entry(self.seconds, happening.hostname, version, words))
             self._changed.notify_all()
+
+    def _breach(self, happening: Notification) -> None:
+        said = printable((happening.detail or {}).get("how"), 400)
+        how = f"{happening.hostname or 'somebody'} breaks the contract of the wire: {said}"
+        with self._changed:
+            if how not in self._breaches and len(self._breaches) < BREACHES_KEPT:
+                self._breaches.append(how)
+                self._add(Entry(self.seconds, "", "", how))
 
     def wait(self, done: Callable[[], bool], seconds: float, look: Callable[[], None]) -> bool:
         """Until ``done``, for at most ``seconds``; ``look`` is called every now and then and may raise."""

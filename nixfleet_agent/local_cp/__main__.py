@@ -2,7 +2,8 @@
 
 Started again on the same folder and port it is the same control plane: CA, database and releases are kept there.
 Standard output carries one JSON object a line: ``listening`` first, then each ``happening``, and the answers to
-orders. With ``--orders`` it reads orders from standard input and ends with it, so that it never outlives its owner.
+orders. Each request of an agent is held against the contract of the wire; a breach is one of the happenings. With
+``--orders`` it reads orders from standard input and ends with it, so that it never outlives its owner.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
             SystemClock(),
             options.org_root,
             port=options.port,
-            options=Options(timedelta(seconds=options.extra_soak), timedelta(seconds=options.redeliver_after)),
+            options=Options(
+                timedelta(seconds=options.extra_soak), timedelta(seconds=options.redeliver_after), strict=True
+            ),
             watcher=lambda happening: told.tell({"happening": happening.to_json()}),
             certificate_lifetime=timedelta(seconds=options.certificate_secs),
         )

@@ -40,6 +40,8 @@ PROTOCOL = "1"
 LONGEST_WAIT = 60.0
 #: Breaches of the contract that are remembered: the newest.
 BREACHES_KEPT = 100
+#: How the programs that people look around with call themselves: they need not know the contract.
+PEOPLE = ("curl/", "Mozilla/")
 NO_CONTENT = Response(status=HTTPStatus.NO_CONTENT)
 
 
@@ -47,8 +49,8 @@ NO_CONTENT = Response(status=HTTPStatus.NO_CONTENT)
 class Api:
     """All endpoints over one control plane; ``answer`` is what the server calls for each request.
 
-    With ``strict`` each request is held against the contract of the wire, and what it breaks is kept in ``breaches``:
-    it is answered all the same.
+    With ``strict`` each request of an agent is held against the contract of the wire. What it breaks is kept in
+    ``breaches`` and told to the watcher; it is answered all the same.
     """
 
     control: ControlPlane
@@ -59,10 +61,11 @@ class Api:
 
     def answer(self, request: Request) -> Response:
         """The answer to any request, also to one that is wrong."""
-        if self.strict:
+        if self.strict and not request.headers.get("user-agent", "").startswith(PEOPLE):
             for breach in request_faults(request.method, request.path, request.headers, request.body):
                 LOG.warning("the contract of the wire is broken: %s", breach)
                 self.breaches.append(breach)
+                self.control.breach("" if request.peer is None else request.peer.hostname, breach)
         try:
             return self._endpoint(request)(self, request)
         except RequestRefused as refusal:

@@ -16,7 +16,7 @@ from nixfleet_agent.local_cp.catalogue import Catalogue, Publication
 from nixfleet_agent.local_cp.dispatcher import Dispatcher, Options, fresh_record
 from nixfleet_agent.local_cp.errors import RequestRefused
 from nixfleet_agent.local_cp.faults import Faults
-from nixfleet_agent.local_cp.happenings import FORGOTTEN, Notification
+from nixfleet_agent.local_cp.happenings import BREACH, FORGOTTEN, Notification
 from nixfleet_agent.local_cp.replays import Replays
 from nixfleet_agent.local_cp.store import HostRow, Store
 from nixfleet_agent.local_cp.waiters import Waiters
@@ -147,6 +147,10 @@ class ControlPlane:
         if self._options.complete_from_heartbeat:
             self._complete_from(beat)
         return [records.snapshot(record) for record in snapshots], replay
+
+    def breach(self, hostname: str, how: str) -> None:
+        """Tell that a request of this host (empty: of nobody known) breaks the contract of the wire."""
+        self._tell(hostname, "", BREACH, detail={"how": how})
 
     def publish(self, publication: Publication) -> None:
         """Serve what CI signed, and start handing out turns for it."""

@@ -12,14 +12,16 @@ from nixfleet_agent.state_machine import State
 
 #: What is told of an event of that kind which is answered and not kept.
 FORGOTTEN = "Forgotten {}"
+#: What is told of a request that breaks the contract of the wire; the detail says how.
+BREACH = "Breach"
 
 
 @dataclass(frozen=True, slots=True)
 class Notification:
     """Something that a watcher may want to show.
 
-    ``what`` is an event's kind, a word of the planner's (``Queued``, ``Dispatched``, ``Halted``), ``FORGOTTEN``, or
-    ``Known``: the state of a host as a control plane that has just started finds it in its database.
+    ``what`` is an event's kind, a word of the planner's (``Queued``, ``Dispatched``, ``Halted``), ``FORGOTTEN``,
+    ``BREACH``, or ``Known``: the state of a host as a control plane that has just started finds it in its database.
     """
 
     at: datetime

@@ -8,9 +8,9 @@ import unittest
 from datetime import datetime, timezone
 from typing import Any
 
-from nixfleet_agent.demo.timeline import Timeline
+from nixfleet_agent.demo.timeline import BREACHES_KEPT, Timeline
 from nixfleet_agent.demo.view import Lines
-from nixfleet_agent.local_cp.happenings import Notification
+from nixfleet_agent.local_cp.happenings import BREACH, Notification
 from nixfleet_agent.state_machine import State
 from nixfleet_agent.threads.clock import SystemClock
 
@@ -59,6 +59,20 @@ class Words(unittest.TestCase):
         self.assertEqual(self.timeline.states, {("v1", "web-01"): State.REVERTED})
         self.assertTrue(self.timeline.seen("web-01", "v1", "ActivationStarted"))
         self.assertFalse(self.timeline.seen("web-02", "v1", "ActivationStarted"))
+
+    def test_how_a_request_breaks_the_contract_is_told_once(self) -> None:
+        for _ in range(3):
+            self.timeline.watch(happened(BREACH, hostname="web-01", how="POST /v1/agent/heartbeat: at is missing"))
+        self.timeline.watch(happened(BREACH, hostname="", how="GET /: headers"))
+        expected = (
+            "web-01 breaks the contract of the wire: POST /v1/agent/heartbeat: at is missing",
+            "somebody breaks the contract of the wire: GET /: headers",
+        )
+        self.assertEqual(self.timeline.breaches, expected)
+        self.assertEqual(self.told(), list(expected))
+        for number in range(100):
+            self.timeline.watch(happened(BREACH, how=f"{number}"))
+        self.assertEqual(len(self.timeline.breaches), BREACHES_KEPT)
 
     def test_what_an_agent_says_can_not_drive_the_terminal(self) -> None:
         self.timeline.watch(happened("ActivationFailed", State.FAILED, stderrTail="\x1b[2Jgone\nfake line"))

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import unittest
+from pathlib import Path
+from unittest import mock
 
+from nixfleet_agent.errors import EXIT_CHECK_FAILED
 from tests.demo_slow.case import DemoCase
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 ROLLED_BACK = {"v1": "Converged", "v2": "Converged", "v3": "Reverted"}
 
 
@@ -53,6 +58,23 @@ class Stories(DemoCase):
             document = json.loads(said[said.index("\n{\n") :])
             self.assertEqual((document["ok"], document["scenario"]), (code == 0, "mine"))
             self.assertEqual(["web-01 runs" in problem for problem in document["problems"][:1]], [True] * code)
+
+    def test_an_agent_that_breaks_the_contract_of_the_wire_spoils_the_end(self) -> None:
+        (self.outer / "sitecustomize.py").write_text(
+            "import sys\n"
+            "if 'run' in sys.orig_argv:\n"
+            "    from tests.support.crippled import WAYS\n"
+            "    WAYS['coarse']()\n"
+        )
+        with mock.patch.dict(os.environ, PYTHONPATH=f"{self.outer}{os.pathsep}{ROOT}"):
+            process = self.start("--scenario", "canary", "--agents", "1", "--json")
+        assert process.stdout is not None
+        said = process.stdout.read()
+        self.assertEqual(process.wait(), EXIT_CHECK_FAILED, said)
+        problems = json.loads(said[said.index("\n{\n") :])["problems"]
+        self.assertTrue(problems)
+        for problem in problems:
+            self.assertRegex(problem, "^web-01 breaks the contract of the wire: POST /v1/agent/heartbeat: at: ")
 
     def test_an_outage_in_the_middle_of_switches(self) -> None:
         document = self.demo("--scenario", "outage", "--agents", "2")
