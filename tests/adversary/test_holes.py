@@ -56,7 +56,47 @@ def _debts_before_the_boot() -> Any:
     return mock.patch.object(decisions.Turn, "resume", resume)
 
 
+def _who_goes_on_gets_the_order() -> Any:
+    """What was superseded in vain goes on with its order at once, whoever is in charge of the host."""
+
+    def hand_back(turn: Any) -> None:
+        ended, before = turn.host.active_id, succession.in_charge(turn.host)
+        turn.host = succession.handed_back(turn.host, turn._moment.current)
+        back = turn.host.active
+        if back is not None and back.rollout_id != ended and (before is None or before is not back):
+            turn._order(back, resume=True)
+
+    return mock.patch.object(decisions.Turn, "hand_back", hand_back)
+
+
+def _a_debt_goes_before_the_switch_that_runs() -> Any:
+    """Whoever comes while a switch runs takes over the debt from before it."""
+    takes_over = succession._takes_over_debt
+
+    def of_old(host: Any, current: str | None) -> bool:
+        brought = succession._brought(host, current)
+        return takes_over(host, current) or (brought is not None and brought.record.rollback_owed)
+
+    return mock.patch.object(succession, "_takes_over_debt", of_old)
+
+
 HOLES: dict[str, Hole] = {
+    "a debt waits for an order that somebody else has got": (
+        world("ABAB", "rhrh"),
+        (
+            *("dispatch stable@c0", "by hand to A", "finds it there", "dispatch stable@c2", "dispatch edge@c3"),
+            *("fails early", "reboot into P", "by hand to A"),
+        ),
+        _who_goes_on_gets_the_order,
+    ),
+    "a debt from before takes the order away from a switch that runs": (
+        world("AABC", minutes=(2, 1, 2, 3)),
+        (
+            *("dispatch edge@c1", "begins", "dispatch stable@c2", "flips", "ends with 2", "can't go back", "begins"),
+            *("dispatch edge@c3", "ends with 1"),
+        ),
+        _a_debt_goes_before_the_switch_that_runs,
+    ),
     "a debt takes the host away from under the release that a reboot brought": (
         world("AABC", "rrrr", (2, 1, 2, 3)),
         (

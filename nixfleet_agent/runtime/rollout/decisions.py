@@ -250,8 +250,8 @@ class Turn:
         if ended is None or back is None or back.rollout_id == ended:
             return
         self.deeds.append(HandedBack(ended, back.rollout_id))
-        if before is None or before.rollout_id != back.rollout_id:
-            self._order(back, resume=True)
+        # Not the order of whoever goes on: one before it may owe a rollback still, which comes first.
+        self._pass_on(before, resume=True)
 
     def _carry_out(self, rollout: Rollout, effects: tuple[Effect, ...], *, ended_soak: bool) -> None:
         first = in_charge(self.host)
@@ -265,14 +265,14 @@ class Turn:
         if ended_soak:
             self._probes(StopProbes())
 
-    def _pass_on(self, before: Rollout | None) -> None:
+    def _pass_on(self, before: Rollout | None, *, resume: bool = False) -> None:
         """Whoever is in charge now, and was not before, gets its order."""
         first = in_charge(self.host)
         if first is None or before is None or first.rollout_id == before.rollout_id:
             return
         if any(isinstance(deed, Ordered) and deed.order.rollout_id == first.rollout_id for deed in self.deeds):
             return
-        self._order(first, resume=first.begun)
+        self._order(first, resume=resume or first.begun)
 
     def _order(self, rollout: Rollout, *, resume: bool) -> bool:
         """Give out the order that a rollout waits for the end of; False when it waits for none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -26,11 +26,18 @@ def recover(journal: Journal, current: str | None, monotonic: float, fired: Coll
     ``current`` is the closure that runs now, ``monotonic`` the start of this process's own measuring, ``fired`` are the
     rollouts of which the switch records say that a forward switch has started.
     """
+    folded = (
+        fold(journal.read(rollout_id), journal.hostname, journal.last_seq(rollout_id), monotonic)
+        for rollout_id in journal.rollouts()
+    )
+    return host_of([rollout for rollout in folded if rollout is not None], current, monotonic, fired)
+
+
+def host_of(rollouts: Iterable[Rollout], current: str | None, monotonic: float, fired: Collection[str] = ()) -> Host:
+    """The host with the rollouts as their logs prove them, each for itself; for the rest see ``recover``."""
     host = Host()
-    for rollout_id in journal.rollouts():
-        rollout = fold(journal.read(rollout_id), journal.hostname, journal.last_seq(rollout_id), monotonic)
-        if rollout is not None:
-            host = host.with_rollout(replace(rollout, begun=_begun(rollout, rollout_id in fired)))
+    for rollout in rollouts:
+        host = host.with_rollout(replace(rollout, begun=_begun(rollout, rollout.rollout_id in fired)))
     for rollout in host.rollouts.values():
         host = host.with_rollout(_continued(host, rollout, monotonic, rollout.rollout_id in fired))
     newest = max(host.rollouts.values(), key=_acceptance, default=None)

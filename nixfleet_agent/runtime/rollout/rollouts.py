@@ -64,7 +64,8 @@ class Host:
 
     def with_rollout(self, rollout: Rollout) -> Host:
         """This host with one rollout replaced or added."""
-        return replace(self, rollouts=MappingProxyType({**self.rollouts, rollout.rollout_id: rollout}))
+        rollouts = MappingProxyType({**self.rollouts, rollout.rollout_id: rollout})
+        return Host(rollouts, self.active_id, self.newest_number, self.attempted)
 
     def without(self, rollout_id: str) -> Host:
         """This host once a rollout's log was pruned."""

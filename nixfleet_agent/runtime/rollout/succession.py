@@ -64,6 +64,8 @@ def _takes_over_debt(host: Host, current: str | None) -> bool:
     active, brought = host.active, _brought(host, current)
     if active is not None and active.record.rollback_owed:
         return True
+    if active is not None and active.begun and active.record.state is State.ACTIVATING:
+        return False  # its own switch runs: what comes of that, and not the debt before it, is next
     if active is not None and active.accepted.inherited and not (active.begun or active.record.terminal):
         return True
     return brought is not None and brought.record.rollback_owed
