@@ -29,6 +29,7 @@ COMMANDS = {
     "check": "look at configuration, keys, certificate, probes, Nix and reachability",
     "probe": "run the declared health probes once",
     "history": "the events of a rollout on this host",
+    "diff": "what would change: packages, sizes and units between what runs and what comes",
     "log": "what a switch has said, also while it runs",
     "hold": "start no new activation for now",
     "release": "end a hold",

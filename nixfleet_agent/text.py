@@ -29,3 +29,17 @@ def printable(text: object, limit: int = FOREIGN_LIMIT) -> str:
     """
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
     return clip(shown, limit, "...")
+
+
+def byte_size(count: int) -> str:
+    """A number of bytes for people: ``412 B``, ``96.3 MiB``."""
+    size, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while abs(size) >= 1024 and len(units) > 1:
+        size /= 1024
+        units.pop(0)
+    return f"{size:.0f} B" if units[0] == "B" else f"{size:.1f} {units[0]}"
+
+
+def byte_delta(count: int) -> str:
+    """The same with a sign: ``+96.3 MiB``; nothing for no difference."""
+    return f"{'+' if count > 0 else ''}{byte_size(count)}" if count else ""

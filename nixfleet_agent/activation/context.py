@@ -147,6 +147,12 @@ class Context:
             on_start=on_start,
         )
 
+    def read(self, arguments: Sequence[str], *, timeout: float, limit: int) -> processes.Finished:
+        """``processes.read`` in the children's environment, interruptible."""
+        return processes.read(
+            arguments, self.environment, clock=self.clock, timeout=timeout, check=self.check, limit=limit
+        )
+
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Report how long the block took, however it ends."""

@@ -24,11 +24,23 @@ GRACE_SECS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """How a child ended, and the last ``KEPT_BYTES`` of what it said."""
+    """How a child ended, and the end of what it said: at most ``KEPT_BYTES`` of each output, unless asked for more."""
 
     returncode: int
     stdout: bytes
     stderr: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """How long a child may take, who looks on, and how much of its standard output is kept."""
+
+    clock: Clock
+    timeout: float
+    check: Callable[[], None]
+    on_stderr: Callable[[bytes], None] | None = None
+    on_start: Callable[[int], None] | None = None
+    kept: int = KEPT_BYTES
 
 
 def run(
@@ -51,6 +63,30 @@ def run(
     Raises:
         CommandError: no such program, or its time is over.
     """
+    return _run(arguments, environment, _Terms(clock, timeout, check, on_stderr, on_start))
+
+
+def read(
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    clock: Clock,
+    timeout: float,
+    check: Callable[[], None],
+    limit: int,
+) -> Finished:
+    """``run`` for a child whose whole answer counts, up to ``limit`` bytes of it.
+
+    Raises:
+        CommandError: as ``run``, and for an answer that is longer.
+    """
+    done = _run(arguments, environment, _Terms(clock, timeout, check, kept=limit + 1))
+    if len(done.stdout) > limit:
+        raise CommandError(f"{arguments[0]} answered with more than {limit} bytes")
+    return done
+
+
+def _run(arguments: Sequence[str], environment: Mapping[str, str], terms: _Terms) -> Finished:
     try:
         child = subprocess.Popen(  # nosec B603 # no shell; names from outside have their form checked before
             list(arguments),
@@ -64,23 +100,19 @@ def run(
         raise CommandError(
             f"can't run {arguments[0]}: {error.strerror or error}; is it installed and on PATH?"
         ) from error
-    if on_start is not None:
-        on_start(child.pid)
+    if terms.on_start is not None:
+        terms.on_start(child.pid)
     try:
-        return _follow(child, Deadline(clock, timeout), check, on_stderr)
+        return _follow(child, Deadline(terms.clock, terms.timeout), terms)
     except TimeoutError as error:
-        raise CommandError(f"{arguments[0]} did not end within {timeout:g} s") from error
+        raise CommandError(f"{arguments[0]} did not end within {terms.timeout:g} s") from error
     finally:
         _end(child)
 
 
-def _follow(
-    child: subprocess.Popen[bytes],
-    deadline: Deadline,
-    check: Callable[[], None],
-    on_stderr: Callable[[bytes], None] | None,
-) -> Finished:
+def _follow(child: subprocess.Popen[bytes], deadline: Deadline, terms: _Terms) -> Finished:
     assert child.stdout is not None and child.stderr is not None
+    limits = {child.stdout: terms.kept, child.stderr: KEPT_BYTES}
     kept = {child.stdout: bytearray(), child.stderr: bytearray()}
     with selectors.DefaultSelector() as selector:
         for stream in kept:
@@ -90,16 +122,17 @@ def _follow(
             ready = selector.select(SLICE_SECS)
             for key, _ in ready:
                 stream = key.fileobj  # type: ignore[assignment]
-                if not _read(stream, kept[stream], on_stderr if stream is child.stderr else None):
+                listener = terms.on_stderr if stream is child.stderr else None
+                if not _read(stream, kept[stream], limits[stream], listener):
                     selector.unregister(stream)
             # Something that outlives the child may hold its output open: its own end is what counts.
             if not ready and child.poll() is not None:
                 break
-            check()
+            terms.check()
             if deadline.over:
                 raise TimeoutError
     while child.poll() is None:  # it closed its output and goes on
-        check()
+        terms.check()
         if deadline.over:
             raise TimeoutError
         try:
@@ -109,13 +142,13 @@ def _follow(
     return Finished(child.returncode, bytes(kept[child.stdout]), bytes(kept[child.stderr]))
 
 
-def _read(stream: IO[bytes], kept: bytearray, listener: Callable[[bytes], None] | None) -> bool:
+def _read(stream: IO[bytes], kept: bytearray, limit: int, listener: Callable[[bytes], None] | None) -> bool:
     try:
         piece = os.read(stream.fileno(), KEPT_BYTES)
     except BlockingIOError:
         return True
     kept += piece
-    del kept[:-KEPT_BYTES]
+    del kept[:-limit]
     if piece and listener is not None:
         listener(piece)
     return bool(piece)

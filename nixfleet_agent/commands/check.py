@@ -9,17 +9,19 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from nixfleet_agent.activation.context import Context
 from nixfleet_agent.commands import checks
 from nixfleet_agent.commands.checks import FAIL, OK, Finding
 from nixfleet_agent.commands.identity import host_of
 from nixfleet_agent.commands.invocation import GREEN, RED, YELLOW, Invocation, Parser
+from nixfleet_agent.commands.surroundings import context_of
 from nixfleet_agent.config.load import Loaded
 from nixfleet_agent.config.sources import ConfigProblemsError
 from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_OK, IdentityError
 from nixfleet_agent.net.client import ControlPlane
 from nixfleet_agent.net.sockets import Route
-from nixfleet_agent.threads.clock import Clock, SystemClock
+from nixfleet_agent.threads.clock import SystemClock
+
+log = logging.getLogger("nixfleet_agent.check")
 
 _COLOURS = {OK: GREEN, checks.WARN: YELLOW, FAIL: RED}
 
@@ -107,7 +109,7 @@ def of_the_host(loaded: Loaded, *, strict: bool = False, local: bool = False) ->
         yield from checks.health_check_file(config, strict=strict)
         yield from checks.hooks(config)
         yield from checks.windows(config, clock)
-        yield from checks.nix(config, _context(loaded, clock))
+        yield from checks.nix(config, context_of(config, os.environ, log))
         yield from checks.proxy(config, os.environ)
         if local:
             return
@@ -120,19 +122,6 @@ def of_the_host(loaded: Loaded, *, strict: bool = False, local: bool = False) ->
             nobody = ControlPlane(config.control_plane_url, ca_cert=config.ca_cert, clock=clock, route=route)
             yield from checks.reachability(config, nobody, enrolled=False)
             nobody.close()
-
-
-def _context(loaded: Loaded, clock: Clock) -> Context:
-    """The surroundings that a backend is chosen in; nothing runs in them."""
-    config = loaded.config
-    return Context(
-        config.activation,
-        config.state_dir,
-        clock,
-        lambda: None,
-        lambda _: None,
-        logging.getLogger("nixfleet_agent.check"),
-    )
 
 
 def _print_config(call: Invocation, loaded: Loaded) -> None:

@@ -7,8 +7,9 @@
 #   SWITCH_UNITS one file per active unit: its definition     SWITCH_BOOT_EXIT       the bootloader step fails so
 #
 # A closure is configured by the settings below, by its units in etc/systemd/system (a line `Fails=start`, `dependency`,
-# `user` or `systemctl` has one fail that way, `X-RestartIfChanged=false` keeps it running), its `switch-inhibitors` and
-# its `init-interface-version`.
+# `user` or `systemctl` has one fail that way, `X-RestartIfChanged=false` keeps it running, with `X-StopIfChanged=false` it
+# is restarted in one step and with `X-ReloadIfChanged=true` reloaded), its `switch-inhibitors` and its
+# `init-interface-version`.
 flavour=ng
 # What a closure is set up with is put in below, and replaces these.
 # shellcheck disable=SC2317
@@ -53,6 +54,10 @@ pairs() {
 
 # Keys that both systems have, with different values. A new default boot entry replaces nothing that runs.
 switch_inhibitors() {
+    if [ "$flavour" = ng ] && [ "$action" = dry-activate ]; then
+        say "Not checking switch inhibitors (action = $action)"
+        return 0
+    fi
     [ "$action" != boot ] && [ -e "$system/switch-inhibitors" ] && old=$(running switch-inhibitors) || return 0
     changed=$(pairs "$old" | while read -r key was; do
         pairs "$system/switch-inhibitors" | while read -r coming is; do
@@ -92,18 +97,22 @@ listed() {
 
 # What the new system takes away or changes, and what it must not.
 plan_units() {
-    stops='' skips='' starts=''
+    stops='' skips='' starts='' restarts='' reloads=''
     for unit in "$SWITCH_UNITS"/*; do
         name=${unit##*/}
         if [ ! -e "$unit" ] || cmp -s "$unit" "$system/etc/systemd/system/$name"; then continue; fi
         if [ -e "$system/etc/systemd/system/$name" ] && grep -q '^X-RestartIfChanged=false' "$unit"; then
             skips="$skips $name"
+        elif grep -qs '^X-ReloadIfChanged=true' "$system/etc/systemd/system/$name"; then
+            reloads="$reloads $name"
+        elif grep -qs '^X-StopIfChanged=false' "$system/etc/systemd/system/$name"; then
+            restarts="$restarts $name"
         else
             stops="$stops $name"
         fi
     done
     for unit in "$system"/etc/systemd/system/*.service; do
-        [ ! -e "$unit" ] || case " $skips " in *" ${unit##*/} "*) ;; *)
+        [ ! -e "$unit" ] || case " $skips $reloads $restarts " in *" ${unit##*/} "*) ;; *)
             cmp -s "$unit" "$SWITCH_UNITS/${unit##*/}" || starts="$starts ${unit##*/}" ;;
         esac
     done
@@ -162,20 +171,25 @@ main() {
         [ -z "$stops" ] || say "would stop the following units: $(listed "$stops")"
         [ -z "$skips" ] || say "would NOT stop the following changed units: $(listed "$skips")"
         say "would activate the configuration..."
+        [ -z "$reloads" ] || say "would reload the following units: $(listed "$reloads")"
+        [ -z "$restarts" ] || say "would restart the following units: $(listed "$restarts")"
         [ -z "$starts" ] || say "would start the following units: $(listed "$starts")"
         exit 0
     fi
     [ -z "$stops" ] || say "stopping the following units: $(listed "$stops")"
     for name in $stops; do rm -f "$SWITCH_UNITS/$name"; done
     [ -z "$skips" ] || say "NOT restarting the following changed units: $(listed "$skips")"
-    [ -z "$stops$starts" ] || say "activating the configuration..."
+    [ -z "$stops$starts$restarts$reloads" ] || say "activating the configuration..."
     if ! activate; then
         say "Failed to run activate script"
         exit_code=2
     fi
     daemon_reload || exit_code=3
-    [ -z "$starts" ] || say "starting the following units: $(listed "$starts")"
     failed=''
+    [ -z "$reloads" ] || say "reloading the following units: $(listed "$reloads")"
+    [ -z "$restarts" ] || say "restarting the following units: $(listed "$restarts")"
+    for name in $reloads $restarts; do start_unit "$name"; done
+    [ -z "$starts" ] || say "starting the following units: $(listed "$starts")"
     for name in $starts; do start_unit "$name"; done
     [ -z "$failed" ] || say "warning: the following units failed: $(listed "$failed")"
     exit "$exit_code"

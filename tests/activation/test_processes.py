@@ -48,6 +48,17 @@ class RunTest(unittest.TestCase):
         done = self.run_shell("head -c 10000000 /dev/zero >&2; echo end >&2")
         self.assertEqual((len(done.stderr), done.stderr[-4:]), (processes.KEPT_BYTES, b"end\n"))
 
+    def test_an_answer_is_whole_or_an_error(self) -> None:
+        def read(script: str) -> processes.Finished:
+            command = ["/bin/sh", "-c", script]
+            return processes.read(
+                command, os.environ, clock=SystemClock(), timeout=10, check=lambda: None, limit=200_000
+            )
+
+        self.assertEqual(len(read("head -c 200000 /dev/zero").stdout), 200_000)
+        with self.assertRaisesRegex(CommandError, "answered with more than 200000 bytes"):
+            read("head -c 200001 /dev/zero")
+
     def test_the_deadline_ends_the_whole_group(self) -> None:
         with self.assertRaisesRegex(CommandError, "did not end within 0.2 s"):
             self.run_shell("sleep 60 & sleep 60", timeout=0.2)

@@ -23,8 +23,8 @@ from tests.commands.host_case import MACHINE, NEW, OLD, HostCase
 from tests.docs.pages import PAGES, TOP, blocks, inline_code
 from tests.docs.said import parser_of
 
-#: They change the world outside: that their arguments are understood is what can be said here.
-ELSEWHERE = {"run", "init", "enroll", "renew", "demo", "rollback"}
+#: They change the world outside, or ask a Nix store: that their arguments are understood is what can be said here.
+ELSEWHERE = {"run", "init", "enroll", "renew", "demo", "rollback", "diff"}
 #: Words of the text that stand for something.
 STANDS_FOR = {
     "CLOSURE": OLD,
