@@ -1,7 +1,8 @@
 """The dead-man guard: takes the host back by itself when a release leaves no agent that could.
 
 A record of direction ``guard`` whose wrapper starts after ``guard_secs``. Disarming is withdrawing that record,
-so the guard either acts or is disarmed, never both; its ``started`` file is the mark that it has acted.
+so the guard either acts or is disarmed, never both; its ``started`` file is the mark that it has acted. A release that
+changes the agent itself is guarded once more, until its agent is ready.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from nixfleet_agent.activation.context import Context
 from nixfleet_agent.activation.errors import CommandError, PhaseFailed
 from nixfleet_agent.activation.host import on_disk, store_path
 from nixfleet_agent.activation.model import Forward
-from nixfleet_agent.activation.records import GUARD, Record, Records
+from nixfleet_agent.activation.records import GUARD, HAND_OVER, Record, Records
 from nixfleet_agent.activation.scripts import GUARD as GUARD_SCRIPT
 from nixfleet_agent.activation.switches import Job, Status, Switches
 from nixfleet_agent.activation.verify_poll import TAIL_BYTES, follow_script
 from nixfleet_agent.errors import StorageError
 
 PHASE = "guard"
+#: How long the release's own agent may take to be ready, in seconds, from the end of the one before it.
+SUCCESSOR_SECS = 300.0
 
 
 class Guard:
@@ -35,16 +38,32 @@ class Guard:
         Raises:
             PhaseFailed: phase ``guard-arm``; a switch must not be fired without it.
         """
-        seconds = self._context.config.guard_secs
+        unit = f"{forward.intent.unit}.service" if self._backend.method == "systemd-run" else "-"
+        self._arm(intent, "switch", (str(forward.path), unit, "-"), self._context.config.guard_secs)
+
+    def arm_for_successor(self, intent: Forward, agent: str) -> None:
+        """Make ready to go back unless the agent that unit ``agent`` starts is ready in time; the time begins anew.
+
+        Raises:
+            PhaseFailed: phase ``guard-arm``: the agent must not leave; ``guard``: it has acted before.
+            StorageError: the guard before it can't be withdrawn.
+            PhaseInterrupted: shutdown while one that acts is awaited.
+        """
+        self.disarm()
+        self.raise_if_acted(intent.rollout_id)
+        seconds = min(SUCCESSOR_SECS, self._context.config.guard_secs)
+        self._arm(intent, HAND_OVER, ("-", "-", agent), seconds)
+
+    def _arm(self, intent: Forward, action: str, ends: tuple[str, str, str], seconds: float) -> None:
+        """``ends`` are the record and the unit of the switch that is to be ended, and the agent's unit."""
         if not intent.takes_back or intent.way_back is None or seconds == 0:
             return
         prior = on_disk(self._context.config.store_root, intent.way_back)
-        unit = f"{forward.intent.unit}.service" if self._backend.method == "systemd-run" else "-"
         script = str(self._records.folder / GUARD_SCRIPT)
-        ends = [str(self._context.config.profile), store_path(intent.way_back)]
-        command = [SHELL, script, str(forward.path), unit, *ends, *self._backend.command(prior, "switch")]
+        goal = [str(self._context.config.profile), store_path(intent.way_back)]
+        command = [SHELL, script, *ends, *goal, *self._backend.command(prior, "switch")]
         try:
-            record = self._switches.prepare(Job(intent.rollout_id, GUARD, intent.way_back, "switch"))
+            record = self._switches.prepare(Job(intent.rollout_id, GUARD, intent.way_back, action))
             self._switches.start(record, command, delay=seconds)
         except (StorageError, PhaseFailed) as error:
             raise PhaseFailed("guard-arm", str(error)) from error
@@ -80,8 +99,16 @@ class Guard:
 
     def armed_for(self) -> str | None:
         """The rollout whose guard waits to act, or None."""
-        waiting = [r for r in self._all() if r.started is None and self._records.same_boot(r)]
+        waiting = self._waiting()
         return waiting[-1].intent.rollout_id if waiting else None
+
+    def awaits_successor(self) -> str | None:
+        """The rollout whose guard waits for its agent to be ready, or None."""
+        waiting = [record for record in self._waiting() if record.intent.action == HAND_OVER]
+        return waiting[-1].intent.rollout_id if waiting else None
+
+    def _waiting(self) -> list[Record]:
+        return [r for r in self._all() if r.started is None and self._records.same_boot(r)]
 
     def _cancel(self, record: Record) -> None:
         try:

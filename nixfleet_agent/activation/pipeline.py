@@ -94,6 +94,22 @@ class Pipeline:
         except (StorageError, ActivationError) as error:
             self._context.log.warning("%s", error)
 
+    def guard_successor(self, intent: Forward, agent: str) -> str | None:
+        """Have the host taken back unless the agent that unit ``agent`` starts is ready in time, counted from now.
+
+        Returns:
+            Why that can't be done, or None; also where nothing is to be taken back.
+        """
+        try:
+            self._guard.arm_for_successor(intent, agent)
+        except (StorageError, ActivationError) as error:
+            return str(error)
+        return None
+
+    def awaits_successor(self) -> str | None:
+        """The rollout whose guard waits for its own agent to be ready, or None."""
+        return self._guard.awaits_successor()
+
     def release(self, rollout_id: str) -> None:
         """The rollout is terminal: its guard, its garbage collector's roots and its notes go.
 

@@ -25,6 +25,9 @@ FORWARD, BOOT, ROLLBACK, GUARD = "forward", "boot", "rollback", "guard"
 SWITCH_UNITS = ("nixfleet-switch", "nixfleet-rollback")
 UNITS = {FORWARD: "nixfleet-switch", BOOT: "nixfleet-switch", ROLLBACK: "nixfleet-rollback", GUARD: "nixfleet-guard"}
 
+#: The action of a guard that waits for the release's own agent to be ready, instead of for the end of a switch.
+HAND_OVER = "hand-over"
+
 _INTENT = "intent.json"
 _WITHDRAWN = "withdrawn"
 _ADOPTED = "adopted"
@@ -251,6 +254,17 @@ def fired_rollouts(state_dir: Path, boot: str) -> frozenset[str]:
     """The rollouts of which a forward switch has started, but for those that another's lock turned away."""
     started = [r for r in Records(state_dir, boot).all() if r.started is not None and not r.lock_refused]
     return frozenset(rollout_id for record in started for rollout_id in record.rollouts)
+
+
+def taken_back(state_dir: Path, boot: str) -> dict[str, str]:
+    """The rollouts whose guard has acted, with what it said first (one line)."""
+    acted = [r for r in Records(state_dir, boot).all() if r.intent.direction == GUARD and r.started is not None]
+    return {record.intent.rollout_id: _guard_words(record) for record in acted}
+
+
+def _guard_words(record: Record) -> str:
+    said = record.output(_WORDS_BYTES).strip().partition("\n")[0]
+    return f"the guard has taken the host back to {record.intent.target}{f': {said}' if said else ''}"
 
 
 def _read_intent(path: Path) -> Intent | None:

@@ -118,11 +118,15 @@ class PipelineCase(unittest.TestCase):
         self.phases.append((name, seconds))
         self.after_phase.pop(name, lambda: None)()
 
-    def ring(self) -> None:
-        """The guard's time is over, now: end the `sleep` that it waits in."""
-        asleep = [pid for pid, line in processes_of(self.host.root).items() if line.startswith("sleep 600")]
-        self.assertEqual(len(asleep), 1, "one guard waits")
-        os.kill(asleep[0], signal.SIGTERM)
+    def ring(self, seconds: int = 600) -> None:
+        """The guard's time of so many seconds is over, now: end the `sleep` that it waits in."""
+
+        def asleep() -> list[int]:
+            return [pid for pid, line in processes_of(self.host.root).items() if line.startswith(f"sleep {seconds}")]
+
+        # It says that it waits a moment before it does.
+        (pid,) = until(asleep, "that a guard waits")
+        os.kill(pid, signal.SIGTERM)
 
     def interrupt(self, reason: str) -> None:
         """Tell the pipeline to leave what it does."""

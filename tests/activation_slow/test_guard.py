@@ -8,7 +8,7 @@ import signal
 import unittest
 
 from nixfleet_agent.activation.model import Completed, Failed, Forward, RolledBack
-from nixfleet_agent.activation.records import Record
+from nixfleet_agent.activation.records import Record, taken_back
 from nixfleet_agent.demo.nixos_switch import Switch
 from tests.activation.case import ROLLOUT, PipelineCase, processes_of, until
 from tests.support.nix import FAIL, SLOW
@@ -56,6 +56,14 @@ class GuardTest(PipelineCase):
         prior = self.nixery.system("stubborn", 'say "unit busy"; exit 6')
         self.guarded_by(prior)
         self.assertEqual((self.guard_record().exit_code, self.host.boots()), (6, prior))
+
+    def test_a_switch_that_was_turned_away_once_is_tried_again_when_the_boot_entry_could_be_written(self) -> None:
+        """A process that is being killed holds the lock a moment longer."""
+        once = '"$TEST_SWITCH_LOG.once"'
+        script = f'if [ "$1" = switch ] && [ ! -e {once} ]; then : >{once}; exit 1; fi\n'
+        prior = self.nixery.system("turned-away", script + 'flip "$self"\n')
+        self.guarded_by(prior)
+        self.assertEqual((self.guard_record().exit_code, self.host.running(), self.host.boots()), (0, prior, prior))
 
     def test_the_guard_ends_a_switch_that_still_hangs(self) -> None:
         self.host.configure(settle_budget_secs=0.2)
@@ -122,6 +130,56 @@ class GuardTest(PipelineCase):
         self.pipeline().disarm()
         self.assertEqual((self.records("guard"), self.host.running()), ([], bad))
         until(lambda: not processes_of(self.host.root), "the end of the guard's wait")
+
+    # -- the release's own agent ----------------------------------------------------------------
+
+    def hand_over(self, prior: str | None = None) -> str | None:
+        """v2 has been switched to, and its own agent is to go on; why that can't be guarded."""
+        self.assertEqual(self.forward(self.v2), Completed(self.v2, 0, ()))
+        return self.pipeline().guard_successor(self.intent(self.v2, prior), "nixfleet-agent.service")
+
+    def test_an_agent_that_is_not_ready_in_time_has_the_host_taken_back_and_is_started_anew(self) -> None:
+        asked = self.host.root / "asked"
+        systemctl = self.host.root / "bin/systemctl"
+        systemctl.parent.mkdir()
+        systemctl.write_text(f'#!/bin/sh\necho "$@" >>{asked}\n[ "$1" != show ] || echo ActiveState=failed\n')
+        systemctl.chmod(0o755)
+        self.host.environment["PATH"] = f"{systemctl.parent}:{os.environ['PATH']}"
+        self.assertIsNone(self.hand_over())
+        self.assertEqual(self.pipeline().awaits_successor(), ROLLOUT)
+        self.assertEqual(taken_back(self.host.state_dir, self.guard_record().intent.boot), {})
+        self.ring(300)
+        until(lambda: self.guard_record().exit_code == 0, "the guard to act")
+        self.assertEqual((self.host.running(), self.host.profile_closure(), self.host.boots()), (self.v1,) * 3)
+        said = asked.read_text().splitlines()
+        self.assertEqual(said[0].split()[0], "show")
+        self.assertEqual(said[-1], "restart --no-block nixfleet-agent.service", "the agent of the system that is back")
+        words = f"the guard has taken the host back to {self.v1}: nixfleet-agent.service was not ready in time"
+        self.assertEqual(
+            taken_back(self.host.state_dir, self.guard_record().intent.boot),
+            {ROLLOUT: f"{words}: ActiveState=failed"},
+        )
+        self.assertIn("guard: the guard has taken", str(self.pipeline().guard_successor(self.intent(self.v2), "x")))
+
+    def test_the_time_of_the_new_agent_begins_anew_and_ends_when_it_is_ready(self) -> None:
+        self.assertIsNone(self.hand_over())
+        first = self.guard_record().waiting
+        self.assertIsNone(self.pipeline().guard_successor(self.intent(self.v2), "nixfleet-agent.service"))
+        (second,) = self.records("guard")
+        self.assertNotEqual(first, second.waiting)
+        self.pipeline().disarm()
+        self.assertIsNone(self.pipeline().awaits_successor())
+        until(lambda: not processes_of(self.host.root), "the end of the guard's wait")
+        self.assertEqual(self.host.running(), self.v2)
+
+    def test_the_guard_of_a_switch_does_not_wait_for_an_agent(self) -> None:
+        self.leave_armed()
+        self.assertIsNone(self.pipeline().awaits_successor())
+        self.pipeline().release(ROLLOUT)
+
+    def test_where_nothing_is_taken_back_the_new_agent_is_not_guarded_either(self) -> None:
+        self.assertIsNone(self.hand_over(prior=self.v2))
+        self.assertEqual(self.records("guard"), [])
 
     def test_zero_turns_it_off(self) -> None:
         self.host.configure(guard_secs=0.0)

@@ -1,14 +1,15 @@
 #!/bin/sh
 # The guard's own act: end the release's switch if it still runs, then run the prior system's switch.
 #
-#   guard.sh FORWARD UNIT PROFILE CLOSURE COMMAND [ARGUMENT...]
+#   guard.sh FORWARD UNIT AGENT PROFILE CLOSURE COMMAND [ARGUMENT...]
 #
-# FORWARD is the record of the release's switch, UNIT its systemd unit or "-", CLOSURE the prior system. Runs under
-# wrapper.sh, whose `started` file is the mark by which the agent sees on its next start that the guard has acted.
+# FORWARD is the record of the release's switch, UNIT its systemd unit or "-", CLOSURE the prior system. AGENT is the
+# unit of the agent, when the release's own was to take over and did not become ready, or "-". Runs under wrapper.sh,
+# whose `started` file is the mark by which the agent sees on its next start that the guard has acted.
 # The prior system's pre-switch checks are overridden: they ask whether it is wise to leave what runs, and that is bad.
 set -u
-forward=$1 unit=$2 profile=$3 closure=$4
-shift 4
+forward=$1 unit=$2 agent=$3 profile=$4 closure=$5
+shift 5
 
 field() {
     sed -n "1s/.*$1=\\([^ ]*\\).*/\\1/p" "$forward/started" 2>/dev/null
@@ -38,7 +39,19 @@ point_profile() {
     "$@" nix-env --profile "$profile" --set "$closure" </dev/null || echo "the profile stays where it is"
 }
 
-if [ "$unit" != - ]; then
+# An agent that hangs in its start, or was given up, would stay as it is: no switch restarts the agent.
+finish() {
+    if [ "$agent" != - ]; then
+        systemctl reset-failed "$agent" 2>/dev/null
+        systemctl restart --no-block "$agent"
+    fi
+    exit "$1"
+}
+
+if [ "$agent" != - ]; then
+    # shellcheck disable=SC2046
+    echo "$agent was not ready in time:" $(systemctl show --property=ActiveState,Result,ExecMainStatus -- "$agent")
+elif [ "$unit" != - ]; then
     systemctl stop "$unit"
 elif [ ! -e "$forward/exit" ]; then
     pid=$(field pid) group=$(field group) start=$(field start)
@@ -56,18 +69,27 @@ fi
 NIXOS_NO_CHECK=1
 export NIXOS_NO_CHECK
 
-# 0, 2, 3, 4 and 100 come after the boot entry. After anything else nobody knows whether the next boot is a good one, so
-# at least its entry is written; a lock that another holds, or a full disk, may let go of it later.
-turns=0
-while :; do
+# 0, 2, 3, 4 and 100 come after the boot entry.
+go_back() {
     "$@"
     code=$?
     case $code in 0 | 2 | 3 | 4 | 100)
         point_profile
-        exit "$code" ;;
+        finish "$code" ;;
     esac
+}
+
+# After anything else nobody knows whether the next boot is a good one, so at least its entry is written. Where that
+# works, what kept the switch (a lock, held by a process that was dying) may be over; a lock that another holds, or a
+# full disk, may let go of it later.
+turns=0
+while :; do
+    go_back "$@"
     turns=$((turns + 1))
-    if [ "${2:-}" = switch ] && "$1" boot; then exit "$code"; fi
-    [ "$turns" -lt 30 ] || exit "$code"
+    if [ "${2:-}" = switch ] && "$1" boot; then
+        go_back "$@"
+        finish "$code"
+    fi
+    [ "$turns" -lt 30 ] || finish "$code"
     sleep 10
 done
