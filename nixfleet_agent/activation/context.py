@@ -13,6 +13,7 @@ from pathlib import Path
 
 from nixfleet_agent.activation import processes
 from nixfleet_agent.activation.errors import PhaseInterrupted
+from nixfleet_agent.activation.machine import SYSTEM_MACHINE, Machine
 from nixfleet_agent.activation.model import Forward
 from nixfleet_agent.config.model import ActivationConfig
 from nixfleet_agent.threads.backoff import Backoff
@@ -99,6 +100,7 @@ class Context:
     retrying: Retrying = Retrying()
     consent: Callable[[Forward, Callable[[], None]], str | None] = _no_veto
     base_environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    machine: Machine = SYSTEM_MACHINE
 
     @property
     def environment(self) -> dict[str, str]:
@@ -136,8 +138,8 @@ class Context:
         on_stderr: Callable[[bytes], None] | None = None,
         on_start: Callable[[int], None] | None = None,
     ) -> processes.Finished:
-        """``processes.run`` in the children's environment, interruptible unless another ``check`` is given."""
-        return processes.run(
+        """``Machine.run`` in the children's environment, interruptible unless another ``check`` is given."""
+        return self.machine.run(
             arguments,
             self.environment,
             clock=self.clock,

@@ -42,7 +42,7 @@ class Pipeline:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._records = Records(context.state_dir, host.read_boot_id())
+        self._records = Records(context.state_dir, context.machine.boot_id())
         backend = choose(context)
         self._switches = Switches(self._context, self._records, backend)
         self._guard = Guard(self._context, self._records, backend, self._switches)

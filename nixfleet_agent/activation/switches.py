@@ -164,10 +164,10 @@ class Switches:
         deadline = context.clock.monotonic() + budget
         told = False
         former: os.stat_result | None = None
-        if locks.holders(lock) and self.running() is None:
+        if context.machine.lock_holders(lock) and self.running() is None:
             self._end_strays()
         while self.running() is None:
-            pids = locks.holders(lock) + (locks.holders_of(former) if former else [])
+            pids = context.machine.lock_holders(lock) + (locks.holders_of(former) if former else [])
             if not pids:
                 if former is not None or (former := self._claim_lock()) is None:
                     return

@@ -22,6 +22,7 @@ from nixfleet_agent.net.client import ControlPlane
 from nixfleet_agent.proto import ids
 from nixfleet_agent.telemetry.status import StatusBoard
 from nixfleet_agent.threads.clock import Clock
+from nixfleet_agent.threads.threads import SYSTEM_THREADS, Threads
 from nixfleet_agent.trust.errors import BadSignatureError, FleetPinMismatchError, VerificationError
 from nixfleet_agent.trust.marks import ManifestMark, Marks
 from nixfleet_agent.trust.resolve import Resolved, check_order, require_entry, require_pin, resolve_dispatch
@@ -57,7 +58,13 @@ class ManifestCache:
     """Shared by all workers; every method may be called from any thread, and blocks it for the requests it makes."""
 
     def __init__(
-        self, config: Config, control_plane: ControlPlane, store: TrustStore, clock: Clock, board: StatusBoard
+        self,
+        config: Config,
+        control_plane: ControlPlane,
+        store: TrustStore,
+        clock: Clock,
+        board: StatusBoard,
+        threads: Threads = SYSTEM_THREADS,
     ) -> None:
         seconds = config.manifest_freshness_window_secs
         self._override = None if seconds is None else timedelta(seconds=seconds)
@@ -66,10 +73,10 @@ class ManifestCache:
         self._store = store
         self._clock = clock
         self._board = board
-        self._shelf = ArtifactCache(ArtifactFiles(config.state_dir), board)
+        self._shelf = ArtifactCache(ArtifactFiles(config.state_dir), board, threads)
         self._loading = threading.Lock()
         self._loaded = False
-        self._fetching = threading.Semaphore(1)
+        self._fetching = threads.lock()
 
     def load(self) -> None:
         """Take up, once, what the last process left on disk; done by the first fetch where nobody did before.

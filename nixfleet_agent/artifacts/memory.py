@@ -17,6 +17,7 @@ from nixfleet_agent.artifacts.fetch import Fetched, Tags
 from nixfleet_agent.artifacts.files import ArtifactFiles
 from nixfleet_agent.errors import StorageError
 from nixfleet_agent.telemetry.status import StatusBoard
+from nixfleet_agent.threads.threads import SYSTEM_THREADS, Threads
 from nixfleet_agent.trouble import Trouble
 from nixfleet_agent.trust.errors import VerificationError
 from nixfleet_agent.trust.marks import ManifestMark
@@ -48,11 +49,11 @@ class CachedArtifact(Generic[Seen]):
 class ArtifactCache:
     """One fleet and a handful of manifests; every method may be called from any thread."""
 
-    def __init__(self, files: ArtifactFiles, board: StatusBoard) -> None:
+    def __init__(self, files: ArtifactFiles, board: StatusBoard, threads: Threads = SYSTEM_THREADS) -> None:
         self._files = files
         self._board = board
         self._lock = threading.Lock()
-        self._writing = threading.Lock()
+        self._writing = threads.lock()
         self._fleet: CachedArtifact[SeenFleet] | None = None
         self._manifests: dict[str, CachedArtifact[SeenManifest]] = {}
         self._trouble = Trouble(log, "verified artifacts are not on disk yet")

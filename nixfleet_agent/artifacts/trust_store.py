@@ -19,6 +19,7 @@ from nixfleet_agent.config.ownership import unsafe
 from nixfleet_agent.errors import ProtoError, StorageError
 from nixfleet_agent.proto.strict_json import BODY_LIMIT, loads_strict
 from nixfleet_agent.reading import read_regular
+from nixfleet_agent.threads.threads import SYSTEM_THREADS, Threads
 from nixfleet_agent.trouble import Trouble
 from nixfleet_agent.trust.errors import TrustFileError
 from nixfleet_agent.trust.marks import ManifestMark, Marks
@@ -34,12 +35,12 @@ _Stamp = tuple[int, int, int, int]
 class TrustStore:
     """Shared by all workers that verify; every method may be called from any thread."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, threads: Threads = SYSTEM_THREADS) -> None:
         """Nothing is read yet: ``trust`` does at its first call, and ``recover_marks`` before anything is verified."""
         self._trust_path = config.trust_file
         self._marks_path = config.state_dir / MARKS_FILE
         self._lock = threading.Lock()
-        self._flushing = threading.Lock()
+        self._flushing = threads.lock()
         self._stamp: _Stamp | None = None
         self._roots: TrustRoots | None = None
         self._marks = Marks()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nixfleet_agent.activation import processes
 from nixfleet_agent.activation.errors import CommandError
+from nixfleet_agent.activation.machine import Run
 from nixfleet_agent.hooks.moments import Occasion
 from nixfleet_agent.text import clip_tail, printable
 from nixfleet_agent.threads.clock import Clock
@@ -43,12 +44,13 @@ class HookRunner:
     clock: Clock
     timeout: float
     environment: Mapping[str, str]
+    start: Run = processes.run
 
     def run(self, hook: Path, occasion: Occasion, check: Callable[[], None]) -> Ran:
         """Run ``hook`` to its end; a program that can't start or does not end in time has failed."""
         environment = {**self.environment, **occasion.environment()}
         try:
-            done = processes.run([str(hook)], environment, clock=self.clock, timeout=self.timeout, check=check)
+            done = self.start([str(hook)], environment, clock=self.clock, timeout=self.timeout, check=check)
         except CommandError as error:
             return Ran(hook.name, -1, str(error))
         said = done.stdout + (b"\n" if done.stdout and done.stderr else b"") + done.stderr

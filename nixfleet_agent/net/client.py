@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlencode, urlsplit
 
 import requests
@@ -62,6 +62,18 @@ class _Ask:
     signed: bool = False
 
 
+class Connection(Protocol):
+    """One thread's way to the control plane, one call at a time; as ``Session``."""
+
+    generation: int
+
+    def exchange(self, request: requests.PreparedRequest, deadline: float, limit: int) -> Answer: ...
+    def close(self) -> None: ...
+
+
+Connect = Callable[[Endpoint, CallBudget, Identity | None], Connection]
+
+
 class ControlPlane:
     """HTTPS calls to one control plane, from any thread."""
 
@@ -72,9 +84,9 @@ class ControlPlane:
         ca_cert: Path | None = None,
         credentials: Credentials | None = None,
         clock: Clock | None = None,
-        agent_version: str = __version__,
         observer: Observer | None = None,
         route: Route = _DIRECT,
+        connect: Connect = Session,
     ) -> None:
         """Nothing is read or connected yet.
 
@@ -83,6 +95,7 @@ class ControlPlane:
             ca_cert: PEM file that alone decides which servers are trusted; None for the system's CAs.
             credentials: the client certificate and key for calls that present one.
             route: the proxy to go through, if any.
+            connect: makes a thread's connection to the endpoint, which presents an identity or none.
 
         Raises:
             ConfigError: ``base_url`` is not a plain https URL.
@@ -93,10 +106,11 @@ class ControlPlane:
         self._clock = clock or SystemClock()
         self._observer = observer
         self._route = route
+        self._connect = connect
         self._headers = {
             "X-Nixfleet-Protocol": PROTOCOL_MAJOR,
-            "X-Nixfleet-Agent-Version": agent_version,
-            "User-Agent": f"nixfleet-agent/{agent_version}",
+            "X-Nixfleet-Agent-Version": __version__,
+            "User-Agent": f"nixfleet-agent/{__version__}",
             "Accept-Encoding": "gzip",
         }
         self.foreign = ForeignAnswers()
@@ -104,7 +118,7 @@ class ControlPlane:
         self._switch = CancelToken()
         self._resolver = Resolver()
         self._lock = threading.Lock()
-        self._sessions: dict[threading.Thread, Session] = {}
+        self._sessions: dict[threading.Thread, Connection] = {}
 
     def get(
         self,
@@ -252,7 +266,7 @@ class ControlPlane:
         finally:
             session.close()
 
-    def _own_session(self, identity: Identity) -> Session:
+    def _own_session(self, identity: Identity) -> Connection:
         """This thread's session, made anew when the credentials have been replaced."""
         thread = threading.current_thread()
         with self._lock:
@@ -268,10 +282,10 @@ class ControlPlane:
             self._sessions[thread] = session
         return session
 
-    def _new_session(self, identity: Identity | None) -> Session:
+    def _new_session(self, identity: Identity | None) -> Connection:
         endpoint = Endpoint(self._host, self._port, lambda: self._contexts.get(identity), self._route, self._resolver)
         budget = CallBudget(self._clock, self._switch)
-        return Session(endpoint, budget, 0 if identity is None else identity.generation)
+        return self._connect(endpoint, budget, identity)
 
 
 class _Contexts:

@@ -13,6 +13,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 
 from nixfleet_agent.errors import TransportError
+from nixfleet_agent.identity.credentials import Identity
 from nixfleet_agent.net import sockets
 from nixfleet_agent.net.answers import Answer
 from nixfleet_agent.net.body import read_body
@@ -30,8 +31,8 @@ _FRAMING_ALLOWANCE = 1024 * 1024
 class Session:
     """A keep-alive connection of one thread, and the calls over it."""
 
-    def __init__(self, endpoint: Endpoint, budget: CallBudget, generation: int) -> None:
-        self.generation = generation
+    def __init__(self, endpoint: Endpoint, budget: CallBudget, identity: Identity | None) -> None:
+        self.generation = 0 if identity is None else identity.generation
         self._budget = budget
         self._pool = _Pool(endpoint, budget)
         self._adapter = _Adapter(self._pool)

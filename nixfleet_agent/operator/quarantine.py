@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -14,6 +13,7 @@ from nixfleet_agent.errors import ProtoError
 from nixfleet_agent.proto.strict_json import BODY_LIMIT
 from nixfleet_agent.proto.times import format_time, parse_time
 from nixfleet_agent.reading import read_regular
+from nixfleet_agent.threads.threads import SYSTEM_THREADS, Threads
 
 #: Beyond this the oldest go: a host that fails a closure every minute keeps a small file.
 _MOST_ENTRIES = 256
@@ -52,9 +52,9 @@ def refusal(
 class QuarantineStore:
     """``{state_dir}/quarantine.json``, read anew at each question, so that an operator's ``clear`` counts at once."""
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, threads: Threads = SYSTEM_THREADS) -> None:
         self.path = state_dir / "quarantine.json"
-        self._lock = threading.Lock()
+        self._lock = threads.lock()
 
     @property
     def lost(self) -> bool:

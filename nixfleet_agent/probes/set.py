@@ -20,7 +20,7 @@ from nixfleet_agent.state_machine.events import (
 from nixfleet_agent.state_machine.record import DeclaredProbe
 from nixfleet_agent.state_machine.states import Mode, ProbeStatus
 from nixfleet_agent.text import printable
-from nixfleet_agent.threads.worker import start_thread
+from nixfleet_agent.threads.threads import Thread
 
 #: How long stopped probes may take to end; a thread that needs longer hangs in a system call and is left behind mute.
 JOIN_SECS = 2.0
@@ -44,7 +44,7 @@ class _Probe:
     due: float
     done: bool = False
     status: ProbeStatus | None = None
-    thread: threading.Thread | None = None
+    thread: Thread | None = None
 
 
 class ProbeSet:
@@ -90,7 +90,7 @@ class ProbeSet:
                 self._next_due(probe)
                 self._launch(probe)
 
-    def stop(self) -> list[threading.Thread]:
+    def stop(self) -> list[Thread]:
         """End every run; when this returns nothing of this set is ever told again. The threads that did not end."""
         self._ctx.cancel.set()
         with self._gate:
@@ -106,7 +106,7 @@ class ProbeSet:
         return self._ctx.cancel.is_set
 
     def _launch(self, probe: _Probe) -> None:
-        probe.thread = start_thread(f"probe {printable(probe.decl.name, 60)}", lambda: self._loop(probe))
+        probe.thread = self._ctx.threads.start(f"probe {printable(probe.decl.name, 60)}", lambda: self._loop(probe))
 
     def _loop(self, probe: _Probe) -> None:
         clock, cancel = self._ctx.clock, self._ctx.cancel

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import queue
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from nixfleet_agent.activation.host import read_boot_id
 from nixfleet_agent.certificates.enrollment import Enrollment
 from nixfleet_agent.certificates.renewal import Renewal
 from nixfleet_agent.config.model import Config
@@ -17,6 +15,7 @@ from nixfleet_agent.runtime.dispatch.check import Gates
 from nixfleet_agent.runtime.dispatch.snapshot import verify_snapshot
 from nixfleet_agent.runtime.exposure import publish_sections, scraping, status_socket
 from nixfleet_agent.runtime.own_unit import own_unit_workers
+from nixfleet_agent.runtime.platform import Platform
 from nixfleet_agent.runtime.restore import restore
 from nixfleet_agent.runtime.rollout.applier import Applier
 from nixfleet_agent.runtime.rollout.decisions import Rules
@@ -35,8 +34,7 @@ from nixfleet_agent.runtime.workers.probe import ProbeWorker
 from nixfleet_agent.state_machine import RecordTransition
 from nixfleet_agent.telemetry.logs import Logs
 from nixfleet_agent.telemetry.status import StatusBoard
-from nixfleet_agent.threads.clock import Clock
-from nixfleet_agent.threads.supervisor import Supervisor
+from nixfleet_agent.threads.supervisor import Events, Supervisor
 from nixfleet_agent.threads.worker import Worker
 
 
@@ -58,16 +56,16 @@ class Agent:
     reconfigure: Callable[[Config], None]
 
 
-def assemble(config: Config, clock: Clock, events: queue.SimpleQueue[object], logs: Logs) -> Agent:
+def assemble(config: Config, platform: Platform, events: Events, logs: Logs) -> Agent:
     """Build every part, recover the state of the last process, and start nothing.
 
     Raises:
         ConfigError: the trust file, the activation backend or an address can't be used.
         StorageError: the state directory can't be written.
     """
-    board = StatusBoard()
+    board, clock = StatusBoard(), platform.clock
     scraped = scraping(config, board, clock)
-    services = open_services(config, clock, board, scraped.observer)
+    services = open_services(config, platform, board, scraped.observer)
     host = restore(services)
     outbound = Outbound(services, EventSigner(config.ssh_host_key_file).sign)
     hooks = HooksWorker(services, host)
@@ -76,12 +74,18 @@ def assemble(config: Config, clock: Clock, events: queue.SimpleQueue[object], lo
         outbound,
         hooks,
         *_workers(services, events),
-        status_socket(services, logs, outbound.retry_now),
+        *([status_socket(services, logs, outbound.retry_now)] if platform.listens else []),
         *scraped.workers(services),
         *own_unit_workers(services.shutdown, clock, board, events.put),
     ]
     supervisor = Supervisor(
-        workers, reducer, services.shutdown, clock, events, lambda name: board.count("worker_restarts", worker=name)
+        workers,
+        reducer,
+        services.shutdown,
+        clock,
+        events,
+        lambda name: board.count("worker_restarts", worker=name),
+        platform.threads,
     )
     publish_sections(services, logs)
 
@@ -107,7 +111,9 @@ def _reducer(services: Services, host: Host, kick_outbound: Callable[[], None], 
         services.board.count("transitions", before=str(transition.before), after=str(transition.after))
 
     tuning = services.config.tuning
-    rules = Rules(services.config.health_failure_threshold_secs, tuning.probe_repeat_interval, read_boot_id())
+    rules = Rules(
+        services.config.health_failure_threshold_secs, tuning.probe_repeat_interval, services.platform.machine.boot_id()
+    )
     applier = Applier(
         services.activation,
         services.probes,
@@ -120,9 +126,10 @@ def _reducer(services: Services, host: Host, kick_outbound: Callable[[], None], 
     return Reducer(services, applier, rules, host)
 
 
-def _workers(services: Services, events: queue.SimpleQueue[object]) -> list[Worker]:
+def _workers(services: Services, events: Events) -> list[Worker]:
     """Those that neither the reducer nor another part has to know."""
     config, clock, shutdown = services.config, services.clock, services.shutdown
+    platform = services.platform
     identity = (config, services.control_plane, services.credentials, clock, services.anchors)
 
     def refused(error: EnrollmentRefusedError) -> None:
@@ -132,9 +139,19 @@ def _workers(services: Services, events: queue.SimpleQueue[object]) -> list[Work
     return [
         ActivationWorker(services, services.quarantine_closure),
         AdvanceTicker(shutdown, clock, services.inputs, services.read_current, config.tuning.advance_interval),
-        CertRenewalWorker(services, Enrollment(*identity), Renewal(*identity), enrollment_refused=refused),
+        CertRenewalWorker(
+            services, Enrollment(*identity), Renewal(*identity), enrollment_refused=refused, rng=platform.rng()
+        ),
         HeartbeatWorker(services, partial(verify_snapshot, services)),
-        LongPollWorker(services, Gates.of(services)),
+        LongPollWorker(services, Gates.of(services), platform.rng()),
         ManifestPollWorker(services),
-        ProbeWorker(shutdown, clock, config=config, mailbox=services.probes, emit=services.inputs.put),
+        ProbeWorker(
+            shutdown,
+            clock,
+            config=config,
+            mailbox=services.probes,
+            emit=services.inputs.put,
+            runner=platform.probe,
+            threads=platform.threads,
+        ),
     ]

@@ -8,21 +8,24 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
 
 from nixfleet_agent import __version__
 from nixfleet_agent.config.model import Config
 from nixfleet_agent.errors import EXIT_ENROLLMENT_REFUSED, EXIT_INTERNAL, EXIT_OK, AgentError, EnrollmentRefusedError
 from nixfleet_agent.runtime.assembly import Agent, assemble
 from nixfleet_agent.runtime.own_unit import UnitChanged
+from nixfleet_agent.runtime.platform import Platform
 from nixfleet_agent.runtime.state_dir import StateDir
 from nixfleet_agent.telemetry import logs as logging_setup
 from nixfleet_agent.telemetry.line_writer import write_if_ready
 from nixfleet_agent.telemetry.logs import Logs
 from nixfleet_agent.telemetry.notify import Notifier
 from nixfleet_agent.telemetry.status import SILENT_WORKERS
-from nixfleet_agent.threads.clock import Clock, SystemClock
-from nixfleet_agent.threads.main_events import MainEvents, signals
+from nixfleet_agent.threads.clock import Clock
+from nixfleet_agent.threads.main_events import signals
 from nixfleet_agent.threads.supervisor import WorkerDied
 
 log = logging.getLogger("nixfleet_agent.daemon")
@@ -47,7 +50,8 @@ def run(config: Config, reload_config: Callable[[], Config] | None = None, warni
     Raises:
         ConfigError, StateDirBusyError: before anything was started.
     """
-    clock = SystemClock()
+    platform = Platform()
+    clock = platform.clock
     notifier = Notifier.from_environment(os.environ, clock)
     threading.stack_size(STACK_BYTES)
     state_dir = StateDir.take(config.state_dir)
@@ -57,29 +61,70 @@ def run(config: Config, reload_config: Callable[[], Config] | None = None, warni
         log.warning("%s", warning)
     try:
         with signals(_SIGNALS) as events:
-            agent = assemble(config, clock, events, logs)
-            code = _Main(agent, events, notifier, logs, clock, reload_config).run()
+            agent = assemble(config, platform, events, logs)
+            code = MainLoop(agent, events, notifier, clock, Process(logs), reload_config).run()
     finally:
         logs.close()
     state_dir.release_lock()
     return code
 
 
-class _Main:
+class Inbox(Protocol):
+    """What the main thread waits on, as ``MainEvents``."""
+
+    def wait(self, seconds: float) -> object: ...
+
+
+class Process:
+    """The process that the agent is: how it is left."""
+
+    def __init__(self, logs: Logs) -> None:
+        self._logs = logs
+
+    def set_level(self, level: str) -> None:
+        """Of the log, from now on."""
+        self._logs.set_level(level)
+
+    @contextmanager
+    def ends_within(self, seconds: float, code: int) -> Iterator[None]:
+        """The process ends with ``code`` when the block takes longer."""
+        hard_stop = threading.Timer(seconds, os._exit, (code,))
+        hard_stop.daemon = True
+        hard_stop.start()
+        yield
+        hard_stop.cancel()
+
+    def left_behind(self) -> list[str]:
+        """The names of the threads that this one would wait for at the end of the process."""
+        return sorted(
+            thread.name
+            for thread in threading.enumerate()
+            if not thread.daemon and thread is not threading.current_thread()
+        )
+
+    def leave(self, code: int) -> None:
+        """End now, whatever other threads do."""
+        self._logs.close()
+        os._exit(code)
+
+
+class MainLoop:
+    """The main thread, from the start of the workers to their end."""
+
     def __init__(
         self,
         agent: Agent,
-        events: MainEvents,
+        events: Inbox,
         notifier: Notifier,
-        logs: Logs,
         clock: Clock,
-        reload_config: Callable[[], Config] | None,
+        process: Process,
+        reload_config: Callable[[], Config] | None = None,
     ) -> None:
         self._agent = agent
         self._events = events
         self._notifier = notifier
-        self._logs = logs
         self._clock = clock
+        self._process = process
         self._reload_config = reload_config
         self._silent: list[str] = []
 
@@ -156,37 +201,24 @@ class _Main:
     def _reload_settings(self) -> None:
         if self._reload_config is not None:
             config = self._reload_config()
-            self._logs.set_level(config.logging.level)
+            self._process.set_level(config.logging.level)
             self._agent.reconfigure(config)
 
     def _stop(self, code: int) -> int:
         """Wake every wait, join every thread, and leave without those that the system holds."""
-        hard_stop = threading.Timer(HARD_STOP, os._exit, (code,))
-        hard_stop.daemon = True
-        hard_stop.start()
         agent = self._agent
-        agent.stop()
-        if agent.reducer.name in agent.supervisor.join(STOP_GRACE):
-            agent.supervisor.join(HARD_STOP)
-        hard_stop.cancel()
+        with self._process.ends_within(HARD_STOP, code):
+            agent.stop()
+            if agent.reducer.name in agent.supervisor.join(STOP_GRACE):
+                agent.supervisor.join(HARD_STOP)
         agent.close()
         log.info("stopped")
         # Threads below the workers too: a probe's inside getaddrinfo, or in the exec of a program on a dead disk. They
         # can't be woken, and Python would wait for them; the journal is safe.
-        if left := sorted(left_behind()):
+        if left := self._process.left_behind():
             log.warning("left behind: %s", ", ".join(left))
-            self._logs.close()
-            os._exit(code)
+            self._process.leave(code)
         return code
-
-
-def left_behind() -> list[str]:
-    """The names of the threads that this one would wait for at the end of the process."""
-    return [
-        thread.name
-        for thread in threading.enumerate()
-        if not thread.daemon and thread is not threading.current_thread()
-    ]
 
 
 def _log_defect(defect: threading.ExceptHookArgs) -> None:

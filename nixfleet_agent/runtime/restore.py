@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 
-from nixfleet_agent.activation.host import read_boot_id
 from nixfleet_agent.activation.records import fired_rollouts
 from nixfleet_agent.errors import ProtoError, StorageError
 from nixfleet_agent.operator import quarantine
@@ -22,7 +21,7 @@ def restore(services: Services) -> Host:
     Raises:
         StorageError: a log can't be read.
     """
-    fired = fired_rollouts(services.config.state_dir, read_boot_id())
+    fired = fired_rollouts(services.config.state_dir, services.platform.machine.boot_id())
     host = recover(services.journal, services.read_current(), services.clock.monotonic(), fired)
     services.trust.recover_marks(marks_of(host))
     recover_quarantine(services.quarantine, host)

@@ -31,6 +31,7 @@ from nixfleet_agent.operator.maintenance import MaintenanceGate
 from nixfleet_agent.operator.rollback_control import RollbackControl
 from nixfleet_agent.operator.run_now import RunNowStore
 from nixfleet_agent.proto.ids import channel_of
+from nixfleet_agent.runtime.platform import Platform
 from nixfleet_agent.runtime.rollout.input_queue import InputQueue
 from nixfleet_agent.runtime.rollout.inputs import HealthChecksReload
 from nixfleet_agent.runtime.rollout.orders import ActivationOrder, ProbeOrder, outranks
@@ -53,6 +54,7 @@ class Services:
     """
 
     config: Config
+    platform: Platform
     clock: Clock
     shutdown: ShutdownToken
     board: StatusBoard
@@ -73,12 +75,12 @@ class Services:
 
     def backoff(self) -> Backoff:
         """A new one, as configured."""
-        return Backoff(self.config.tuning.backoff_initial, self.config.tuning.backoff_max)
+        return Backoff(self.config.tuning.backoff_initial, self.config.tuning.backoff_max, self.platform.rng())
 
     def hook_runner(self) -> HookRunner:
         """Runs hooks in the environment of the agent's other children."""
         environment = child_environment(os.environ, self.config.activation.store_root)
-        return HookRunner(self.clock, self.config.hooks.timeout_secs, environment)
+        return HookRunner(self.clock, self.config.hooks.timeout_secs, environment, self.platform.machine.run)
 
     def veto(self) -> Veto:
         """What a switch is asked of before it is fired."""
@@ -115,43 +117,38 @@ class Services:
             log.warning("the agent has no room for another input: health checks are not read again; ask once more")
 
 
-def open_services(config: Config, clock: Clock, board: StatusBoard, observer: Observer) -> Services:
+def open_services(config: Config, platform: Platform, board: StatusBoard, observer: Observer) -> Services:
     """Build all of it, and open what is on disk.
 
     Raises:
         TrustFileError: there is nothing to verify against, and so no point in starting.
         StorageError: the state directory can't be written.
     """
+    clock, threads = platform.clock, platform.threads
     shutdown = ShutdownToken(clock)
     credentials = Credentials(config.client_cert, config.client_key)
-    control_plane = ControlPlane(
-        config.control_plane_url,
-        ca_cert=config.ca_cert,
-        credentials=credentials,
-        clock=clock,
-        observer=observer,
-        route=Route.of(config),
-    )
-    trust = TrustStore(config)
+    control_plane = _control_plane(config, platform, credentials, observer)
+    trust = TrustStore(config, threads)
     services = Services(
         config=config,
+        platform=platform,
         clock=clock,
         shutdown=shutdown,
         board=board,
-        inputs=InputQueue(shutdown),
+        inputs=InputQueue(shutdown, threads=threads),
         activation=Mailbox(clock, shutdown, outranks),
         probes=Mailbox(clock, shutdown),
         read_current=partial(read_current, config.activation),
         journal=Journal(config.state_dir, config.machine_id),
         reserve=Reserve(config.state_dir),
         trust=trust,
-        quarantine=quarantine.QuarantineStore(config.state_dir),
+        quarantine=quarantine.QuarantineStore(config.state_dir, threads),
         hold=HoldStore(config.state_dir, clock),
         rollback=RollbackControl(config.state_dir),
         maintenance=MaintenanceGate(config.maintenance, RunNowStore(config.state_dir, clock), clock),
         credentials=credentials,
         control_plane=control_plane,
-        cache=ManifestCache(config, control_plane, trust, clock, board),
+        cache=ManifestCache(config, control_plane, trust, clock, board, threads),
     )
     trust.trust()
     on_first_start(config)
@@ -159,6 +156,18 @@ def open_services(config: Config, clock: Clock, board: StatusBoard, observer: Ob
     services.reserve.ensure()
     _load_certificate(config, credentials)
     return services
+
+
+def _control_plane(config: Config, platform: Platform, credentials: Credentials, observer: Observer) -> ControlPlane:
+    return ControlPlane(
+        config.control_plane_url,
+        ca_cert=config.ca_cert,
+        credentials=credentials,
+        clock=platform.clock,
+        observer=observer,
+        route=Route.of(config),
+        connect=platform.connect,
+    )
 
 
 def _load_certificate(config: Config, credentials: Credentials) -> None:

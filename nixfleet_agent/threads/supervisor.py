@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-import queue
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
 
 from nixfleet_agent.threads.clock import Clock
 from nixfleet_agent.threads.shutdown import ShutdownToken
+from nixfleet_agent.threads.threads import SYSTEM_THREADS, Thread, Threads
 from nixfleet_agent.threads.worker import Worker
 
 log = logging.getLogger("nixfleet_agent.supervisor")
@@ -33,11 +34,17 @@ class _Post:
     """One worker's thread and its restarts."""
 
     worker: Worker
-    thread: threading.Thread | None = None
+    thread: Thread | None = None
     started_at: float = 0.0
     wait: float = RESTART_INITIAL
     restart_at: float | None = None
     restarts: int = field(default=0)
+
+
+class Events(Protocol):
+    """Where the main thread hears of what happens; ``put`` never blocks."""
+
+    def put(self, item: object) -> None: ...
 
 
 class Supervisor:
@@ -49,8 +56,9 @@ class Supervisor:
         vital: Worker,
         shutdown: ShutdownToken,
         clock: Clock,
-        events: queue.SimpleQueue[object],
+        events: Events,
         on_restart: Callable[[str], None],
+        threads: Threads = SYSTEM_THREADS,
     ) -> None:
         self._posts = {worker.name: _Post(worker) for worker in (vital, *workers)}
         self._vital = vital
@@ -58,6 +66,7 @@ class Supervisor:
         self._clock = clock
         self._events = events
         self._on_restart = on_restart
+        self._threads = threads
 
     def start(self) -> None:
         """Start every worker's thread."""
@@ -124,13 +133,10 @@ class Supervisor:
     def _start(self, post: _Post) -> None:
         post.started_at = self._clock.monotonic()
         post.worker.alive()
-        thread = threading.Thread(target=self._guarded, args=(post.worker,), name=post.worker.name)
         try:
-            thread.start()
+            post.thread = self._threads.start(post.worker.name, partial(self._guarded, post.worker))
         except RuntimeError as error:  # the system has no room for a thread; it may have some later
             self._events.put(WorkerDied(post.worker, error))
-        else:
-            post.thread = thread
 
     def _guarded(self, worker: Worker) -> None:
         died_of: BaseException | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from typing import ClassVar
 
 from nixfleet_agent.threads.clock import Clock
@@ -39,10 +38,3 @@ class Worker:
     def silent_for(self) -> float:
         """Seconds since the last sign of life."""
         return self.clock.monotonic() - self._last_sign
-
-
-def start_thread(name: str, target: object) -> threading.Thread:
-    """A plain, joinable thread; it is never a daemon, because somebody owns its end."""
-    thread = threading.Thread(target=target, name=name)  # type: ignore[arg-type]
-    thread.start()
-    return thread

@@ -20,6 +20,7 @@ from typing import Any
 from nixfleet_agent.cli import main
 from nixfleet_agent.config.model import ActivationConfig, Config, LoggingConfig, TuningConfig
 from nixfleet_agent.runtime.assembly import Agent, assemble
+from nixfleet_agent.runtime.platform import Platform
 from nixfleet_agent.runtime.rollout.orders import Release as ReleaseOrder
 from nixfleet_agent.telemetry import logs as logging_setup
 from nixfleet_agent.telemetry.metrics import Metrics
@@ -157,7 +158,7 @@ class Life:
         self.switches: list[Any] = []
         self.silent: set[str] = set()
         try:
-            self.agent: Agent = assemble(config, self.clock, self.events, self.logs)
+            self.agent: Agent = assemble(config, Platform(clock=self.clock), self.events, self.logs)
         except BaseException:
             self.logs.close()
             raise

@@ -25,6 +25,7 @@ from nixfleet_agent.config.model import ActivationConfig, Config
 from nixfleet_agent.journal.entries import Entry, entry_of
 from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.runtime.assembly import Agent, assemble
+from nixfleet_agent.runtime.platform import Platform
 from nixfleet_agent.telemetry import logs
 from nixfleet_agent.threads.clock import SystemClock
 from tests.bench import figures
@@ -105,7 +106,9 @@ def measure(quick: bool) -> list[Figure]:
         server.start()
         config = configured(folder, ours.recv())
         clock = SystemClock()
-        agent = assemble(config, clock, queue.SimpleQueue(), logs.configure(config.logging, clock, io.StringIO()))
+        agent = assemble(
+            config, Platform(clock=clock), queue.SimpleQueue(), logs.configure(config.logging, clock, io.StringIO())
+        )
         journal = agent.reducer._journal
         now = datetime.now(timezone.utc)
         journal.accept(

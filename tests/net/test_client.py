@@ -8,6 +8,7 @@ import time
 import unittest
 from unittest import mock
 
+from nixfleet_agent import __version__
 from nixfleet_agent.errors import ConfigError, TransportError
 from nixfleet_agent.net.client import OCTETS, ControlPlane, endpoint_label
 from tests.net.base import NetTestCase
@@ -28,15 +29,15 @@ class Requests(NetTestCase):
         server = self.serve()
         server.route("GET", "/v1/x", json={})
         server.route("POST", "/v1/y", Reply(204))
-        client = self.connect(server, agent_version="9.8.7")
+        client = self.connect(server)
         client.get("/v1/x", deadline=5, params={"wait": "60"})
         client.get("/v1/x", deadline=5, accept="application/octet-stream", etag='"abc"')
         client.post("/v1/y", {"name": "Grüße"}, deadline=5, headers={"X-Extra": "1"})
         first, second, third = server.requests
         for request in server.requests:
             self.assertEqual("1", request.headers["X-Nixfleet-Protocol"])
-            self.assertEqual("9.8.7", request.headers["X-Nixfleet-Agent-Version"])
-            self.assertEqual("nixfleet-agent/9.8.7", request.headers["User-Agent"])
+            self.assertEqual(__version__, request.headers["X-Nixfleet-Agent-Version"])
+            self.assertEqual(f"nixfleet-agent/{__version__}", request.headers["User-Agent"])
         self.assertEqual({"wait": ["60"]}, first.query)
         self.assertEqual("application/json", first.headers["Accept"])
         self.assertEqual("application/octet-stream", second.headers["Accept"])

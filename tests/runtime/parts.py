@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nixfleet_agent.config.model import Config, TuningConfig
+from nixfleet_agent.runtime.platform import Platform
 from nixfleet_agent.runtime.rollout.input_queue import InputQueue
 from nixfleet_agent.runtime.rollout.orders import outranks
 from nixfleet_agent.runtime.services import Services
@@ -36,6 +37,7 @@ def services(**parts: Any) -> Services:
     clock = parts.setdefault("clock", FakeClock())
     shutdown = parts.setdefault("shutdown", ShutdownToken(clock))
     parts.setdefault("config", config())
+    parts.setdefault("platform", Platform(clock=clock))
     parts.setdefault("board", StatusBoard())
     parts.setdefault("inputs", InputQueue(shutdown))
     parts.setdefault("activation", Mailbox(clock, shutdown, outranks))

@@ -50,7 +50,7 @@ AdvanceTicker.run = run
 _MAIN_DIES = """
 from nixfleet_agent.runtime import daemon
 def die(self): raise KeyError("a defect of the main thread")
-daemon._Main._look_around = die
+daemon.MainLoop._look_around = die
 """
 _A_PROBE_HANGS = """
 import threading

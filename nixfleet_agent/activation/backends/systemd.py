@@ -72,9 +72,9 @@ class SystemdBackend:
 
     def alive(self, record: Record) -> bool:
         identity = record.started
-        if identity is None or not host.same_boot(record.intent.boot, host.read_boot_id()):
+        if identity is None or not host.same_boot(record.intent.boot, self._context.machine.boot_id()):
             return False
-        found = host.process(identity.pid)
+        found = self._context.machine.process(identity.pid)
         return found is not None and found.start == identity.start
 
     def stop(self, record: Record) -> None:

@@ -13,6 +13,7 @@ from nixfleet_agent.probes.runners.children import Unreaped
 from nixfleet_agent.probes.runners.evidence_file import EvidenceReader
 from nixfleet_agent.threads.cancel import CancelToken
 from nixfleet_agent.threads.clock import Clock
+from nixfleet_agent.threads.threads import SYSTEM_THREADS, Threads
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -43,6 +44,7 @@ class RunnerContext:
     clock: Clock
     cancel: CancelToken
     evidence: EvidenceReader
+    threads: Threads = SYSTEM_THREADS
     resolver: Resolver = field(default_factory=Resolver)
     unreaped: Unreaped = field(default_factory=Unreaped)
     tls: TlsDefaults = field(default_factory=TlsDefaults)
@@ -52,6 +54,6 @@ class RunnerContext:
         return replace(self, cancel=CancelToken(), tls=TlsDefaults())
 
 
-def make_context(config: Config, clock: Clock) -> RunnerContext:
+def make_context(config: Config, clock: Clock, threads: Threads = SYSTEM_THREADS) -> RunnerContext:
     """A context for the host that ``config`` describes."""
-    return RunnerContext(clock, CancelToken(), EvidenceReader(config.machine_id, config.ssh_host_key_file))
+    return RunnerContext(clock, CancelToken(), EvidenceReader(config.machine_id, config.ssh_host_key_file), threads)

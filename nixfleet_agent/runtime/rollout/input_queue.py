@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from nixfleet_agent.runtime.rollout.inputs import AdvanceTick, HealthChecksReload, ManifestSetUpdated, ReducerInput
 from nixfleet_agent.threads.shutdown import ShutdownToken
+from nixfleet_agent.threads.threads import SYSTEM_THREADS, Queue, Threads
 
 #: Enough for a burst of every probe of a large host; a full queue slows workers down and loses nothing.
 CAPACITY = 64
@@ -24,9 +25,9 @@ def _nobody_asks() -> None:
 class InputQueue:
     """Many workers put, the reducer gets."""
 
-    def __init__(self, shutdown: ShutdownToken, capacity: int = CAPACITY) -> None:
+    def __init__(self, shutdown: ShutdownToken, capacity: int = CAPACITY, threads: Threads = SYSTEM_THREADS) -> None:
         self._shutdown = shutdown
-        self._queue: queue.Queue[ReducerInput | type[_Periodic] | None] = queue.Queue(capacity)
+        self._queue: Queue[ReducerInput | type[_Periodic] | None] = threads.queue(capacity)
         self._lock = threading.Lock()
         self._latest: dict[type[_Periodic], _Periodic] = {}
 

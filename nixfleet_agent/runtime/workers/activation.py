@@ -57,8 +57,7 @@ class ActivationWorker(Worker):
         super().__init__(services.shutdown, services.clock)
         config = services.config.activation
         self.limit = max(self.limit, LONGEST_STEP + config.poll_interval_secs)
-        self._mailbox = services.activation
-        self._inputs = services.inputs
+        self._mailbox, self._inputs = services.activation, services.inputs
         self._board = services.board
         self._backoff = services.backoff()
         self._control = services.rollback
@@ -80,6 +79,7 @@ class ActivationWorker(Worker):
                 on_phase=self._status.phase,
                 retrying=Retrying(services.backoff, self._note_wait),
                 consent=services.veto(),
+                machine=services.platform.machine,
             )
         )
 

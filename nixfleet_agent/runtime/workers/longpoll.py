@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import random
-import threading
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -27,7 +26,8 @@ from nixfleet_agent.runtime.dispatch.window import PollWindow
 from nixfleet_agent.runtime.rollout.inputs import ReplayRequested
 from nixfleet_agent.runtime.services import Services
 from nixfleet_agent.threads.backoff import Backoff
-from nixfleet_agent.threads.worker import Worker, start_thread
+from nixfleet_agent.threads.threads import Thread
+from nixfleet_agent.threads.worker import Worker
 from nixfleet_agent.trouble import Trouble
 
 PATH = "/v1/agent/dispatch"
@@ -79,7 +79,8 @@ class LongPollWorker(Worker):
         self._refusals = Refusals(services.board, clock, self.log)
         self._poll_backoff = Backoff(tuning.backoff_initial, tuning.backoff_max, rng)
         self._try_backoff = Backoff(tuning.backoff_initial, tuning.backoff_max, rng)
-        self._saving: threading.Thread | None = None
+        self._threads = services.platform.threads
+        self._saving: Thread | None = None
         self._pending: Pending | None = None
         self._measured = clock.monotonic()
         self._next_try = 0.0
@@ -176,7 +177,7 @@ class LongPollWorker(Worker):
         pending = Pending(dispatch, received_at=now, as_of=now)
         self._settle()
         self._begin(pending)
-        self._saving = start_thread("longpoll disk", partial(self._save, pending))
+        self._saving = self._threads.start("longpoll disk", partial(self._save, pending))
 
     # -- one try ------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from nixfleet_agent.text import printable
 from nixfleet_agent.threads.clock import Clock
 from nixfleet_agent.threads.mailbox import Mailbox
 from nixfleet_agent.threads.shutdown import ShutdownToken
+from nixfleet_agent.threads.threads import SYSTEM_THREADS, Threads
 from nixfleet_agent.threads.worker import Worker
 
 #: While probes run they are looked after this often, in seconds; the probes keep their own time.
@@ -50,6 +51,7 @@ class ProbeWorker(Worker):
         mailbox: Mailbox[ProbeOrder],
         emit: Callable[[HostEvent], object],
         runner: Runner = runners.run,
+        threads: Threads = SYSTEM_THREADS,
     ) -> None:
         super().__init__(shutdown, clock)
         self._file = config.health_checks_file
@@ -57,7 +59,7 @@ class ProbeWorker(Worker):
         self._mailbox = mailbox
         self._emit = emit
         self._runner = runner
-        self._context = runners.make_context(config, clock)
+        self._context = runners.make_context(config, clock, threads)
         self._rollout_id: str | None = None
         self._set: ProbeSet | None = None
         self._read_again: float | None = None
