@@ -5,26 +5,26 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from nixfleet_agent import durable
 from nixfleet_agent.demo.closures import HOST_VARIABLE, STORE, run_nix
+from nixfleet_agent.demo.disk import HostDisk
 from nixfleet_agent.demo.errors import DemoError
 from nixfleet_agent.demo.logs import LoggedRefusal, LogTail, refusal
-from nixfleet_agent.demo.nixos_switch import UNITS
 from nixfleet_agent.demo.processes import MARK_VARIABLE, die_with_parent, end_marked, inherited
 from nixfleet_agent.identity.host_key import HostKey, from_private
-from nixfleet_agent.proto.ids import CLOSURE
+from nixfleet_agent.telemetry.status_socket import AgentNotRunningError, ask
 from nixfleet_agent.threads.interrupts import held
 
 STOP_SECS = 10.0
@@ -46,46 +46,21 @@ class Surroundings:
     pace: float
 
 
-class Host:
+class Host(HostDisk):
     """One host. ``install`` it, ``start`` its agent; the agent may be killed and started again."""
 
     def __init__(self, name: str, folder: Path, around: Surroundings) -> None:
-        self.name = name
-        self.folder = folder
+        super().__init__(name, folder)
         self.log_file = folder / "agent.log"
-        self.config_file = folder / "agent.toml"
         self.command = folder / "nixfleet-agent"
         self.pem_key_file = folder / "ssh_host_ed25519_key.pem"
-        self.state_dir = folder / "state"
         self.client_certificate = self.state_dir / "agent-cert.pem"
-        self.boot_entry = folder / "boot-entry"
-        self._units = folder / "run" / "units"
         self._around = around
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._stopped = False
         self._log = LogTail(self.log_file)
-
-    @property
-    def store_root(self) -> Path:
-        return self.folder / "store"
-
-    @property
-    def current_system(self) -> Path:
-        return self.folder / "run" / "current-system"
-
-    @property
-    def profile(self) -> Path:
-        return self.folder / "profiles" / "system"
-
-    @property
-    def switch_lock(self) -> Path:
-        return self.folder / "run" / "switch-to-configuration.lock"
-
-    @property
-    def switch_log(self) -> Path:
-        """Each call of a switch script, as ``<action> <closure>``."""
-        return self.folder / "switch.log"
+        self._windows: tuple[str, ...] = ()
 
     def install(self, closure: str) -> HostKey:
         """Make the host as an installer would: keys, configuration, and a first system that runs; its host key.
@@ -110,7 +85,7 @@ class Host:
         self._nix("nix-store", "--realise", f"{STORE}/{closure}")
         self._nix("nix-env", "--profile", str(self.profile), "--set", f"{STORE}/{closure}")
         self.boot_entry.write_text(f"{closure}\n", encoding="ascii")
-        self._boot()
+        self.boot()
         return key
 
     def reboot(self) -> None:
@@ -121,20 +96,8 @@ class Host:
         """
         self.kill()
         end_marked(HOST_VARIABLE, str(self.folder))
-        self._boot()
+        self.boot()
         self.start()
-
-    def _boot(self) -> None:
-        """What bootloader and initrd do: ``/run`` is empty at first, and then has the current system and its units."""
-        closure = self.booting_closure()
-        if closure is None:
-            raise DemoError(f"{self.name} does not boot: {self.boot_entry} names no closure")
-        system = Path(f"{self.store_root}{STORE}/{closure}")
-        shutil.rmtree(self.folder / "run", ignore_errors=True)
-        self._units.mkdir(parents=True)
-        for unit in (system / UNITS).iterdir():
-            shutil.copyfile(unit, self._units / unit.name)
-        self.current_system.symlink_to(system)
 
     def give_token(self, token: bytes) -> None:
         """What the agent enrolls with."""
@@ -154,6 +117,22 @@ class Host:
                 cwd=self.folder,
                 start_new_session=True,
             )
+
+    def run_now(self, reason: str) -> None:
+        """Let the next rollout begin outside the windows (raises DemoError: the agent's own command refused)."""
+        done = subprocess.run(  # nosec B603 # the host's own command
+            [self.command, "run-now", "--reason", reason], capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise DemoError(f"run-now on {self.name} failed ({done.returncode}): {done.stderr.strip()}")
+
+    def set_windows(self, windows: Sequence[str]) -> None:
+        """Write these maintenance windows (UTC) into the configuration, and have the agent read it."""
+        self._windows = tuple(windows)
+        durable.write(self.config_file, self._config().encode(), mode=0o644)
+        with self._lock:
+            if self._process is not None and self._process.poll() is None:
+                self._process.send_signal(signal.SIGHUP)
 
     def kill(self) -> None:
         """End the agent the hard way, as a power cut would, and wait until it is gone."""
@@ -192,33 +171,13 @@ class Host:
         with self._lock:
             return None if self._stopped or self._process is None else self._process.poll()
 
-    def running_closure(self) -> str | None:
-        """The basename that ``current-system`` names."""
+    def status(self) -> Mapping[str, Any]:
+        """What the agent says of itself; nothing while none answers."""
         try:
-            name = self.current_system.readlink().name
-        except OSError:
-            return None
-        return name if CLOSURE.fullmatch(name) else None
-
-    def booting_closure(self) -> str | None:
-        """The basename that the boot entry names."""
-        try:
-            name = self.boot_entry.read_text(encoding="ascii").strip()
-        except (OSError, ValueError):
-            return None
-        return name if CLOSURE.fullmatch(name) else None
-
-    def profile_closure(self) -> str | None:
-        """The basename that the profile leads to through its generation."""
-        try:
-            return (self.profile.parent / self.profile.readlink()).readlink().name
-        except OSError:
-            return None
-
-    def undelivered(self) -> list[str]:
-        """Names of the events that the control plane has not taken."""
-        folders = [self.state_dir / name for name in ("outbound-queue", "outbound-rejected", "outbound-corrupt")]
-        return sorted(path.name for folder in folders if folder.is_dir() for path in folder.rglob("*.json"))
+            said: Mapping[str, Any] = ask(self.state_dir, "status")
+        except AgentNotRunningError:
+            return {}
+        return said
 
     def last_words(self) -> str:
         """The message that the agent logged last."""
@@ -248,7 +207,7 @@ class Host:
             "SWITCH_LOCK": str(self.switch_lock),
             "SWITCH_CURRENT_SYSTEM": str(self.current_system),
             "SWITCH_BOOTLOADER": str(self.boot_entry),
-            "SWITCH_UNITS": str(self._units),
+            "SWITCH_UNITS": str(self.units),
             MARK_VARIABLE: around.mark,
         }
 
@@ -293,6 +252,8 @@ class Host:
                 "settle_budget_secs": 30.0,
                 "guard_secs": 400.0,
             },
+            "maintenance": {"windows": list(self._windows), "time_zone": "UTC"},
+            "hooks": {"folder": self.hooks},
             "tuning": _tuning(around.pace),
         }
         return "\n".join(line for name, table in tables.items() for line in _table(name, table))

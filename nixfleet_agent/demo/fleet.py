@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from nixfleet_agent.demo.agents import Host, Surroundings
+from nixfleet_agent.demo.balancer import Balancer
 from nixfleet_agent.demo.cache import Cache
 from nixfleet_agent.demo.closures import Maker, Release, System
 from nixfleet_agent.demo.errors import DemoError
@@ -68,6 +69,7 @@ class DemoFleet:
         self.hosts: Mapping[str, Host] = {}
         width = max(2, len(str(agents)))
         self.names = tuple(f"web-{number:0{width}}" for number in range(1, agents + 1))
+        self.balancer = Balancer(folder / "balancer")
         self._timeline = timeline
         self._scenario = scenario
         self._started = ExitStack()

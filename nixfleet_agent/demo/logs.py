@@ -10,6 +10,8 @@ from typing import Any
 
 #: Loggers whose warnings with a ``reason`` are refusals of what the control plane serves.
 _REFUSING = ("nixfleet_agent.longpoll", "nixfleet_agent.manifest_poll")
+#: What only waits for this host itself is no refusal.
+_WAITING = ("hold", "window")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class LogTail:
 
 def refusal(hostname: str, line: dict[str, Any]) -> LoggedRefusal | None:
     """The refusal that a line of a log tells of."""
-    if line.get("logger") not in _REFUSING or not isinstance(line.get("reason"), str):
+    reason = line.get("reason")
+    if line.get("logger") not in _REFUSING or not isinstance(reason, str) or reason in _WAITING:
         return None
-    return LoggedRefusal(hostname, line["reason"], str(line.get("message", "")))
+    return LoggedRefusal(hostname, reason, str(line.get("message", "")))

@@ -10,7 +10,7 @@ import difflib
 import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -42,11 +42,15 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """Where these hosts end: the version that runs and boots, and by version the state or ``NEVER``."""
+    """Where these hosts end: the version that runs and boots, and by version the state or ``NEVER``.
+
+    ``proven`` is what the hosts' files must prove beside it: versions by the name of a proof (``demo.proofs``).
+    """
 
     hosts: str
     runs: str
     rollouts: Mapping[str, str]
+    proven: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +133,7 @@ def _scenario(name: str, tree: Mapping[str, Any]) -> Scenario:
         soak_secs=float(tree.get("soak_secs", 2.5)),
         certificate_secs=None if certificate_secs is None else float(certificate_secs),
         steps=steps,
-        end=tuple(End(end[_HOSTS], end["runs"], end["rollouts"]) for end in tree["end"]),
+        end=tuple(End(end[_HOSTS], end["runs"], end["rollouts"], end.get("proven", {})) for end in tree["end"]),
     )
 
 
@@ -159,9 +163,10 @@ def _problems(tree: Mapping[str, Any]) -> Iterator[str]:
     if down:
         yield "steps: the control plane is still down after the last one: start-cp is missing"
     for number, end in enumerate(tree["end"], start=1):
-        for key, version in (("runs", end["runs"]), *((f"rollouts.{v}", v) for v in end["rollouts"])):
-            if version not in released:
-                yield f"end[{number}].{key}: {version} is never released"
+        named = {"runs": [end["runs"]], "rollouts": end["rollouts"]}
+        named |= {f"proven.{proof}": versions for proof, versions in end.get("proven", {}).items()}
+        for key, versions in named.items():
+            yield from (f"end[{number}].{key}: {v} is never released" for v in versions if v not in released)
     for key in ("broken", "new_dbus", "new_init"):
         for version in tree.get(key, ()):
             if version not in released:

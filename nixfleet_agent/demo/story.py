@@ -12,10 +12,14 @@ from nixfleet_agent.demo.fleet import DemoFleet, rollout_id_of
 from nixfleet_agent.demo.scenario import Scenario
 from nixfleet_agent.demo.timeline import Timeline
 from nixfleet_agent.local_cp.happenings import FORGOTTEN
+from nixfleet_agent.local_cp.neighbours import waiting_reason
+from nixfleet_agent.text import printable
 
 #: How long a step may take, in seconds, and what each agent adds to it on a small machine.
 STEP_SECS = 60.0
 STEP_SECS_PER_AGENT = 3.0
+#: How long a maintenance window is open.
+WINDOW = timedelta(hours=1)
 
 _REACHED = {"Converged": "has converged on", "Reverted": "has gone back by itself from"}
 
@@ -66,7 +70,7 @@ class Story:
         closure = self._fleet.releases[version].closure
         chosen = self._hosts(hosts)
         self._until(f"{hosts} to run {version}", lambda: all(host.running_closure() == closure for host in chosen))
-        self._timeline.note(f"{_who(hosts, [host.name for host in chosen])} runs {version}, by its own disk")
+        self._timeline.note(f"{_who(hosts, _names(chosen))} runs {version}, by its own disk")
 
     def refused(self, reason: str, hosts: str = "all") -> None:
         names = hosts_of(self._fleet.names, hosts)
@@ -132,6 +136,56 @@ class Story:
     def forgotten(self, version: str, kind: str, hosts: str = "all") -> None:
         self.event(version, FORGOTTEN.format(kind), hosts)
 
+    def window(self, opens_in: int, hosts: str = "all") -> None:
+        """Every agent has read it when this ends."""
+        chosen = self._hosts(hosts)
+        opens = self._fleet.clock.now() + timedelta(seconds=opens_in)
+        text = f"{opens:%H:%M:%S}-{opens + WINDOW:%H:%M:%S}"
+
+        def read() -> bool:
+            told = [host.status().get("maintenance") or {} for host in chosen]
+            return all(section.get("windows") == [text] for section in told)
+
+        # An agent that is just starting would be ended by the signal.
+        self._until(f"the agents of {hosts} to answer", lambda: all(host.status() for host in chosen))
+        for host in chosen:
+            host.set_windows([text])
+        self._until(f"{hosts} to read their windows", read)
+        self._timeline.note(f"{_who(hosts, _names(chosen))} is only changed from {opens:%H:%M:%S} UTC on, for an hour")
+
+    def run_now(self, reason: str, hosts: str = "all") -> None:
+        for host in self._hosts(hosts):
+            host.run_now(reason)
+            self._timeline.note(f"an operator lets the next release through on {host.name}: {reason}")
+
+    def waits(self, reason: str, hosts: str = "all") -> None:
+        chosen, said = self._hosts(hosts), ""
+
+        def all_say_it() -> bool:
+            nonlocal said
+            told = [waiting_reason(host.status()) or "" for host in chosen]
+            said = told[0] if told else ""
+            return all(reason in each for each in told)
+
+        self._until(f"{hosts} to wait because {reason}", all_say_it)
+        self._timeline.note(f"{_who(hosts, _names(chosen))} waits: {printable(said, 200)}")
+
+    def reboot(self, hosts: str = "all") -> None:
+        for host in self._hosts(hosts):
+            host.reboot()
+            self._timeline.note(f"{host.name} is rebooted into what its boot entry names")
+
+    def hooks(self, hosts: str = "all") -> None:
+        for host in self._hosts(hosts):
+            self._fleet.balancer.add(host.name, host.hooks)
+        self._timeline.note(f"{_who(hosts, hosts_of(self._fleet.names, hosts))} has hooks that drain and undrain it")
+
+    def clients(self, connected: bool, hosts: str = "all") -> None:
+        names = hosts_of(self._fleet.names, hosts)
+        for name in names:
+            self._fleet.balancer.connect(name, connected)
+        self._timeline.note(f"{_who(hosts, names)} has {'clients' if connected else 'no client any more'}")
+
     def watch(self, seconds: float) -> None:
         self._timeline.wait(lambda: False, seconds, self._fleet.look_after)
 
@@ -162,6 +216,12 @@ VERBS: Mapping[str, Callable[..., Any]] = {
     "misname": Story.misname,
     "forget": Story.forget,
     "forgotten": Story.forgotten,
+    "window": Story.window,
+    "run-now": Story.run_now,
+    "waits": Story.waits,
+    "reboot": Story.reboot,
+    "hooks": Story.hooks,
+    "clients": Story.clients,
     "watch": Story.watch,
     "note": Story.note,
 }
@@ -177,6 +237,10 @@ def hosts_of(names: Sequence[str], which: str) -> tuple[str, ...]:
         case "last":
             return tuple(names[-1:])
     return tuple(names)
+
+
+def _names(hosts: Iterable[Host]) -> list[str]:
+    return [host.name for host in hosts]
 
 
 def _who(which: str, names: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from nixfleet_agent.demo.agents import Host
 from nixfleet_agent.demo.fleet import DemoFleet, rollout_id_of
+from nixfleet_agent.demo.proofs import PROOFS
 from nixfleet_agent.demo.scenario import NEVER, End, Scenario
 from nixfleet_agent.demo.story import hosts_of
 from nixfleet_agent.local_cp.store import Store
@@ -18,8 +19,8 @@ def problems(fleet: DemoFleet, scenario: Scenario) -> list[str]:
         return [
             problem
             for end in scenario.end
-            for name in hosts_of(fleet.names, end.hosts)
-            for problem in (*_on_disk(fleet, fleet.hosts[name], end), *_in_log(store, fleet.hosts[name], end))
+            for host in (fleet.hosts[name] for name in hosts_of(fleet.names, end.hosts))
+            for problem in (*_on_disk(fleet, host, end), *_in_log(store, host, end), *_proven(fleet, host, end))
         ]
 
 
@@ -48,6 +49,12 @@ def _in_log(store: Store, host: Host, end: End) -> Iterator[str]:
             yield f"{host.name} sent {there} of {version}, the control plane took {here}"
         if state == NEVER and there:
             yield f"{host.name} has taken part in {version}, which it should never have been given"
+
+
+def _proven(fleet: DemoFleet, host: Host, end: End) -> Iterator[str]:
+    for proof, versions in end.proven.items():
+        for version in versions:
+            yield from PROOFS[proof](fleet, host, version)
 
 
 def sent(host: Host, rollout_id: str) -> list[int]:

@@ -41,7 +41,7 @@ class Refusals(unittest.TestCase):
     def test_only_those_who_judge_what_is_served_refuse(self) -> None:
         line = {"logger": "nixfleet_agent.longpoll", "reason": "stale", "message": "too old"}
         self.assertEqual(refusal("web-01", line), LoggedRefusal("web-01", "stale", "too old"))
-        for change in ({"logger": "nixfleet_agent.probe"}, {"reason": None}):
+        for change in ({"logger": "nixfleet_agent.probe"}, {"reason": None}, {"reason": "window"}):
             with self.subTest(json.dumps(change)):
                 self.assertIsNone(refusal("web-01", line | change))
 

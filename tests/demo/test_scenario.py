@@ -7,6 +7,7 @@ import unittest
 from pathlib import Path
 
 from nixfleet_agent.demo.errors import ScenarioError
+from nixfleet_agent.demo.proofs import PROOFS
 from nixfleet_agent.demo.scenario import FAULTS, INSTALLER, NEVER, PLAIN, End, Step, load, shipped
 from nixfleet_agent.demo.story import VERBS, hosts_of
 from nixfleet_agent.errors import EXIT_CONFIG
@@ -47,6 +48,12 @@ MISTAKES = [
     (('{ v1 = "Converged" }', '{ v1 = "gone" }'), "end[1].rollouts.v1 must be one of"),
     (('version = "v1"\nstate', 'version = "v2"\nstate'), "steps[2].version: v2 has not been released before"),
     (('version = "v1"\nwaves', 'version = "v0"\nwaves'), "steps[1].version: v0 is what hosts are installed with"),
+    (('rollouts = { v1 = "Converged" }', 'rollouts = {}\nproven = { booted = ["v1"] }'), "did you mean 'rebooted'?"),
+    (
+        ('rollouts = { v1 = "Converged" }', 'rollouts = {}\nproven = { drained = ["v3"] }'),
+        "end[1].proven.drained: v3 is never",
+    ),
+    (("title", 'new_dbus = ["v9"]\ntitle'), "new_dbus: v9 is never released"),
     (("title", 'broken = ["v9"]\ntitle'), "broken: v9 is never released"),
     (("title", "agents = 0\ntitle"), "agents must be at least 1, is 0"),
     (("title", "agents = 5000\ntitle"), "agents must be at most 500, is 5000"),
@@ -125,6 +132,10 @@ class Shipped(unittest.TestCase):
                 with self.subTest(name, host=host):
                     self.assertEqual(len(ends), 1)
                     self.assertEqual(set(ends[0].rollouts) | ({"v1"} if name == "wipe-cp" else set()), released)
+
+    def test_every_proof_that_a_scenario_may_name_is_one(self) -> None:
+        named = {proof for name in shipped() for end in load(name).end for proof in end.proven}
+        self.assertEqual(named, set(PROOFS))
 
     def test_a_bad_release_that_stops_at_the_canary_is_never_given_to_the_rest(self) -> None:
         rest = next(end for end in load("bad-canary").end if end.hosts == "rest")

@@ -4,48 +4,23 @@ from __future__ import annotations
 
 import tempfile
 import unittest
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import cast
 
-from nixfleet_agent.demo.agents import Host, Surroundings
+from nixfleet_agent.demo.agents import Host
+from nixfleet_agent.demo.balancer import Balancer
 from nixfleet_agent.demo.closures import Release
 from nixfleet_agent.demo.fleet import DemoFleet, rollout_id_of
 from nixfleet_agent.demo.scenario import End, Scenario
 from nixfleet_agent.demo.verdict import problems
+from nixfleet_agent.journal.entries import Entry
 from nixfleet_agent.local_cp.store import Store
 from nixfleet_agent.proto.ids import file_part
 from nixfleet_agent.state_machine import RolloutRecord, State
-from tests.support.signing import closure_name
+from tests.demo.stored import AROUND, V1, V2, StoredFleet, StoredPlane
 
 NOW = datetime(2026, 5, 16, 1, 30, tzinfo=timezone.utc)
-AROUND = Surroundings("https://127.0.0.1:1", Path("/ca.pem"), b"{}", "http://127.0.0.1:1", "key", "mark", 1.0)
-V1, V2 = closure_name("v1"), closure_name("v2")
-
-
-@dataclass
-class StoredPlane:
-    """A control plane that has nothing but its database."""
-
-    database: Path
-
-    @contextmanager
-    def store(self) -> Iterator[Store]:
-        with closing(Store(self.database, read_only=True)) as store:
-            yield store
-
-
-@dataclass
-class StoredFleet:
-    """A fleet after its story, as it lies on the disk."""
-
-    names: tuple[str, ...]
-    hosts: dict[str, Host]
-    releases: dict[str, Release]
-    plane: StoredPlane
 
 
 class Verdict(unittest.TestCase):
@@ -57,7 +32,13 @@ class Verdict(unittest.TestCase):
         self.addCleanup(self.store.close)
         self.host = Host("web-01", folder / "web-01", AROUND)
         releases = {"v1": Release("v1", V1), "v2": Release("v2", V2)}
-        self.fleet = StoredFleet(("web-01",), {"web-01": self.host}, releases, StoredPlane(folder / "cp.sqlite"))
+        self.fleet = StoredFleet(
+            ("web-01",),
+            {"web-01": self.host},
+            releases,
+            StoredPlane(folder / "cp.sqlite"),
+            Balancer(folder / "balancer"),
+        )
         self.runs(V1)
         self.boots(V1)
         self.profile(V1)
@@ -101,7 +82,10 @@ class Verdict(unittest.TestCase):
     def delivered(self, version: str, seq: int) -> None:
         folder = self.host.state_dir / "outbound-sent" / file_part(rollout_id_of(version))
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{seq:08}-x.json").write_text("{}")
+        kind, rollout_id = "ProbeResult", rollout_id_of(version)
+        event = {"kind": kind, "seq": seq}
+        entry = Entry(seq=seq, hostname="web-01", rollout_id=rollout_id, kind=kind, created_at=NOW, event=event)
+        (folder / entry.name).write_bytes(entry.encode())
 
     def judge(self, runs: str = "v1", **rollouts: str) -> list[str]:
         scenario = Scenario("t", "t", 1, ("v0", "v1"), frozenset(), 1.0, None, (), (End("all", runs, rollouts),))
@@ -156,6 +140,13 @@ class Verdict(unittest.TestCase):
     def test_a_host_got_what_it_should_never_have_been_given(self) -> None:
         self.record("v2", State.PENDING, 0)
         self.assert_problem(self.judge(v1="Converged", v2="none"), "in v2 as Pending, not none")
+
+    def test_what_an_end_says_is_proven_is_looked_for(self) -> None:
+        end = End("all", "v1", {"v1": "Converged"}, {"rebooted": ["v1"]})
+        scenario = Scenario("t", "t", 1, ("v0", "v1"), frozenset(), 1.0, None, (), (end,))
+        self.host.switch_log.write_text("")
+        found = problems(cast(DemoFleet, self.fleet), scenario)
+        self.assertIn("web-01 was never booted into v1", found)
 
 
 if __name__ == "__main__":

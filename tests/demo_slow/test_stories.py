@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import tomllib
 import unittest
+from datetime import datetime, timedelta
 from pathlib import Path
 from unittest import mock
 
@@ -12,6 +14,8 @@ from nixfleet_agent.errors import EXIT_CHECK_FAILED
 from tests.demo_slow.case import DemoCase
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+#: A story that nobody waits for to the end tells nothing; on two busy cores it may take a multiple.
+LONGEST = 60.0
 ROLLED_BACK = {"v1": "Converged", "v2": "Converged", "v3": "Reverted"}
 
 
@@ -75,6 +79,49 @@ class Stories(DemoCase):
         self.assertTrue(problems)
         for problem in problems:
             self.assertRegex(problem, "^web-01 breaks the contract of the wire: POST /v1/agent/heartbeat: at: ")
+
+    def test_a_release_waits_for_its_window_and_an_operator_lets_one_through(self) -> None:
+        document = self.demo("--scenario", "window")
+        self.assert_ends(document, "v1", {"v1": "Converged"})
+        first, second = (self.started(host["name"]) for host in document["hosts"])
+        self.assertLess(first, second)
+        config = tomllib.loads((self.folder / "hosts/web-02/agent.toml").read_text())
+        opens = datetime.fromisoformat(f"{second[:10]}T{config['maintenance']['windows'][0].partition('-')[0]}+00:00")
+        waited_on = (datetime.fromisoformat(second) - opens) % timedelta(days=1)
+        self.assertLess(waited_on, timedelta(hours=1), "it began before the window opened")
+        self.assertLess(document["seconds"], LONGEST)
+
+    def test_deferred_releases_are_rebooted_into(self) -> None:
+        document = self.demo("--scenario", "reboot")
+        self.assert_ends(document, "v2", {"v1": "Converged", "v2": "Converged"})
+        for host in document["hosts"]:
+            calls = (self.folder / "hosts" / host["name"] / "switch.log").read_text().splitlines()
+            told = [(line.split()[0], line.rpartition("-")[2]) for line in calls]
+            by_boot = [("boot", "v1"), ("booted", "v1")]
+            # Its script writes the boot entry and ends with 100: nothing else is asked of it.
+            by_exit_100 = [("switch", "v2"), ("booted", "v2")]
+            self.assertEqual(told, [("booted", "v0"), *by_boot, *by_exit_100])
+        self.assertLess(document["seconds"], LONGEST)
+
+    def test_hosts_are_drained_before_a_switch(self) -> None:
+        document = self.demo("--scenario", "drain")
+        self.assert_host_ends(document["hosts"][0], "v1", {"v1": "Converged", "v2": "Reverted"})
+        for host in document["hosts"][1:]:
+            self.assert_host_ends(host, "v1", {"v1": "Converged"})
+        said = [entry["text"] for entry in document["timeline"]]
+        self.assertIn("web-01 waits: the hook 10-drain refuses it: clients are still connected", said)
+        calls = (self.folder / "hosts/web-01/switch.log").read_text().splitlines()
+        self.assertEqual(
+            [line.split()[0] for line in calls],
+            ["booted", "drain", "switch", "undrain", "drain", "switch", "switch", "undrain"],
+        )
+        self.assertLess(document["seconds"], LONGEST)
+
+    def started(self, name: str) -> str:
+        """When the host began its only rollout, by its journal."""
+        (path,) = (self.folder / "hosts" / name / "state/outbound-sent").rglob("*-ActivationStarted.json")
+        at: str = json.loads(path.read_text())["event"]["startedAt"]
+        return at
 
     def test_an_outage_in_the_middle_of_switches(self) -> None:
         document = self.demo("--scenario", "outage", "--agents", "2")

@@ -77,7 +77,7 @@ class ActivationWorker(Worker):
                 self._wait,
                 self.log,
                 on_phase=self._status.phase,
-                retrying=Retrying(services.backoff, self._note_wait),
+                retrying=Retrying(services.backoff, self._note_wait, services.config.tuning.backoff_max),
                 consent=services.veto(),
                 machine=services.platform.machine,
             )
