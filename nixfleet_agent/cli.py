@@ -30,6 +30,7 @@ COMMANDS = {
     "probe": "run the declared health probes once",
     "history": "the events of a rollout on this host",
     "diff": "what would change: packages, sizes and units between what runs and what comes",
+    "rehearse": "verify, fetch and look at what comes, change nothing, and say whether it would begin",
     "log": "what a switch has said, also while it runs",
     "hold": "start no new activation for now",
     "release": "end a hold",

@@ -12,10 +12,14 @@ from nixfleet_agent.activation.errors import CommandError
 from nixfleet_agent.activation.records import EXIT_NEXT_BOOT
 from nixfleet_agent.activation.unit_words import UnitChanges, unit_changes
 
-#: It starts nothing and waits for nothing but systemd's answers.
+#: A dry run starts nothing; one that takes longer than this hangs.
 DRY_RUN_SECS = 120.0
 _FSTAB = "etc/fstab"
 _FSTAB_BYTES = 1024 * 1024
+
+
+class NotAskedError(CommandError):
+    """To ask this script would change something: nothing is known of what it would do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +53,17 @@ class DryRun:
         return f"dry-activate ended with {self.exit_code}: {last or 'it said nothing'}"
 
 
-def dry_activate(context: Context, backend: Backend, closure: str) -> DryRun:
-    """Ask the script of ``closure``, which is in the store.
+def dry_activate(context: Context, backend: Backend, closure: str) -> DryRun | None:
+    """What the script of ``closure``, which is in the store, would do here; None where the platform has no dry run.
 
     Raises:
-        CommandError: it can't be run, hangs, or would change something after all.
+        NotAskedError: its script changes something even then.
+        CommandError: it can't be run, or hangs.
         PhaseInterrupted: there is something better to do; the script has been ended.
     """
-    command = backend.command(host.on_disk(context.config.store_root, closure), "dry-activate")
+    command = backend.dry_run(host.on_disk(context.config.store_root, closure))
+    if command is None:
+        return None
     _refuse_swapoff(context, Path(command[0]), closure)
     done = context.run(command, timeout=DRY_RUN_SECS)
     return DryRun(done.returncode, (done.stdout + done.stderr).decode("utf-8", "replace"))
@@ -78,7 +85,7 @@ def _refuse_swapoff(context: Context, script: Path, coming: str) -> None:
     gone = sorted(_swaps(context, running) - _swaps(context, coming))
     if gone:
         what = f"the script of {coming} is one that turns swap off even in dry-activate"
-        raise CommandError(f"{what}, and {', '.join(gone)} is not in its fstab: not run")
+        raise NotAskedError(f"{what}, and {', '.join(gone)} is not in its fstab: not run")
 
 
 def _swaps(context: Context, closure: str) -> set[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from nixfleet_agent.activation import boot_space, host, inhibitors, nix, script_words, way_back
 from nixfleet_agent.activation.backends.base import Backend
 from nixfleet_agent.activation.context import Context
+from nixfleet_agent.activation.dry_run import DryRun, NotAskedError, dry_activate
 from nixfleet_agent.activation.errors import CommandError, PhaseFailed
 from nixfleet_agent.activation.model import Forward
 from nixfleet_agent.activation.records import EXIT_NEXT_BOOT
@@ -16,8 +17,6 @@ from nixfleet_agent.text import clip_tail
 #: What an obstacle was found by.
 SCRIPT, WAY_BACK, INHIBITORS, BOOT_SPACE, DRY_RUN = "script", "way-back", "inhibitors", "boot-space", "dry-run"
 
-#: A dry run starts nothing; one that takes longer than this hangs.
-DRY_RUN_SECS = 120.0
 _WORDS_BYTES = 1024
 
 
@@ -31,14 +30,6 @@ class Obstacle:
     what: str
     text: str
     blocks: bool
-
-
-@dataclass(frozen=True, slots=True)
-class DryRun:
-    """How ``switch-to-configuration dry-activate`` ended, and the end of what it said (64 KiB of each output)."""
-
-    exit_code: int
-    output: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,25 +60,11 @@ def inspect(context: Context, backend: Backend, intent: Forward) -> Readiness:
     try:
         dry_run = dry_activate(context, backend, intent.target)
     except CommandError as error:
-        found.append(Obstacle(DRY_RUN, str(error), True))
+        found.append(Obstacle(DRY_RUN, str(error), not isinstance(error, NotAskedError)))
     inhibited = any(obstacle.what == INHIBITORS for obstacle in found)
     if dry_run is not None and (obstacle := judge(dry_run)) and not (inhibited and obstacle.what == INHIBITORS):
         found.append(obstacle)
     return Readiness(intent.target, tuple(found), dry_run)
-
-
-def dry_activate(context: Context, backend: Backend, closure: str) -> DryRun | None:
-    """What the closure's own script would do on this host; None where the platform has no dry run.
-
-    Raises:
-        CommandError: it can't be run, or hangs.
-        PhaseInterrupted: as ``inspect``.
-    """
-    command = backend.dry_run(host.on_disk(context.config.store_root, closure))
-    if command is None:
-        return None
-    done = context.run(command, timeout=DRY_RUN_SECS)
-    return DryRun(done.returncode, (done.stdout + done.stderr).decode("utf-8", "replace"))
 
 
 def judge(dry_run: DryRun) -> Obstacle | None:

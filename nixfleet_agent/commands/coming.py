@@ -58,7 +58,8 @@ def coming(config: Config, wanted: str | None) -> Coming:
         if not CLOSURE.fullmatch(name):
             raise UnknownComingError(f"{wanted!r} is no path of a closure: name {STORE}/<hash>-nixos-system-...")
         return Coming(name, None)
-    return _rollout(config, wanted)
+    rollout_id, closure = known_rollout(config, wanted)
+    return Coming(closure, rollout_id)
 
 
 def _next(config: Config) -> Coming:
@@ -75,16 +76,20 @@ def _next(config: Config) -> Coming:
     )
 
 
-def _rollout(config: Config, wanted: str) -> Coming:
+def known_rollout(config: Config, wanted: str) -> tuple[str, str]:
+    """The id and the target of the one rollout that ``wanted`` is or begins, of those that this host knows.
+
+    Raises:
+        UnknownComingError: there is none, or there are several.
+    """
     known = _known(config)
-    matching = {name: closure for name, closure in known.items() if name.startswith(wanted)}
-    if wanted in matching:
-        return Coming(matching[wanted], wanted)
+    if wanted in known:
+        return wanted, known[wanted]
+    matching = [name for name in known if name.startswith(wanted)]
     if len(matching) != 1:
         what = "several rollouts begin" if matching else "no rollout that is known here begins"
         raise UnknownComingError(f"{what} with {wanted!r}: see `nixfleet-agent history --list`, or name a store path")
-    [(rollout_id, closure)] = matching.items()
-    return Coming(closure, rollout_id)
+    return matching[0], known[matching[0]]
 
 
 def _known(config: Config) -> dict[str, str]:

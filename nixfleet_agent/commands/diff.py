@@ -62,6 +62,8 @@ def units_of(context: Context, running: str, closure: str) -> tuple[DryRun | Non
         dry_run = dry_activate(context, choose(context), closure)
     except ActivationError as error:
         return None, str(error)
+    if dry_run is None:
+        return None, "this platform has no dry run"
     return (dry_run, None) if dry_run.failure is None else (None, dry_run.failure)
 
 

@@ -94,7 +94,7 @@ def rollouts(state_dir: Path, hostname: str) -> list[Replay]:
 
 def replayed(items: list[Found], hostname: str) -> Replay | None:
     """Fold one rollout's files through the state machine; None when its seq 0 is gone or damaged."""
-    entries, unreadable = _entries(items)
+    entries, unreadable = readable(items)
     first = entries.pop(0, None)
     if first is None:
         return None
@@ -115,7 +115,7 @@ def replayed(items: list[Found], hostname: str) -> Replay | None:
     return Replay(accepted, record, tuple(steps), tuple(unreadable))
 
 
-def _entries(items: list[Found]) -> tuple[dict[int, tuple[str, Entry]], list[str]]:
+def readable(items: list[Found]) -> tuple[dict[int, tuple[str, Entry]], list[str]]:
     """Readable entries by seq, and what is wrong with the others; a queued copy counts before a sent one."""
     entries: dict[int, tuple[str, Entry]] = {}
     unreadable: list[str] = []

@@ -26,7 +26,7 @@ _nixfleet_agent() {
     esac
     local common="--config --json --debug --help" words=
     case $command in
-        "") words="run init status watch why check probe history diff log hold release run-now rollback quarantine queue enroll renew import-state verify support demo --version $common" ;;
+        "") words="run init status watch why check probe history diff rehearse log hold release run-now rollback quarantine queue enroll renew import-state verify support demo --version $common" ;;
         run) words="--control-plane-url --machine-id --trust-file --ca-cert --client-cert --client-key --bootstrap-token-file
             --state-dir --ssh-host-key-file --health-checks-file --manifest-freshness-window-secs
             --renewal-threshold-fraction $common" ;;
@@ -36,7 +36,7 @@ _nixfleet_agent() {
             --bootstrap-token-file --state-dir --ssh-host-key-file --health-checks-file $common" ;;
         check) words="--print-config --local --offline --strict $common" ;;
         history) words="--svg --list --verify --public-key --envelopes $common" ;;
-        diff) words=$common ;;
+        diff|rehearse) words=$common ;;
         log) words="--follow $common" ;;
         run-now) words="--reason --until $common" ;;
         hold) words="--reason --until $common" ;;

@@ -10,7 +10,7 @@ function __nixfleet_agent_scenarios
     nixfleet-agent demo --list-scenarios 2>/dev/null | string replace -r '^(\S+) +' '$1\t' | tail -n +2
 end
 
-set -l commands run init status watch why check probe history diff log hold release run-now rollback quarantine queue enroll renew import-state verify support demo
+set -l commands run init status watch why check probe history diff rehearse log hold release run-now rollback quarantine queue enroll renew import-state verify support demo
 set -l alone "not __fish_seen_subcommand_from $commands"
 
 complete -c nixfleet-agent -f
@@ -29,6 +29,7 @@ complete -c nixfleet-agent -n $alone -a check -d 'look at configuration, keys, c
 complete -c nixfleet-agent -n $alone -a probe -d 'run the declared health probes once'
 complete -c nixfleet-agent -n $alone -a history -d 'the events of a rollout on this host'
 complete -c nixfleet-agent -n $alone -a diff -d 'what would change between what runs and what comes'
+complete -c nixfleet-agent -n $alone -a rehearse -d 'fetch and look at what comes, and say whether it would begin'
 complete -c nixfleet-agent -n $alone -a log -d 'what a switch has said, also while it runs'
 complete -c nixfleet-agent -n $alone -a hold -d 'start no new activation for now'
 complete -c nixfleet-agent -n $alone -a release -d 'end a hold'

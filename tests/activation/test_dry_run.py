@@ -5,8 +5,9 @@ from __future__ import annotations
 import unittest
 
 from nixfleet_agent.activation.backends import choose
-from nixfleet_agent.activation.dry_run import DryRun, dry_activate
-from nixfleet_agent.activation.errors import CommandError
+from nixfleet_agent.activation.dry_run import DryRun, NotAskedError, dry_activate
+from nixfleet_agent.activation.model import ROLLBACK_AND_HALT, Forward
+from nixfleet_agent.activation.readiness import inspect
 from nixfleet_agent.activation.unit_words import UnitChanges, unit_changes
 from nixfleet_agent.demo.nixos_switch import Switch, inhibitors, units
 from tests.activation.case import PipelineCase
@@ -92,7 +93,9 @@ class DryActivateTest(PipelineCase):
         before = self.host.running(), self.host.units(), self.host.profile_closure(), self.host.boots()
         context = self.pipeline()._context
         try:
-            return dry_activate(context, choose(context), coming)
+            found = dry_activate(context, choose(context), coming)
+            assert found is not None
+            return found
         finally:
             now = self.host.running(), self.host.units(), self.host.profile_closure(), self.host.boots()
             self.assertEqual(now, before)
@@ -155,9 +158,12 @@ class DryActivateTest(PipelineCase):
         coming = self.nixery.path(
             "nixos-system-noswap", {"bin/switch-to-configuration": script, "etc/fstab": "/dev/sda1 / ext4\n"}
         )
-        with self.assertRaisesRegex(CommandError, "/dev/sdb2 is not in its fstab: not run"):
+        with self.assertRaisesRegex(NotAskedError, "/dev/sdb2 is not in its fstab: not run"):
             self.dry(coming)
         self.assertFalse(self.host.bootloader.exists())
+        context = self.pipeline()._context
+        found = inspect(context, choose(context), Forward("stable@aa", coming, running, ROLLBACK_AND_HALT))
+        self.assertEqual((found.ready, found.dry_run), (True, None), found.obstacles)
         self.dry(self.nixery.system("rust", SUCCEED, files={"etc/fstab": ""}))
 
 

@@ -24,7 +24,7 @@ from tests.docs.pages import PAGES, TOP, blocks, inline_code
 from tests.docs.said import parser_of
 
 #: They change the world outside, or ask a Nix store: that their arguments are understood is what can be said here.
-ELSEWHERE = {"run", "init", "enroll", "renew", "demo", "rollback", "diff"}
+ELSEWHERE = {"run", "init", "enroll", "renew", "demo", "rollback", "diff", "rehearse"}
 #: Words of the text that stand for something.
 STANDS_FOR = {
     "CLOSURE": OLD,
