@@ -25,9 +25,12 @@
       });
 
       # The package runs the fast tests. The configuration of a host goes through the real module system and is built,
-      # so that the agent has judged it.
+      # so that the agent has judged it. Two machines show it at work: a release, a bad one, one that takes a reboot.
       checks = forEach (pkgs: {
         package = self.packages.${pkgs.stdenv.hostPlatform.system}.default;
+        two-machines = pkgs.callPackage ./two-machines.nix {
+          inherit (self.packages.${pkgs.stdenv.hostPlatform.system}) nixfleet-agent;
+        };
         configuration =
           (nixpkgs.lib.nixosSystem {
             inherit (pkgs.stdenv.hostPlatform) system;

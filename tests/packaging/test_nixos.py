@@ -7,21 +7,13 @@ the outputs of flake.nix. A host's configuration is really built, though, by the
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
-import tempfile
 import unittest
 from pathlib import Path
-from typing import Any
 
 from nixfleet_agent import __version__
+from tests.packaging.nixos_case import NIXOS, STUB, TOP, NixOSCase
 
-TOP = Path(__file__).resolve().parents[2]
-NIXOS = TOP / "packaging" / "nixos"
-STUB = TOP / "tests" / "packaging" / "stub.nix"
 GOOD = 'enable = true; controlPlaneUrl = "https://cp.example:8443";'
 KEY = '{ algorithm = "ed25519"; public = "11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo="; }'
 TRUST = f'{{ ciReleaseKey.current = {KEY}; orgRootKey.current = "/FHNjmIYoaONpH7QAjDwWAgW7RO6MwOsXeuRFUiQgCU="; }}'
@@ -51,36 +43,7 @@ MISTAKES = {
 }
 
 
-@unittest.skipUnless(shutil.which("nix-build"), "Nix is not installed: apt-get install nix-bin")
-class NixOS(unittest.TestCase):
-    def setUp(self) -> None:
-        self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
-        self.addCleanup(subprocess.run, ["chmod", "-R", "u+w", str(self.folder)], check=True)
-        program = self.folder / "package" / "bin" / "nixfleet-agent"
-        program.parent.mkdir(parents=True)
-        program.write_text(f'#!/bin/sh\nPYTHONPATH={TOP} exec {sys.executable} -B -m nixfleet_agent "$@"\n')
-        program.chmod(0o755)
-
-    def nix(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run Nix on a store of its own, whose paths are where they say: a build needs no sandbox."""
-        places = {f"NIX_{name}_DIR": str(self.folder / "nix" / name.lower()) for name in ("STORE", "STATE", "LOG")}
-        environ = {**places, "PATH": os.environ["PATH"], "HOME": str(self.folder)}
-        environ["NIX_CONFIG"] = "build-users-group =\nsandbox = false\nsubstitute = false\n"
-        return subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=120)
-
-    def stub(self, settings: str, trust: str = "null") -> str:
-        program = self.folder / "package"
-        return f'import {STUB} {{ settings = {{ {settings} }}; trust = {trust}; program = "{program}"; }}'
-
-    def build(self, settings: str, trust: str = "null") -> subprocess.CompletedProcess[str]:
-        expression = f"({self.stub(settings, trust)}).settingsFile"
-        return self.nix("nix-build", "--no-out-link", "-E", expression)
-
-    def evaluate(self, expression: str) -> Any:
-        ran = self.nix("nix-instantiate", "--eval", "--read-write-mode", "--strict", "--json", "-E", expression)
-        self.assertEqual(ran.returncode, 0, ran.stderr)
-        return json.loads(ran.stdout)
-
+class NixOS(NixOSCase):
     def test_a_good_configuration_is_built_and_is_what_the_service_reads(self) -> None:
         probes = 'effectiveHealthChecks = { web = { kind = "tcp"; port = 1; }; };'
         ran = self.build(f'{GOOD} {probes} settings.logging.level = "debug";', TRUST)
