@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from nixfleet_agent.activation.failures import is_refused_signature
 from nixfleet_agent.activation.nix import plain
+from nixfleet_agent.errors import ProtoError
+from nixfleet_agent.proto.strict_json import loads_strict
 
 #: Numbers of Nix's own protocol for its log (``ActivityType`` and ``ResultType`` in its logging.hh).
 _COPY_PATH, _FILE_TRANSFER, _PROGRESS = 100, 101, 105
@@ -65,8 +66,8 @@ class Progress:
                     self._path(rest.partition("'")[0])
             return
         try:
-            entry = json.loads(line[5:])
-        except (ValueError, RecursionError):
+            entry = loads_strict(line[5:])
+        except ProtoError:
             self._say(line)
             return
         if isinstance(entry, dict):

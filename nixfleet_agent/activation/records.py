@@ -16,8 +16,9 @@ from pathlib import Path
 
 from nixfleet_agent import durable
 from nixfleet_agent.activation import host, script_words
-from nixfleet_agent.errors import StorageError
+from nixfleet_agent.errors import ProtoError, StorageError
 from nixfleet_agent.proto.ids import file_part
+from nixfleet_agent.proto.strict_json import loads_strict
 from nixfleet_agent.text import clip_tail
 
 FORWARD, BOOT, ROLLBACK, GUARD = "forward", "boot", "rollback", "guard"
@@ -230,8 +231,8 @@ class Records:
     def observed_at_failure(self, rollout_id: str) -> str | None:
         """What ``note_failure`` was told, or None."""
         try:
-            noted = json.loads(self._failure(rollout_id).read_bytes())
-        except (OSError, ValueError, RecursionError):
+            noted = loads_strict(self._failure(rollout_id).read_bytes())
+        except (OSError, ProtoError):
             return None
         observed = noted.get("observed") if isinstance(noted, dict) else None
         return observed if isinstance(observed, str) else None
@@ -269,10 +270,10 @@ def _guard_words(record: Record) -> str:
 
 def _read_intent(path: Path) -> Intent | None:
     try:
-        fields = json.loads((path / _INTENT).read_bytes())
+        fields = loads_strict((path / _INTENT).read_bytes())
         # A newer version may have added fields: ours are all that we need.
         return Intent(**{name: fields[name] for name in Intent.__slots__})
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ProtoError, KeyError, TypeError):
         return None
 
 

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nixfleet_agent import durable
+from nixfleet_agent.errors import ProtoError
 from nixfleet_agent.hooks.moments import Occasion
 from nixfleet_agent.hooks.runner import Ran
 from nixfleet_agent.proto.ids import file_part
+from nixfleet_agent.proto.strict_json import loads_strict
 
 FOLDER = "hooks"
 FILE_NAME = "told.json"
@@ -97,7 +99,7 @@ def outputs(state_dir: Path, rollout_id: str) -> Iterator[HookOutput]:
         return
     for path in paths:
         try:
-            body = json.loads(path.read_bytes())
+            body = loads_strict(path.read_bytes())
             for done in body["hooks"]:
                 yield HookOutput(
                     int(path.name[:20]),
@@ -106,16 +108,16 @@ def outputs(state_dir: Path, rollout_id: str) -> Iterator[HookOutput]:
                     int(done["exitCode"]),
                     str(done["output"]),
                 )
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ProtoError, ValueError, KeyError, TypeError):
             log.debug("%s can't be read", path)
 
 
 def _read(path: Path) -> dict[str, int] | None:
     try:
-        value = json.loads(path.read_bytes())
+        value = loads_strict(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ProtoError) as error:
         log.warning("%s can't be read (%s): hooks are not told again of what is past", path, error)
         return None
     if not isinstance(value, dict):

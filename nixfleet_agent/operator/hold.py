@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nixfleet_agent import durable
 from nixfleet_agent.errors import EXIT_USAGE, AgentError, ProtoError
-from nixfleet_agent.proto.strict_json import BODY_LIMIT
+from nixfleet_agent.proto.strict_json import BODY_LIMIT, loads_strict
 from nixfleet_agent.proto.times import format_time, parse_time
 from nixfleet_agent.reading import read_regular
 from nixfleet_agent.text import clip
@@ -65,8 +65,8 @@ class HoldStore:
         except OSError as error:
             return _unreadable(self.path, error.strerror or str(error))
         try:
-            hold = _parse(json.loads(raw))
-        except (ValueError, ProtoError, RecursionError) as error:
+            hold = _parse(loads_strict(raw))
+        except (ValueError, ProtoError) as error:
             return _unreadable(self.path, str(error))
         return hold if hold.until is not None and self._clock.now() < hold.until else None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nixfleet_agent import durable
 from nixfleet_agent.errors import ProtoError
-from nixfleet_agent.proto.strict_json import BODY_LIMIT
+from nixfleet_agent.proto.strict_json import BODY_LIMIT, loads_strict
 from nixfleet_agent.proto.times import format_time, parse_time
 from nixfleet_agent.reading import read_regular
 from nixfleet_agent.threads.threads import SYSTEM_THREADS, Threads
@@ -125,9 +125,9 @@ class QuarantineStore:
 
     def _read(self) -> tuple[Entry, ...] | None:
         try:
-            body = json.loads(read_regular(self.path, BODY_LIMIT))
+            body = loads_strict(read_regular(self.path, BODY_LIMIT))
             found = [_entry(item) for item in body["entries"]]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError, ProtoError):
+        except (OSError, ValueError, KeyError, TypeError, ProtoError):
             return None
         return tuple(found)
 

@@ -7,8 +7,8 @@ import logging
 from pathlib import Path
 
 from nixfleet_agent import durable
-from nixfleet_agent.errors import StorageError
-from nixfleet_agent.proto.strict_json import BODY_LIMIT
+from nixfleet_agent.errors import ProtoError, StorageError
+from nixfleet_agent.proto.strict_json import BODY_LIMIT, loads_strict
 from nixfleet_agent.reading import read_regular
 
 log = logging.getLogger("nixfleet_agent.activation")
@@ -52,7 +52,7 @@ class RollbackControl:
 def _names(path: Path) -> str | None:
     """The rollout that a file names; a file that is missing or damaged names none, and the agent keeps trying."""
     try:
-        body = json.loads(read_regular(path, BODY_LIMIT))
-    except (OSError, ValueError, RecursionError):
+        body = loads_strict(read_regular(path, BODY_LIMIT))
+    except (OSError, ProtoError):
         return None
     return body.get("rolloutId") if isinstance(body, dict) else None

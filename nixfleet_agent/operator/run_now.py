@@ -16,6 +16,7 @@ from pathlib import Path
 from nixfleet_agent import durable
 from nixfleet_agent.errors import ProtoError
 from nixfleet_agent.operator.hold import HoldError, clean_reason
+from nixfleet_agent.proto.strict_json import loads_strict
 from nixfleet_agent.proto.times import format_time, parse_time
 from nixfleet_agent.threads.clock import Clock
 
@@ -55,10 +56,10 @@ class RunNowStore:
     def last(self) -> RunNow | None:
         """What was last asked for, whether it is in force, used or over; a file that can't be read asks nothing."""
         try:
-            return _parse(json.loads(self.path.read_bytes()))
+            return _parse(loads_strict(self.path.read_bytes()))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, ProtoError, RecursionError) as error:
+        except (OSError, ValueError, ProtoError) as error:
             log.warning("%s can't be read (%s): maintenance windows stand", self.path, error)
             return None
 

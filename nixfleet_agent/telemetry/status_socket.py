@@ -10,7 +10,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from nixfleet_agent.errors import AgentError
+from nixfleet_agent.errors import AgentError, ProtoError
+from nixfleet_agent.proto.strict_json import loads_strict
 from nixfleet_agent.telemetry.listener import Listener
 from nixfleet_agent.threads.clock import Clock
 from nixfleet_agent.threads.shutdown import ShutdownToken
@@ -60,9 +61,9 @@ class StatusSocketWorker(Listener):
 
     def answer(self, request: bytes) -> bytes:
         try:
-            asked = json.loads(request)
+            asked = loads_strict(request)
             handler = self._handlers[asked["request"]]
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ProtoError, KeyError, TypeError):
             reply: dict[str, object] = {"error": f"requests are: {', '.join(sorted(self._handlers))}"}
         else:
             try:
@@ -92,8 +93,8 @@ def ask(state_dir: Path, request: str, **arguments: object) -> Any:
                 if not part:
                     break
                 got += part
-        reply = json.loads(got)
-    except (OSError, ValueError) as error:
+        reply = loads_strict(got, limit=ANSWER_LIMIT, what="its answer")
+    except (OSError, ProtoError) as error:
         reason = getattr(error, "strerror", None) or error
         raise AgentNotRunningError(f"no agent answers at {state_dir / SOCKET_NAME}: {reason}") from error
     if "error" in reply:

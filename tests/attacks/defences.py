@@ -290,9 +290,9 @@ _READERS = (
     _gone(
         "JSON: strings that are missing say nothing",
         "proto/strict_json.py",
-        "_strings_kept(value, depth) != _strings_written(raw)",
+        "_strings_kept(value) != _strings_written(raw)",
         _JSON + ".DuplicateKeys",
-        to="_strings_kept(value, depth) < 0",
+        to="_strings_kept(value) < 0",
     ),
     _gone(
         "JSON: duplicate keys",
@@ -319,12 +319,11 @@ _READERS = (
         '"parse_float": _fraction',
         (_BODIES + "Json.test_an_order_that_is_no_strict_json",),
     ),
-    Defence(
+    _gone(
         "JSON: depth",
         "proto/strict_json.py",
-        "    raise TooDeepError\n",
-        "    return strings\n",
-        (_BODIES + "Json.test_an_order_that_is_no_strict_json",),
+        "_is_deeper(raw, depth)",
+        _BODIES + "Json.test_an_order_that_is_no_strict_json",
     ),
     Defence(
         "JSON: half a surrogate pair",
@@ -730,8 +729,8 @@ _LIVENESS = (
     Defence(
         "files: nesting that ends a recursive parser",
         "operator/quarantine.py",
-        "TypeError, RecursionError, ProtoError",
-        "TypeError, ProtoError",
+        "loads_strict(read_regular(self.path, BODY_LIMIT))",
+        "json.loads(read_regular(self.path, BODY_LIMIT))",
         ("tests.attacks.test_fuzz.Fuzz.test_files_that_end_a_recursive_parser",),
     ),
 )

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import tracemalloc
 import unittest
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +18,7 @@ from hypothesis import strategies as st
 from nixfleet_agent.errors import ProtoError
 from nixfleet_agent.proto import strict_json
 from nixfleet_agent.proto.strict_json import NotJsonError, loads_strict
+from nixfleet_agent.runtime.daemon import STACK_BYTES
 
 VALUES: Any = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.floats(allow_nan=False, allow_infinity=False)
@@ -121,8 +126,78 @@ class Accepted(unittest.TestCase):
     def test_brackets_inside_strings_are_not_depth(self) -> None:
         self.assertEqual(len(loads_strict(json.dumps(["[" * 500]).encode())), 1)
 
+    def test_nesting_is_judged_as_a_reader_would_that_counts(self) -> None:
+        tricky = st.text(alphabet='[]{}"\\a', max_size=6)
+        values = st.recursive(
+            tricky,
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(tricky, inner, max_size=3),
+            max_leaves=30,
+        )
+
+        def levels(value: object) -> int:
+            inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+            return max(map(levels, inside), default=0) + isinstance(value, dict | list)
+
+        @given(values, st.integers(0, 8))
+        def judged(value: object, depth: int) -> None:
+            raw = json.dumps(value).encode()
+            if levels(value) > depth:
+                self.assertRaises(strict_json.TooDeepError, loads_strict, raw, depth=depth)
+            else:
+                self.assertEqual(loads_strict(raw, depth=depth), value)
+
+        judged()
+
     def test_largest_integers_a_double_holds(self) -> None:
         self.assertEqual(loads_strict(b"[9007199254740991,-9007199254740991]"), [2**53 - 1, -(2**53) + 1])
+
+
+class TheStackOfASmallThread(unittest.TestCase):
+    """The C scanner calls itself for each level, and nothing of Python 3.13 ends that before the stack does."""
+
+    def test_the_scanner_never_sees_what_is_nested_too_deep(self) -> None:
+        class Scanner:
+            def decode(self, text: str) -> object:
+                raise AssertionError(f"{len(text)} characters reached it")
+
+        with (
+            mock.patch.object(strict_json, "_DECODER", Scanner()),
+            mock.patch.object(strict_json, "_PAIRS_DECODER", Scanner()),
+        ):
+            for start in (b"[", b'{"a":', b'[{"a":', b'["\\\\\\"[",[', b' [ "]" ,[1],'):
+                for count in (1_000, 20_000):
+                    with self.subTest(start, count=count), self.assertRaises(strict_json.TooDeepError):
+                        loads_strict(start * count, limit=4 * 1024 * 1024)
+
+    def test_a_thread_as_small_as_the_agents_outlives_any_number_of_brackets(self) -> None:
+        program = f"""
+import threading
+from nixfleet_agent.proto.strict_json import TooDeepError, loads_strict
+def read():
+    try:
+        loads_strict(b"[" * 40_000)
+    except TooDeepError as error:
+        print(error)
+threading.stack_size({STACK_BYTES})
+reader = threading.Thread(target=read)
+reader.start()
+reader.join()
+"""
+        ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+        self.assertEqual((ran.returncode, ran.stdout), (0, "the body is nested deeper than 64 levels\n"), ran.stderr)
+
+    def test_nothing_from_outside_the_process_is_read_by_another_reader(self) -> None:
+        """What a file of the package itself holds, what this process wrote a moment ago, and the readers themselves."""
+        own = {"config/schema.py", "proto/schemas.py", "commands/history.py", "journal/entries.py"}
+        package = Path(strict_json.__file__).parents[1]
+        found = {
+            str(path.relative_to(package))
+            for path in package.rglob("*.py")
+            if re.search(r"\bjson\.loads?\(|JSONDecoder\(", path.read_text())
+        }
+        self.assertLessEqual(
+            {name for name in found if not name.startswith(("demo/", "local_cp/"))}, own | {"proto/strict_json.py"}
+        )
 
 
 class Refused(unittest.TestCase):
