@@ -121,8 +121,8 @@ LOCAL = (
     Defence(
         "memory: three artifacts at once before any is verified",
         "artifacts/cache.py",
-        "threading.Semaphore(1)",
-        "threading.Semaphore(3)",
+        "self._fetching = threads.lock()",
+        "self._fetching = threading.Semaphore(3)",
         ("tests.artifacts.test_cache.Fetching.test_one_artifact_is_fetched_at_a_time",),
     ),
     Defence(
