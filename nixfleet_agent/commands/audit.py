@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
 from nixfleet_agent.commands.files import InputFileError, read_input
 from nixfleet_agent.commands.journal_view import Replay
-from nixfleet_agent.errors import AgentError, ProtoError, TrustError
-from nixfleet_agent.journal import chain
+from nixfleet_agent.errors import AgentError, ProtoError
+from nixfleet_agent.journal.chain_check import BAD, GOOD, MISSING, Standing, follow, start
 from nixfleet_agent.proto.strict_json import loads_strict
 from nixfleet_agent.trust.canonical import canonical
 
@@ -28,8 +28,7 @@ class Verdict:
 
     Attributes:
         signature: over the event alone: good, bad or missing.
-        chain: over the host, the rollout and what the event follows: good; bad; gap (signed so, but what it follows is
-            not here); missing (of an older agent); stripped (missing, where the rollout has it on an earlier event).
+        chain: over the host, the rollout and what the event follows, as ``journal.chain_check`` says it.
         log: same, differs, or absent (pruned, never ours, or not asked).
     """
 
@@ -40,7 +39,7 @@ class Verdict:
 
     @property
     def genuine(self) -> bool:
-        return self.signature == "good" and self.chain in ("good", "missing") and self.log != "differs"
+        return self.signature == "good" and self.chain in (GOOD, MISSING) and self.log != "differs"
 
 
 def public_key(path: Path) -> Ed25519PublicKey:
@@ -111,52 +110,29 @@ def _signed(value: object, signature: object, key: Ed25519PublicKey) -> str:
 
 @dataclass(slots=True)
 class _Follows:
-    """Where one rollout's chain stands: the hash that the next event must name, and the event before, if repeated."""
+    """Where one rollout's chain stands, and the event before with its verdict, if that is sent twice."""
 
-    previous: str
-    chained: bool = False
+    standing: Standing
     last: Mapping[str, Any] | None = None
     verdict: str = ""
 
 
 def _chains(envelopes: Sequence[Mapping[str, Any]], key: Ed25519PublicKey) -> list[str]:
     """The chain's verdict on each envelope, whatever order they come in."""
-    verdicts = ["bad"] * len(envelopes)
-    standing: dict[tuple[str, str], _Follows] = {}
+    verdicts = [BAD] * len(envelopes)
+    followed: dict[tuple[str, str], _Follows] = {}
     for place in sorted(range(len(envelopes)), key=lambda place: _seq(envelopes[place]) or 0):
         envelope = envelopes[place]
         hostname, rollout_id, event = (envelope.get(name) for name in ("hostname", "rolloutId", "event"))
         if not (isinstance(hostname, str) and isinstance(rollout_id, str) and isinstance(event, Mapping)):
             # Without its host and rollout there is nothing to link: as older tools keep events.
-            verdicts[place] = "bad" if "chainSignature" in envelope else "missing"
+            verdicts[place] = BAD if "chainSignature" in envelope else MISSING
             continue
-        place_of = (hostname, rollout_id)
-        if place_of not in standing:
-            standing[place_of] = _Follows(chain.beginning(hostname, rollout_id))
-        verdicts[place] = _next(standing[place_of], envelope, key)
+        follows = followed.setdefault((hostname, rollout_id), _Follows(start(hostname, rollout_id)))
+        if follows.last is None or dict(follows.last) != dict(envelope):  # it may be sent twice
+            follows.verdict, follows.standing = follow(
+                follows.standing, envelope, lambda said, signature: _signed(said, signature, key) == "good"
+            )
+            follows.last = envelope
+        verdicts[place] = follows.verdict
     return verdicts
-
-
-def _next(follows: _Follows, envelope: Mapping[str, Any], key: Ed25519PublicKey) -> str:
-    """The verdict on the next envelope of a rollout, after which ``follows`` stands behind it."""
-    if follows.last is not None and dict(follows.last) == dict(envelope):
-        return follows.verdict  # sent twice, as it may be
-    hostname, rollout_id, event = envelope["hostname"], envelope["rolloutId"], envelope["event"]
-    previous = envelope.get("previous")
-    if "chainSignature" not in envelope and previous is None:
-        verdict, previous = ("stripped" if follows.chained else "missing"), follows.previous
-    elif not isinstance(previous, str):
-        verdict, previous = "bad", follows.previous
-    else:
-        said = chain.statement(hostname, rollout_id, event, previous)
-        verdict = _signed(said, envelope.get("chainSignature"), key)
-        if verdict == "good" and previous != follows.previous:
-            verdict = "gap"
-        verdict = "bad" if verdict == "missing" else verdict
-        follows.chained = True
-    try:
-        follows.previous = chain.link(hostname, rollout_id, event, previous)
-    except TrustError:
-        verdict = "bad"
-    follows.last, follows.verdict = envelope, verdict
-    return verdict

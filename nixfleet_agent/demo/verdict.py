@@ -9,6 +9,7 @@ from nixfleet_agent.demo.fleet import DemoFleet, rollout_id_of
 from nixfleet_agent.demo.proofs import PROOFS
 from nixfleet_agent.demo.scenario import NEVER, End, Scenario
 from nixfleet_agent.demo.story import hosts_of
+from nixfleet_agent.journal.chain_check import GOOD
 from nixfleet_agent.local_cp.store import Store
 from nixfleet_agent.proto.ids import file_part
 
@@ -47,6 +48,9 @@ def _in_log(store: Store, host: Host, end: End) -> Iterator[str]:
         here, there = store.arrivals(host.name, rollout_id), sent(host, rollout_id)
         if here != list(range(1, len(here) + 1)) or here != there:
             yield f"{host.name} sent {there} of {version}, the control plane took {here}"
+        links = store.links(host.name, rollout_id)
+        if broken := {seq: links.get(seq) for seq in here if links.get(seq) != GOOD}:
+            yield f"{host.name}'s events of {version} do not follow one another: {broken}"
         if state == NEVER and there:
             yield f"{host.name} has taken part in {version}, which it should never have been given"
 

@@ -34,7 +34,7 @@ _HOST_PART = 64
 _SOAK_LEFT = "soakLeftSecs"
 #: Made once: `json.dumps` with options of its own makes one for each call.
 _ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-_HASH = re.compile("[0-9a-f]{64}", re.ASCII)
+HASH = re.compile("[0-9a-f]{64}", re.ASCII)
 _BOOT = "boot"
 
 
@@ -203,5 +203,5 @@ def decode(raw: bytes) -> Entry:
         event=body["event"],
         local=local if isinstance(local, dict) else {},
         refusal=refusal if isinstance(refusal, dict) else None,
-        previous=previous if isinstance(previous, str) and _HASH.fullmatch(previous) else None,
+        previous=previous if isinstance(previous, str) and HASH.fullmatch(previous) else None,
     )

@@ -19,6 +19,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from nixfleet_agent.errors import ProtoError, TrustError
+from nixfleet_agent.journal import chain
+from nixfleet_agent.journal.entries import HASH
 from nixfleet_agent.local_cp import identity_api, status_page
 from nixfleet_agent.local_cp.control import ControlPlane
 from nixfleet_agent.local_cp.errors import RequestRefused
@@ -121,12 +123,14 @@ def events(api: Api, request: Request) -> Response:
     rollout_id = ids.require(ids.ROLLOUT_ID, body.get("rolloutId"), "rolloutId")
     wire = body.get("event")
     event = from_wire(wire, remote=True)
-    signature = body.get("signature")
     if not isinstance(wire, Mapping) or event.seq < 1:
         raise RequestRefused(HTTPStatus.BAD_REQUEST, "seq starts at 1")
-    if signature is not None:
-        check_signature(peer, wire, signature)
-    api.control.take_event(peer.hostname, rollout_id, event, wire, signature)
+    if body.get("signature") is not None:
+        check_signature(peer, wire, body["signature"], "signature")
+    if body.get("previous") is not None or body.get("chainSignature") is not None:
+        said = chain.statement(peer.hostname, rollout_id, wire, require_previous(body.get("previous")))
+        check_signature(peer, said, body.get("chainSignature"), "chainSignature")
+    api.control.take_event(event, {key: value for key, value in body.items() if value is not None})
     return NO_CONTENT
 
 
@@ -229,17 +233,24 @@ def require_own(peer: Peer, hostname: object) -> None:
         raise RequestRefused(HTTPStatus.FORBIDDEN, f"sent in the name of {shown}")
 
 
-def check_signature(peer: Peer, event: Mapping[str, Any], signature: object) -> None:
-    """The event is signed by the key that the certificate binds, which is the host's SSH key.
+def require_previous(value: object) -> str:
+    """What an event follows, as 64 hex digits (raises RequestRefused)."""
+    if not isinstance(value, str) or not HASH.fullmatch(value):
+        raise RequestRefused(HTTPStatus.BAD_REQUEST, "previous is not a SHA-256 in hex")
+    return value
+
+
+def check_signature(peer: Peer, said: Mapping[str, Any], signature: object, field_name: str) -> None:
+    """What is said is signed by the key that the certificate binds, which is the host's SSH key.
 
     Raises:
         RequestRefused: it is not.
     """
     try:
         raw = bytes.fromhex(str(signature))
-        Ed25519PublicKey.from_public_bytes(peer.public_raw).verify(raw, canonical(dict(event)))
+        Ed25519PublicKey.from_public_bytes(peer.public_raw).verify(raw, canonical(dict(said)))
     except (ValueError, InvalidSignature) as error:
-        message = "signature is not the host key's over the event"
+        message = f"{field_name} is not the host key's over the event"
         raise RequestRefused(HTTPStatus.UNPROCESSABLE_ENTITY, message) from error
 
 

@@ -5,12 +5,14 @@ Every method that an endpoint calls does one short transaction. What changes the
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from nixfleet_agent.journal.chain_check import GOOD, MISSING, follow
 from nixfleet_agent.local_cp import mirror, records
 from nixfleet_agent.local_cp.catalogue import Catalogue, Publication
 from nixfleet_agent.local_cp.dispatcher import Dispatcher, Options, fresh_record
@@ -25,7 +27,10 @@ from nixfleet_agent.proto.events import to_wire
 from nixfleet_agent.proto.heartbeat import Heartbeat
 from nixfleet_agent.state_machine import Event, RolloutRecord, State
 from nixfleet_agent.state_machine.events import RemoteActivationCompleted
+from nixfleet_agent.text import printable
 from nixfleet_agent.threads.clock import Clock
+
+LOG = logging.getLogger("nixfleet_agent.local_cp")
 
 
 class ControlPlane:
@@ -67,14 +72,15 @@ class ControlPlane:
         self.store.take_back(dispatch)
         self.dispatcher.kick()
 
-    def take_event(
-        self, hostname: str, rollout_id: str, event: Event, body: Mapping[str, Any], signature: str | None
-    ) -> None:
-        """Mirror one event, whose wire form is ``body``; a repeat is taken without a word.
+    def take_event(self, event: Event, envelope: Mapping[str, Any]) -> None:
+        """Mirror one event, which came in ``envelope``; a repeat is taken without a word.
+
+        The envelope names the host and a rollout, and those of its signatures that are there are good.
 
         Raises:
             RequestRefused: with the status that tells the host what to do with the event.
         """
+        hostname, rollout_id, body = envelope["hostname"], envelope["rolloutId"], envelope["event"]
         if self.faults.forgets(hostname, rollout_id, event.kind):
             self._tell(hostname, rollout_id, FORGOTTEN.format(event.kind))
             return
@@ -90,10 +96,21 @@ class ControlPlane:
             )
             if isinstance(verdict, mirror.Taken):
                 self.store.save_record(verdict.record)
-                self.store.append_event(hostname, rollout_id, body, signature, now)
+                self.store.append_event(hostname, rollout_id, body, envelope.get("signature"), now)
+                self._append_link(envelope)
                 if verdict.quarantined is not None:
                     self.store.quarantine(*verdict.quarantined, hostname, now)
         self._report(before, event, verdict, body)
+
+    def _append_link(self, envelope: Mapping[str, Any]) -> None:
+        """Check that the event follows the one that this database has before it; whether or not, it is kept."""
+        hostname, rollout_id = envelope["hostname"], envelope["rolloutId"]
+        standing = self.store.standing(hostname, rollout_id)
+        verdict, after = follow(standing, envelope, lambda said, signature: True)
+        self.store.append_link(envelope, verdict, after)
+        if verdict not in (GOOD, MISSING):
+            where = (printable(hostname, 200), rollout_id, envelope["event"]["seq"])
+            LOG.warning("the chain of %s in %s is broken before seq %d: %s", *where, verdict)
 
     def _report(
         self,
@@ -200,7 +217,8 @@ class ControlPlane:
                     exit_code=0,
                     completed_at=beat.at,
                 )
-                self.take_event(record.hostname, record.rollout_id, event, to_wire(event), None)
+                envelope = {"hostname": record.hostname, "rolloutId": record.rollout_id, "event": to_wire(event)}
+                self.take_event(event, envelope)
 
     def _tell(
         self,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from nixfleet_agent.journal.chain_check import GOOD, MISSING, Standing, start
 from nixfleet_agent.local_cp import records
 from nixfleet_agent.local_cp.database import Database
 from nixfleet_agent.local_cp.planner import Placement
@@ -146,6 +147,39 @@ class Store(Database):
             signature,
             format_time(now),
         )
+
+    def standing(self, hostname: str, rollout_id: str) -> Standing:
+        """Where the chain of one rollout on one host stands here."""
+        sql = (
+            "SELECT following, (SELECT count(chain_signature) FROM links WHERE hostname = ?1 AND rollout_id = ?2) "
+            "FROM links WHERE hostname = ?1 AND rollout_id = ?2 ORDER BY seq DESC LIMIT 1"
+        )
+        rows = self.rows(sql, hostname, rollout_id)
+        return Standing(rows[0][0], rows[0][1] > 0) if rows else start(hostname, rollout_id)
+
+    def append_link(self, envelope: Mapping[str, Any], verdict: str, after: Standing) -> None:
+        """Keep an event's link to the one before it as it came, what became of checking it, and what is to follow."""
+        self.run(
+            "INSERT INTO links VALUES (?, ?, ?, ?, ?, ?, ?)",
+            envelope["hostname"],
+            envelope["rolloutId"],
+            envelope["event"]["seq"],
+            envelope.get("previous"),
+            envelope.get("chainSignature"),
+            verdict,
+            after.previous,
+        )
+
+    def links(self, hostname: str, rollout_id: str) -> dict[int, str]:
+        """The verdict on the link of each event (``journal.chain_check``), by seq."""
+        return dict(
+            self.rows("SELECT seq, verdict FROM links WHERE hostname = ? AND rollout_id = ?", hostname, rollout_id)
+        )
+
+    def broken_links(self) -> list[tuple[str, str, int, str]]:
+        """(host name, rollout id, seq, verdict) of each event whose link does not hold here."""
+        sql = "SELECT hostname, rollout_id, seq, verdict FROM links WHERE verdict NOT IN (?, ?)"
+        return self.rows(sql, GOOD, MISSING)
 
     def events(self, hostname: str, rollout_id: str) -> list[dict[str, Any]]:
         """The log of one rollout on one host, by seq."""

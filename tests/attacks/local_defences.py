@@ -157,9 +157,9 @@ LOCAL = (
     ),
     Defence(
         "chain: an event may be left out",
-        "commands/audit.py",
-        'if verdict == "good" and previous != follows.previous:',
-        "if False:",
+        "journal/chain_check.py",
+        "verdict = GOOD if previous == standing.previous else GAP",
+        "verdict = GOOD",
         (_AUDIT + "an_event_that_is_left_out_is_a_gap",),
     ),
     Defence(
@@ -171,16 +171,16 @@ LOCAL = (
     ),
     Defence(
         "chain: a signature over it is not looked at",
-        "commands/audit.py",
-        'verdict = _signed(said, envelope.get("chainSignature"), key)',
-        'verdict = "good"',
+        "journal/chain_check.py",
+        'elif not verified(chain.statement(hostname, rollout_id, event, previous), envelope.get("chainSignature")):',
+        "elif False:",
         (_AUDIT + "an_event_whose_link_is_taken_away_or_changed",),
     ),
     Defence(
         "chain: a link that was taken away was never there",
-        "commands/audit.py",
-        '("stripped" if follows.chained else "missing")',
-        '"missing"',
+        "journal/chain_check.py",
+        "(STRIPPED if standing.chained else MISSING)",
+        "MISSING",
         (_AUDIT + "an_event_whose_link_is_taken_away_or_changed",),
     ),
     Defence(

@@ -91,12 +91,12 @@ class Closures(unittest.TestCase):
         self.assertFalse(host.folder.exists())
 
     def test_only_processes_with_the_mark_are_ended(self) -> None:
-        ours = subprocess.Popen(["sleep", "600"], env={**os.environ, "FLEET_DEMO": "/mark/a"})
-        other = subprocess.Popen(["sleep", "600"], env={**os.environ, "FLEET_DEMO": "/mark/ab"})
+        ours = subprocess.Popen(["sleep", "600"], env={**os.environ, "FLEET_DEMO": f"{self.folder}/a"})
+        other = subprocess.Popen(["sleep", "600"], env={**os.environ, "FLEET_DEMO": f"{self.folder}/ab"})
         for process in (ours, other):
             self.addCleanup(process.wait)
             self.addCleanup(process.kill)
-        self.assertEqual(end_marked("FLEET_DEMO", "/mark/a"), [ours.pid])
+        self.assertEqual(end_marked("FLEET_DEMO", f"{self.folder}/a"), [ours.pid])
         self.assertEqual(ours.wait(60), -9)
         self.assertIsNone(other.poll())
 

@@ -14,6 +14,7 @@ from nixfleet_agent.demo.closures import Release
 from nixfleet_agent.demo.fleet import DemoFleet, rollout_id_of
 from nixfleet_agent.demo.scenario import End, Scenario
 from nixfleet_agent.demo.verdict import problems
+from nixfleet_agent.journal.chain_check import GAP, GOOD, Standing
 from nixfleet_agent.journal.entries import Entry
 from nixfleet_agent.local_cp.store import Store
 from nixfleet_agent.proto.ids import file_part
@@ -78,6 +79,11 @@ class Verdict(unittest.TestCase):
     def took(self, version: str, seq: int, secs: int | None = None) -> None:
         at = NOW + timedelta(seconds=seq if secs is None else secs)
         self.store.append_event("web-01", rollout_id_of(version), {"seq": seq, "kind": "ProbeResult"}, None, at)
+        self.linked(version, seq, GOOD)
+
+    def linked(self, version: str, seq: int, verdict: str) -> None:
+        envelope = {"hostname": "web-01", "rolloutId": rollout_id_of(version), "event": {"seq": seq}}
+        self.store.append_link(envelope, verdict, Standing("0" * 64))
 
     def delivered(self, version: str, seq: int) -> None:
         folder = self.host.state_dir / "outbound-sent" / file_part(rollout_id_of(version))
@@ -136,6 +142,12 @@ class Verdict(unittest.TestCase):
     def test_the_control_plane_has_more_than_was_sent(self) -> None:
         self.took("v1", 4)
         self.assert_problem(self.judge(v1="Converged"), "sent [1, 2, 3] of v1, the control plane took [1, 2, 3, 4]")
+
+    def test_an_event_does_not_follow_the_one_before_it(self) -> None:
+        self.store.run("DELETE FROM links WHERE seq = 2")
+        self.assert_problem(self.judge(v1="Converged"), "do not follow one another: {2: None}")
+        self.linked("v1", 2, GAP)
+        self.assert_problem(self.judge(v1="Converged"), "do not follow one another: {2: 'gap'}")
 
     def test_a_host_got_what_it_should_never_have_been_given(self) -> None:
         self.record("v2", State.PENDING, 0)

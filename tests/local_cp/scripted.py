@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from nixfleet_agent.identity.csr import make_csr
 from nixfleet_agent.identity.host_key import HostKey, from_private
+from nixfleet_agent.journal import chain
 from nixfleet_agent.local_cp.catalogue import write_nonces
 from nixfleet_agent.local_cp.ci import ChannelDescription, ContinuousIntegration, FleetDescription, WaveDescription
 from nixfleet_agent.local_cp.dispatcher import Options
@@ -47,6 +48,7 @@ class ScriptedAgent:
         self.hostname = hostname
         self.key: HostKey = from_private(Ed25519PrivateKey.generate())
         self.seqs: dict[str, int] = {}
+        self.tails: dict[str, str] = {}
         self._port = port
         self._ca_file = ca_file
         self._folder = folder
@@ -112,15 +114,27 @@ class ScriptedAgent:
         return self.call("POST", "/v1/agent/heartbeat", {k: v for k, v in body.items() if v is not None})
 
     def event(
-        self, rollout_id: str, kind: str, *, seq: int | None = None, sign: bool = False, **fields: object
+        self,
+        rollout_id: str,
+        kind: str,
+        *,
+        seq: int | None = None,
+        sign: bool = False,
+        link: bool = False,
+        **fields: object,
     ) -> Reply:
-        """Send one event; without ``seq`` the next of its rollout."""
+        """Send one event; without ``seq`` the next of its rollout. ``link`` adds what it follows, as ``tails`` says."""
         if seq is None:
             seq = self.seqs[rollout_id] = self.seqs.get(rollout_id, 0) + 1
         event = {"kind": kind, "seq": seq, **fields}
         body: dict[str, object] = {"hostname": self.hostname, "rolloutId": rollout_id, "event": event}
         if sign:
             body["signature"] = self.key.sign(canonical(event)).hex()
+        if link:
+            previous = self.tails.get(rollout_id) or chain.beginning(self.hostname, rollout_id)
+            said = chain.statement(self.hostname, rollout_id, event, previous)
+            body |= {"previous": previous, "chainSignature": self.key.sign(canonical(said)).hex()}
+            self.tails[rollout_id] = chain.link(self.hostname, rollout_id, event, previous)
         return self.call("POST", "/v1/agent/events", body)
 
 
@@ -214,10 +228,12 @@ class ControlPlaneCase(unittest.TestCase):
         assert found is not None
         return found
 
-    def play(self, agent: ScriptedAgent, rollout_id: str, events: list[tuple[str, dict[str, object]]]) -> None:
+    def play(
+        self, agent: ScriptedAgent, rollout_id: str, events: list[tuple[str, dict[str, object]]], *, link: bool = False
+    ) -> None:
         """Send events in order; each must be taken."""
         for kind, fields in events:
-            reply = agent.event(rollout_id, kind, **fields)
+            reply = agent.event(rollout_id, kind, link=link, **fields)
             self.assertEqual(reply.status, 204, (kind, reply.body))
 
     def logged(self, hostname: str, rollout_id: str) -> list[tuple[int, str]]:
