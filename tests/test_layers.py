@@ -18,7 +18,7 @@ NAME = "nixfleet_agent"
 #: command line) and config.model; `top` is the command line.
 LAYERS = (
     *("base", "state_machine", "proto", "trust", "config", "threads", "identity", "net"),
-    *("telemetry", "journal", "artifacts", "operator", "probes", "activation", "hooks", "certificates"),
+    *("telemetry", "journal", "artifacts", "operator", "probes", "activation", "hooks", "reboots", "certificates"),
     *("runtime", "local_cp", "demo", "top"),
 )
 IMPURE = {"time", "threading", "queue", "os", "socket", "requests", "schedule", "OpenSSL", "logging", "subprocess"}

@@ -99,16 +99,13 @@ class Guard:
 
     def armed_for(self) -> str | None:
         """The rollout whose guard waits to act, or None."""
-        waiting = self._waiting()
+        waiting = self._records.armed_guards()
         return waiting[-1].intent.rollout_id if waiting else None
 
     def awaits_successor(self) -> str | None:
         """The rollout whose guard waits for its agent to be ready, or None."""
-        waiting = [record for record in self._waiting() if record.intent.action == HAND_OVER]
+        waiting = [record for record in self._records.armed_guards() if record.intent.action == HAND_OVER]
         return waiting[-1].intent.rollout_id if waiting else None
-
-    def _waiting(self) -> list[Record]:
-        return [r for r in self._all() if r.started is None and self._records.same_boot(r)]
 
     def _cancel(self, record: Record) -> None:
         try:

@@ -189,6 +189,10 @@ class Records:
         """The records that serve one rollout in one direction, oldest first."""
         return [record for record in self.all() if record.serves(rollout_id, direction)]
 
+    def armed_guards(self) -> list[Record]:
+        """The guards that wait to act, oldest first."""
+        return [r for r in self.all() if r.intent.direction == GUARD and r.started is None and self.same_boot(r)]
+
     def prepare(self, intent: Intent) -> Record:
         """A new record, durable, ready for the wrapper.
 

@@ -109,6 +109,7 @@ def of_the_host(loaded: Loaded, *, strict: bool = False, local: bool = False) ->
         yield from checks.health_check_file(config, strict=strict)
         yield from checks.hooks(config)
         yield from checks.windows(config, clock)
+        yield from checks.reboots(config)
         yield from checks.nix(config, context_of(config, os.environ, log))
         yield from checks.proxy(config, os.environ)
         if local:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import shutil
 import stat
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -248,6 +249,20 @@ def hooks(config: Config) -> Iterator[Finding]:
     told = ", ".join(f"{count} {moment}" for moment, count in counts.items() if count)
     if told:
         yield Finding("hooks", OK, f"{folder}: {told}")
+
+
+def reboots(config: Config) -> Iterator[Finding]:
+    """Who reboots this host when a release needs it; silent where nothing but an operator does."""
+    rule = config.reboot.after_deferred
+    if rule == "never":
+        return
+    missing = [name for name in ("systemctl", "wall") if shutil.which(name) is None]
+    if missing:
+        text = f"reboot.after_deferred is {rule}, and {' and '.join(missing)} can't be found on the PATH"
+        yield Finding("reboots", WARN, text)
+        return
+    when = "at once" if rule == "now" else "in the next maintenance window"
+    yield Finding("reboots", OK, f"a release that needs a reboot gets it {when}")
 
 
 def windows(config: Config, clock: Clock) -> Iterator[Finding]:

@@ -115,15 +115,26 @@ def _activating(record: Mapping[str, Any], snapshot: Snapshot, now: datetime, ho
 
 
 def _deferred(record: Mapping[str, Any], snapshot: Snapshot, now: datetime, hours: float) -> Iterator[str]:
-    yield f"{record['rollout_id']} {needs_reboot(record['target_closure'])}"
+    component = record.get("deferred_component") or "a part of it"
+    yield f"{record['rollout_id']} {needs_reboot(record['target_closure'], component)} {_who_reboots(snapshot, now)}"
 
 
-def needs_reboot(closure: str, component: str = "a part of it") -> str:
-    """Why a release or a rollback is not switched to, and what to do: the same words wherever it is told."""
-    return (
-        f"needs a reboot: {closure} is what boots next, and {component} can't be replaced while the host runs. Reboot "
-        "the host to go on."
-    )
+def needs_reboot(closure: str, component: str) -> str:
+    """Why a release or a rollback is not switched to: the same words wherever it is told."""
+    return f"needs a reboot: {closure} is what boots next, and {component} can't be replaced while the host runs."
+
+
+def _who_reboots(snapshot: Snapshot, now: datetime) -> str:
+    reboot = snapshot.get("reboot")
+    if not reboot:
+        return "Reboot the host to go on."
+    until = _time(reboot["until"])
+    when = f" ({ago(until, now)}, at {local_time(until)})" if until and until > now else ""
+    if reboot["waits_for"] == "operator":
+        return f"Reboot the host to go on: {reboot['reason']}."
+    if reboot["waits_for"] == "window":
+        return f"{reboot['reason'].capitalize()}{when}; `nixfleet-agent run-now` lets it reboot before."
+    return f"It reboots by itself, but not yet: {reboot['reason']}{when}."
 
 
 def _soaking(record: Mapping[str, Any], snapshot: Snapshot, now: datetime, hours: float) -> Iterator[str]:
@@ -187,7 +198,10 @@ def _failed(record: Mapping[str, Any], snapshot: Snapshot, now: datetime, hours:
             "that was not meant, switch back to what the rollout left, and `nixfleet-agent rollback retry`."
         )
     elif rollback.get("deferred"):
-        yield f"{failed}, and its rollback {needs_reboot(rollback['closure'], rollback['deferred'])}"
+        yield (
+            f"{failed}, and its rollback {needs_reboot(rollback['closure'], rollback['deferred'])} "
+            f"{_who_reboots(snapshot, now)}"
+        )
     elif rollback.get("failures"):
         times = "once" if rollback["failures"] == 1 else f"{rollback['failures']} times"
         next_try = _time(rollback.get("next_try_at"))

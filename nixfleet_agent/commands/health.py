@@ -84,15 +84,20 @@ def _rollout(snapshot: Snapshot) -> Iterator[Finding]:
     if state == "Failed" and (rollback.get("failures") or rollback.get("given_up") or rollback.get("drift")):
         yield Finding(Level.CRITICAL, f"{name} failed and is not rolled back: {rollback.get('reason') or 'see why'}")
     elif state == "Failed" and rollback.get("deferred"):
-        text = needs_reboot(rollback["closure"], rollback["deferred"])
-        yield Finding(Level.CRITICAL, f"{name} failed, and its rollback {text}")
+        text = needs_reboot(rollback["closure"], rollback["deferred"]).removesuffix(".")
+        yield Finding(Level.CRITICAL, f"{name} failed, and its rollback {text}{_not_yet(snapshot)}")
     elif state == "Failed":
         level = Level.WARNING if record["rollback_owed"] else Level.CRITICAL
         yield Finding(level, f"{name} failed" + (" and is being rolled back" if record["rollback_owed"] else ""))
     elif state == "Reverted":
         yield Finding(Level.WARNING, f"{name} failed and was rolled back")
     elif state == "Deferred":
-        yield Finding(Level.WARNING, f"{name} waits for a reboot")
+        yield Finding(Level.WARNING, f"{name} waits for a reboot{_not_yet(snapshot)}")
+
+
+def _not_yet(snapshot: Snapshot) -> str:
+    reboot = snapshot.get("reboot")
+    return f": {reboot['reason']}" if reboot else ""
 
 
 def _identity(snapshot: Snapshot, now: datetime) -> Iterator[Finding]:

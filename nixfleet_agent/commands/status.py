@@ -121,6 +121,8 @@ def _warnings(snapshot: Snapshot, now: datetime) -> Iterator[tuple[str, str, str
         yield "workers", f"worker unresponsive: {', '.join(silent)}", RED
     if rollback := snapshot.get("rollback"):
         yield "rollback", _rollback(rollback, now), RED
+    if reboot := snapshot.get("reboot"):
+        yield "reboot", _reboot(reboot), YELLOW
     if waiting := snapshot.get("waiting"):
         next_try = f"next try {_ago(waiting['next_try_at'], now)}"
         yield "waiting", f"tries so far: {waiting['tries']}, {next_try}: {waiting['reason']}", YELLOW
@@ -146,6 +148,12 @@ def _window(maintenance: Mapping[str, Any], now: datetime) -> tuple[str, str]:
     if maintenance["run_now"]:
         opens += f"; the next rollout need not wait: {maintenance['run_now']}"
     return opens, YELLOW
+
+
+def _reboot(reboot: Mapping[str, Any]) -> str:
+    """What the reboot is for, and what it waits for."""
+    until = f" ({local_time(parse_time(reboot['until']))})" if reboot["until"] else ""
+    return f"needed for {reboot['component']} ({reboot['rollout_id']}); {reboot['reason']}{until}"
 
 
 def _rollback(rollback: Mapping[str, Any], now: datetime) -> str:

@@ -17,6 +17,7 @@ from nixfleet_agent.config.model import (
     LoggingConfig,
     MaintenanceConfig,
     MetricsConfig,
+    RebootConfig,
     TuningConfig,
 )
 from nixfleet_agent.config.proxy import proxy_problem
@@ -43,6 +44,7 @@ CREDENTIALS_OF_THE_UNIT = "/run/credentials/nixfleet-agent.service"
 _TABLES = {
     "activation": ActivationConfig,
     "maintenance": MaintenanceConfig,
+    "reboot": RebootConfig,
     "hooks": HooksConfig,
     "tuning": TuningConfig,
     "logging": LoggingConfig,
@@ -168,6 +170,10 @@ def _cross_field_errors(config: Config, settings: Mapping[str, Setting], schema:
     if not os.path.normpath(config.state_dir).strip("/"):
         problems.append(f"{subject('state_dir')} must be a folder of the agent's own, not /")
     problems += _window_problems(config.maintenance, subject)
+    if config.reboot.after_deferred == "window" and not config.maintenance.windows:
+        problems.append(
+            f"{subject('reboot.after_deferred')} is 'window', and maintenance.windows has none: name one, or set 'now'"
+        )
     activation, tuning = config.activation, config.tuning
     least = activation.poll_budget_secs + activation.settle_budget_secs + GUARD_MARGIN_SECS
     if activation.guard_secs and activation.guard_secs <= least:

@@ -33,6 +33,15 @@ class MaintenanceConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RebootConfig:
+    """``[reboot]``: whether a release that needs a reboot gets it, and who is told before; an empty file is none."""
+
+    after_deferred: str = "never"  # never | window | now
+    warn_secs: float = 300.0
+    required_file: str = "/run/reboot-required"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HooksConfig:
     """``[hooks]``: programs that are told what happens, and how many seconds each may take."""
 
@@ -93,6 +102,7 @@ class Config:
     quarantine_hours: float = 24.0
     activation: ActivationConfig = field(default_factory=ActivationConfig)
     maintenance: MaintenanceConfig = field(default_factory=MaintenanceConfig)
+    reboot: RebootConfig = field(default_factory=RebootConfig)
     hooks: HooksConfig = field(default_factory=HooksConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)

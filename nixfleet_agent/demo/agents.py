@@ -254,6 +254,7 @@ class Host(HostDisk):
             },
             "maintenance": {"windows": list(self._windows), "time_zone": "UTC"},
             "hooks": {"folder": self.hooks},
+            "reboot": {"required_file": folder / "run" / "reboot-required"},
             "tuning": _tuning(around.pace),
         }
         return "\n".join(line for name, table in tables.items() for line in _table(name, table))

@@ -52,7 +52,7 @@ class MaintenanceGate:
         )
 
     def accepted(self, rollout_id: str) -> None:
-        """A rollout was accepted: outside the windows, an operator's word was used up by it."""
+        """A rollout was accepted, or takes its reboot: outside the windows, an operator's word was used up by it."""
         if self._windows.is_open(self._clock.now()):
             return
         try:
@@ -62,7 +62,7 @@ class MaintenanceGate:
             return
         if used is not None:
             fields = {"rollout_id": rollout_id, "reason": used.reason}
-            log.warning("accepted outside the maintenance windows by an operator's word", extra=fields)
+            log.warning("begins outside the maintenance windows by an operator's word", extra=fields)
 
     def status(self) -> MaintenanceStatus | None:
         """For status; None where no windows are configured."""

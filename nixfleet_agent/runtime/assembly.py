@@ -31,6 +31,7 @@ from nixfleet_agent.runtime.workers.longpoll import LongPollWorker
 from nixfleet_agent.runtime.workers.manifest_poll import ManifestPollWorker
 from nixfleet_agent.runtime.workers.outbound import Outbound
 from nixfleet_agent.runtime.workers.probe import ProbeWorker
+from nixfleet_agent.runtime.workers.reboot import RebootWorker
 from nixfleet_agent.state_machine import RecordTransition
 from nixfleet_agent.telemetry.logs import Logs
 from nixfleet_agent.telemetry.status import StatusBoard
@@ -69,10 +70,12 @@ def assemble(config: Config, platform: Platform, events: Events, logs: Logs) -> 
     host = restore(services)
     outbound = Outbound(services, EventSigner(config.ssh_host_key_file).sign)
     hooks = HooksWorker(services, host)
+    reboot = RebootWorker(services)
     reducer = _reducer(services, host, outbound.kick, hooks)
     workers = [
         outbound,
         hooks,
+        reboot,
         *_workers(services, events),
         *([status_socket(services, logs, outbound.retry_now)] if platform.listens else []),
         *scraped.workers(services),
@@ -89,6 +92,10 @@ def assemble(config: Config, platform: Platform, events: Events, logs: Logs) -> 
     )
     publish_sections(services, logs)
 
+    def reconfigure(changed: Config) -> None:
+        services.maintenance.reconfigure(changed.maintenance)
+        reboot.reconfigure(changed.reboot)
+
     def stop() -> None:
         services.shutdown.set()
         services.inputs.close()
@@ -102,7 +109,7 @@ def assemble(config: Config, platform: Platform, events: Events, logs: Logs) -> 
         stop=stop,
         close=services.control_plane.close,
         reload=services.reload(),
-        reconfigure=lambda changed: services.maintenance.reconfigure(changed.maintenance),
+        reconfigure=reconfigure,
     )
 
 

@@ -44,8 +44,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 def run(config: Config, reload_config: Callable[[], Config] | None = None, warning: str | None = None) -> int:
     """The agent until it is told to stop; returns the process's exit code.
 
-    ``reload_config`` reads the configuration anew at SIGHUP, of which the log level and the maintenance windows are
-    taken. ``warning`` is logged once, at the start.
+    ``reload_config`` reads the configuration anew at SIGHUP, of which the log level, the maintenance windows and the
+    rules for reboots are taken. ``warning`` is logged once, at the start.
 
     Raises:
         ConfigError, StateDirBusyError: before anything was started.
@@ -195,7 +195,7 @@ class MainLoop:
                 good = False
                 log.error("reload: %s", error)
         if good:
-            log.info("reloaded certificate, trust file, health checks, log level and maintenance windows")
+            log.info("reloaded certificate, trust file, health checks, log level, windows and reboots")
         self._notifier.ready()
 
     def _reload_settings(self) -> None:

@@ -83,6 +83,7 @@ class RolloutRecord:
     switch_fired: bool | None = None
     deferred_at: datetime | None = None
     deferred_boot_id: str | None = None
+    deferred_component: str | None = None
     observed_at_failure: str | None = None
     probes: Mapping[str, ProbeRecord] = field(default_factory=_no_probes)
     topology: tuple[DeclaredProbe, ...] | None = None

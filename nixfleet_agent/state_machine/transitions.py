@@ -170,7 +170,11 @@ def _completed(state: RolloutRecord, event: events.ActivationCompleted, policy: 
 
 
 def _deferred(state: RolloutRecord, event: events.ActivationDeferred, policy: Policy) -> Changes:
-    return {"deferred_at": event.deferred_at, "deferred_boot_id": event.boot_id}
+    return {
+        "deferred_at": event.deferred_at,
+        "deferred_boot_id": event.boot_id,
+        "deferred_component": event.component,
+    }
 
 
 def _activation_failed(state: RolloutRecord, event: events.ActivationFailed, policy: Policy) -> Changes:

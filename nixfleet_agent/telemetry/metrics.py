@@ -85,6 +85,8 @@ class _BoardCollector(Collector):
         yield from self._certificate()
         yield from self._contacts()
         yield from self._release()
+        yield from self._window()
+        yield from self._reboot()
         yield _flag("drift", "Whether another closure runs than the rollout left", self._board.get("drift"))
         yield _flag("hold", "Whether an operator holds back new activations", self._board.get("hold"))
         yield _flag("journal_failing", "Whether events can't be made durable", self._board.read(JOURNAL_ERROR))
@@ -151,6 +153,23 @@ class _BoardCollector(Collector):
             behind = since.timestamp() if isinstance(since, datetime) else 0.0
             text = "Since when CI has a release for this host whose turn has not come; 0 while there is none"
             yield _gauge("release_behind_since_timestamp_seconds", text, [({}, behind)])
+
+    def _window(self) -> Iterator[Metric]:
+        maintenance = self._board.get("maintenance")
+        if maintenance is None:
+            return
+        is_open, changes = getattr(maintenance, "open", False), getattr(maintenance, "changes_at", None)
+        yield _flag("maintenance_open", "Whether a maintenance window is open", is_open)
+        stamp = changes.timestamp() if isinstance(changes, datetime) and not is_open else 0.0
+        text = "When the next maintenance window opens; 0 while one is open, or where none does"
+        yield _gauge("maintenance_opens_timestamp_seconds", text, [({}, stamp)])
+
+    def _reboot(self) -> Iterator[Metric]:
+        waits_for = getattr(self._board.get("reboot"), "waits_for", None)
+        yield _flag("reboot_due", "Whether a release or a rollback needs a reboot", waits_for is not None)
+        if waits_for is not None:
+            rows = [({"reason": str(each)}, int(each is waits_for)) for each in type(waits_for)]
+            yield _gauge("reboot_waits_for", "1 for what a reboot that is due waits for", rows)
 
     def _contacts(self) -> Iterator[Metric]:
         contacts = self._board.get("contacts")

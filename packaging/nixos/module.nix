@@ -214,7 +214,8 @@ in
       restartIfChanged = false;
       stopIfChanged = false;
 
-      path = [ config.nix.package config.systemd.package ];
+      # systemd's programs, and wall(1), which warns before a reboot.
+      path = [ config.nix.package config.systemd.package pkgs.util-linux ];
 
       serviceConfig = {
         Type = "notify";

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nixfleet_agent.cli import main
-from nixfleet_agent.config.model import ActivationConfig, Config, LoggingConfig, TuningConfig
+from nixfleet_agent.config.model import ActivationConfig, Config, LoggingConfig, RebootConfig, TuningConfig
 from nixfleet_agent.runtime.assembly import Agent, assemble
 from nixfleet_agent.runtime.platform import Platform
 from nixfleet_agent.runtime.rollout.orders import Release as ReleaseOrder
@@ -83,6 +83,7 @@ class Host:
                 switch_lock=folder / "switch.lock",
                 store_root=str(folder / "no-store"),
             ),
+            reboot=RebootConfig(required_file=""),
             tuning=TUNING,
             logging=LoggingConfig(level="debug"),
         )

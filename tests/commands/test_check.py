@@ -88,6 +88,15 @@ class Check(HostCase):
                 self.assertEqual(len(found), 1, ran.out)
                 self.assertEqual(ran.code, 1 if level == "fail" else 0)
 
+    def test_reboots_without_the_programs_for_them_are_a_warning(self) -> None:
+        self.tables += '[reboot]\nafter_deferred = "now"\n'
+        with mock.patch("shutil.which", lambda name: None if name == "wall" else f"/bin/{name}"):
+            ran = self.call("check", "--local")
+        self.assertEqual((self.lines(ran, "warn")[0].split()[1], ran.code), ("reboots", 0))
+        self.assertIn("wall can't be found", ran.out)
+        with mock.patch("shutil.which", lambda name: f"/bin/{name}"):
+            self.assertIn("a release that needs a reboot gets it at once", self.call("check", "--local").out)
+
     def health(self, text: str) -> None:
         (self.folder / "health-checks.json").write_text(text)
 

@@ -46,6 +46,11 @@ def at(**ago_: float) -> datetime:
     return NOW - timedelta(**ago_)
 
 
+def reboot(waits_for: str, reason: str, until: datetime | None = None) -> dict[str, Any]:
+    """The section of a reboot that is due."""
+    return {"waits_for": waits_for, "reason": reason, "until": format_time(until) if until else None}
+
+
 #: Situation -> (record, other sections, parts of the paragraph).
 SITUATIONS: dict[str, tuple[RolloutRecord | None, dict[str, Any], tuple[str, ...]]] = {
     "nothing yet": (None, {}, ("accepted no rollout yet",)),
@@ -65,7 +70,27 @@ SITUATIONS: dict[str, tuple[RolloutRecord | None, dict[str, Any], tuple[str, ...
         {"switching": True},
         ("switched to", "3 min ago"),
     ),
-    "deferred": (replace(RECORD, state=State.DEFERRED), {}, ("needs a reboot", "Reboot the host")),
+    "deferred": (replace(RECORD, state=State.DEFERRED), {}, ("needs a reboot", "a part of it", "Reboot the host")),
+    "deferred until the next window": (
+        replace(RECORD, state=State.DEFERRED, deferred_component="kernel"),
+        {"reboot": reboot("window", "it reboots in the next maintenance window", NOW + timedelta(hours=3))},
+        (
+            "stable@abc needs a reboot",
+            "kernel can't be replaced",
+            "It reboots in the next maintenance window (in 3 h, at ",
+            "run-now",
+        ),
+    ),
+    "deferred while users have time": (
+        replace(RECORD, state=State.DEFERRED),
+        {"reboot": reboot("users", "logged-in users were warned: kim", NOW + timedelta(minutes=4))},
+        ("It reboots by itself, but not yet: logged-in users were warned: kim (in 4 min",),
+    ),
+    "deferred and rebooted in vain": (
+        replace(RECORD, state=State.DEFERRED),
+        {"reboot": reboot("operator", "it was rebooted for this once already")},
+        ("Reboot the host to go on: it was rebooted for this once already.",),
+    ),
     "soaking, all well": (
         soaking(probes=MappingProxyType({"web": PASS})),
         {},

@@ -50,6 +50,20 @@ CASES: dict[str, tuple[dict[str, object], Level, str]] = {
     "drift": ({"drift": "abc-nixos"}, Level.WARNING, "abc-nixos runs"),
     "on its way": (host("Activating"), Level.OK, "stable@aa is Activating"),
     "deferred": (host("Deferred"), Level.WARNING, "waits for a reboot"),
+    "deferred until a window": (
+        {**host("Deferred"), "reboot": {"reason": "it reboots in the next maintenance window"}},
+        Level.WARNING,
+        "stable@aa waits for a reboot: it reboots in the next maintenance window",
+    ),
+    "a rollback that was rebooted for in vain": (
+        {
+            **host("Failed", rollback_owed=True),
+            "rollback": {"deferred": "kernel", "closure": "old"},
+            "reboot": {"reason": "it was rebooted once"},
+        },
+        Level.CRITICAL,
+        "can't be replaced while the host runs: it was rebooted once",
+    ),
     "reverted": (host("Reverted"), Level.WARNING, "was rolled back"),
     "going back": (host("Failed", rollback_owed=True), Level.WARNING, "is being rolled back"),
     "left broken by policy": (host("Failed", rollback_owed=False), Level.CRITICAL, "stable@aa failed"),

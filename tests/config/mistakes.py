@@ -67,6 +67,16 @@ MISTAKES = [
         ("NIXFLEET_AGENT_MAINTENANCE_WINDOWS in the environment", "'noon'"),
         environ={"NIXFLEET_AGENT_MAINTENANCE_WINDOWS": "Sat; noon"},
     ),
+    Mistake(
+        "reboots in windows that there are none of",
+        ("'reboot.after_deferred'", "maintenance.windows has none"),
+        '[reboot]\nafter_deferred = "window"',
+    ),
+    Mistake(
+        "a rule for reboots that does not exist",
+        ("'reboot.after_deferred'", "never, window or now"),
+        '[reboot]\nafter_deferred = "always"',
+    ),
     Mistake("empty path", ("'client_cert'", "is empty"), 'client_cert = ""'),
     Mistake("NUL in a path", ("'ca_cert'", "can't be printed"), 'ca_cert = "/a\\u0000b"'),
     Mistake("escape sequence in a name", ("can't be printed", "\\x1b"), 'trust_file = "/a\\u001b[2J"'),

@@ -147,6 +147,7 @@ class Sources(Case):
         odd |= {"control_plane_url": "https://other", "activation.backend": "setsid", "activation.failed_units": "fail"}
         odd |= {"logging.level": "debug", "logging.format": "text", "proxy_url": "http://proxy:3128"}
         odd |= {"maintenance.windows": "Mon..Fri 22:00-05:00; Sat,Sun", "maintenance.time_zone": "UTC"}
+        odd |= {"reboot.after_deferred": "now"}
         for key in Schema().keys.values():
             with self.subTest(key.name):
                 value = odd.get(key.name) or {"path": "/some/path", "number": "0.5"}[key.kind]

@@ -8,6 +8,8 @@ from types import MappingProxyType
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from nixfleet_agent.operator.maintenance import MaintenanceStatus
+from nixfleet_agent.reboots.decision import FORWARD, Due, Waiting, WaitsFor, status_of
 from nixfleet_agent.runtime.dispatch.window import PollWindow
 from nixfleet_agent.runtime.release import ReleaseStatus
 from nixfleet_agent.state_machine import Mode, ProbeStatus, RolloutRecord, State
@@ -41,6 +43,11 @@ def full_exposition() -> str:
     board.publish("contacts", {"/v1/agent/heartbeat": {"answered_at": EPOCH}})
     board.publish("release", ReleaseStatus("stable@aa", "x", EPOCH, EPOCH))
     board.publish("quarantine", ())
+    board.publish("maintenance", MaintenanceStatus(False, EPOCH, ("Sat",), None))
+    board.publish(
+        "reboot",
+        status_of(Due("stable@aa", FORWARD, "x", "kernel", EPOCH), "now", Waiting(WaitsFor.USERS, "users were warned")),
+    )
     board.publish("poll", PollWindow.of(60.0))
     board.publish("log_lines_lost", 0)
     for counter, (_, labels) in COUNTERS.items():

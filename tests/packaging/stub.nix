@@ -54,6 +54,7 @@ let
     );
   pkgs = {
     coreutils = "/coreutils";
+    util-linux = "/util-linux";
     callPackage = file: arguments: if program == null then "/agent" else program;
     formats.toml = options: {
       type = "toml";

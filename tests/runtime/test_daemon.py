@@ -26,6 +26,7 @@ TOP = Path(__file__).resolve().parents[2]
 THREADS = {"MainThread", "reducer", "activation", "advance_ticker", "cert_renewal", "heartbeat", "longpoll"} | {
     "hooks",
     "manifest_poll",
+    "reboot",
     "outbound",
     "probe",
 }

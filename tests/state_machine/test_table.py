@@ -80,7 +80,7 @@ EDGES: dict[tuple[State, str], tuple[State, dict[str, Any], tuple[Maker, ...], t
     (ACTIVATING, "ActivationCompleted"): (SOAKING, _COMPLETED, (RESET, emitted, moved), (logged, moved)),
     (ACTIVATING, "ActivationDeferred"): (
         DEFERRED,
-        {"deferred_at": at(5), "deferred_boot_id": "boot-1"},
+        {"deferred_at": at(5), "deferred_boot_id": "boot-1", "deferred_component": "kernel"},
         (emitted, moved),
         (logged, moved),
     ),

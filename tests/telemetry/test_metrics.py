@@ -19,6 +19,8 @@ from types import MappingProxyType
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from nixfleet_agent.operator.maintenance import MaintenanceStatus
+from nixfleet_agent.reboots.decision import FORWARD, Due, Waiting, WaitsFor, status_of
 from nixfleet_agent.runtime.dispatch.window import PollWindow
 from nixfleet_agent.runtime.release import ReleaseStatus
 from nixfleet_agent.state_machine import Mode, ProbeStatus, RolloutRecord, State
@@ -128,6 +130,30 @@ class Exposition(Case):
         self.assertEqual(samples["nixfleet_agent_certificate_expiry_timestamp_seconds"], START.timestamp() + 86400)
         self.assertEqual(samples['nixfleet_agent_worker_restarts_total{worker="longpoll"}'], 2)
         self.assertEqual(samples['nixfleet_agent_transitions_total{after="Converged",before="Soaking"}'], 1)
+
+    def test_the_next_maintenance_window(self) -> None:
+        flag, opens = "nixfleet_agent_maintenance_open", "nixfleet_agent_maintenance_opens_timestamp_seconds"
+        self.board.provide("maintenance", lambda: None)
+        self.assertFalse({flag, opens} & set(self.samples()), "no windows are configured")
+        changes = START + timedelta(hours=3)
+        for is_open, at, stamp in ((False, changes, changes.timestamp()), (True, changes, 0), (False, None, 0)):
+            status = MaintenanceStatus(is_open, at, ("Sat",), None)
+            self.board.provide("maintenance", lambda status=status: status)
+            samples = self.samples()
+            self.assertEqual((samples[flag], samples[opens]), (is_open, stamp))
+
+    def test_a_reboot_that_is_due_and_what_it_waits_for(self) -> None:
+        self.assertEqual(self.samples()["nixfleet_agent_reboot_due"], 0)
+        due = Due("stable@aa", FORWARD, "x", "kernel", START)
+        self.board.publish("reboot", status_of(due, "now", Waiting(WaitsFor.USERS, "kim was warned")))
+        samples = self.samples()
+        self.assertEqual(samples["nixfleet_agent_reboot_due"], 1)
+        waits = {name: value for name, value in samples.items() if "reboot_waits_for" in name}
+        self.assertEqual(len(waits), len(WaitsFor))
+        self.assertEqual(waits.pop('nixfleet_agent_reboot_waits_for{reason="users"}'), 1)
+        self.assertEqual(set(waits.values()), {0})
+        self.board.publish("reboot", None)
+        self.assertEqual(self.samples()["nixfleet_agent_reboot_due"], 0)
 
     def test_a_release_whose_turn_has_not_come(self) -> None:
         signed, since = (

@@ -1,0 +1,1 @@
+"""When does the host reboot by itself, and why not yet?"""
