@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from nixfleet_agent.activation import processes
 from nixfleet_agent.activation.errors import CommandError
+from nixfleet_agent.activation.machine import Run
 from nixfleet_agent.text import clip, printable
 from nixfleet_agent.threads.clock import Clock
 
@@ -33,6 +34,7 @@ class RebootHost:
     clock: Clock
     environment: Mapping[str, str]
     check: Callable[[], None]
+    start: Run = processes.run
 
     def blockers(self) -> tuple[str, ...]:
         """Who blocks a shutdown, each as ``who (why)``."""
@@ -72,7 +74,7 @@ class RebootHost:
         return None if done.returncode == 0 else said or f"{arguments[0]} ended with {done.returncode}"
 
     def _run(self, arguments: Sequence[str]) -> processes.Finished:
-        return processes.run(arguments, self.environment, clock=self.clock, timeout=_TIMEOUT_SECS, check=self.check)
+        return self.start(arguments, self.environment, clock=self.clock, timeout=_TIMEOUT_SECS, check=self.check)
 
 
 def parse_inhibitors(said: str) -> tuple[str, ...]:

@@ -92,25 +92,27 @@ def assemble(config: Config, platform: Platform, events: Events, logs: Logs) -> 
     )
     publish_sections(services, logs)
 
-    def reconfigure(changed: Config) -> None:
-        services.maintenance.reconfigure(changed.maintenance)
-        reboot.reconfigure(changed.reboot)
-
-    def stop() -> None:
-        services.shutdown.set()
-        services.inputs.close()
-        services.control_plane.abort()
-
     return Agent(
         machine_id=config.machine_id,
         board=board,
         supervisor=supervisor,
         reducer=reducer,
-        stop=stop,
+        stop=partial(_stop, services),
         close=services.control_plane.close,
         reload=services.reload(),
-        reconfigure=reconfigure,
+        reconfigure=partial(_reconfigure, services, reboot),
     )
+
+
+def _stop(services: Services) -> None:
+    services.shutdown.set()
+    services.inputs.close()
+    services.control_plane.abort()
+
+
+def _reconfigure(services: Services, reboot: RebootWorker, changed: Config) -> None:
+    services.maintenance.reconfigure(changed.maintenance)
+    reboot.reconfigure(changed.reboot)
 
 
 def _reducer(services: Services, host: Host, kick_outbound: Callable[[], None], hooks: HooksWorker) -> Reducer:

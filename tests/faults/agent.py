@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from nixfleet_agent import durable
-from nixfleet_agent.activation import host
+from nixfleet_agent.activation.machine import SystemMachine
 from nixfleet_agent.threads import clock
 from tests.faults.labels import label
 from tests.faults.plan import VARIABLE, Plan
@@ -96,10 +96,8 @@ def main(config: str) -> int:
     plan = Plan.read(Path(os.environ.pop(VARIABLE)))
     if plan.boot_id is not None:
         boot_id = plan.boot_id
-        # A process that was forked has imported everything, and with it this name, already.
-        for module in (host, sys.modules.get("nixfleet_agent.runtime.assembly")):
-            if module is not None:
-                module.read_boot_id = lambda: boot_id  # type: ignore[attr-defined]
+        # A process that was forked has imported it, and everything else, already.
+        SystemMachine.boot_id = staticmethod(lambda: boot_id)  # type: ignore[method-assign]
     if plan.levers:
         _set_wrong(Path(plan.levers) / "clock")
     faulthandler.register(signal.SIGUSR2)

@@ -378,6 +378,7 @@ class Rig:
                 "health_failure_threshold_secs": 0.2,
             },
             "activation": activation,
+            "reboot": {"required_file": folder / "reboot-required"},
             "tuning": {
                 "dispatch_wait": 20,
                 "heartbeat_interval": 0.5,

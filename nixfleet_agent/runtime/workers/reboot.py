@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from nixfleet_agent.activation.context import child_environment
 from nixfleet_agent.activation.errors import PhaseInterrupted
-from nixfleet_agent.activation.host import read_boot_id
 from nixfleet_agent.activation.records import Records
 from nixfleet_agent.config.model import RebootConfig
 from nixfleet_agent.errors import StorageError
@@ -42,17 +40,17 @@ class RebootWorker(Worker):
 
     name = "reboot"
 
-    def __init__(self, services: Services, boot_id: Callable[[], str] = read_boot_id) -> None:
+    def __init__(self, services: Services) -> None:
         super().__init__(services.shutdown, services.clock)
         self._config = services.config.reboot
         self._board = services.board
         self._hold = services.hold
         self._maintenance = services.maintenance
-        self._boot_id = boot_id()
+        self._boot_id = services.platform.machine.boot_id()
         self._records = Records(services.config.state_dir, self._boot_id)
         self._ledger = RebootLedger(services.config.state_dir)
         environment = child_environment(os.environ, services.config.activation.store_root)
-        self._host = RebootHost(services.clock, environment, self._check)
+        self._host = RebootHost(services.clock, environment, self._check, services.platform.machine.run)
         self._due: Due | None = None
         self._warned_at: float | None = None
         self._refused: str | None = None

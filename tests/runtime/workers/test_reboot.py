@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from nixfleet_agent.activation.machine import SystemMachine
 from nixfleet_agent.activation.records import GUARD, Intent, Records
 from nixfleet_agent.config.model import MaintenanceConfig, RebootConfig
 from nixfleet_agent.operator.hold import HoldStore
@@ -19,6 +20,7 @@ from nixfleet_agent.operator.maintenance import MaintenanceGate
 from nixfleet_agent.operator.run_now import RunNowStore
 from nixfleet_agent.reboots.decision import RebootStatus, WaitsFor
 from nixfleet_agent.reboots.ledger import RebootLedger
+from nixfleet_agent.runtime.platform import Platform
 from nixfleet_agent.runtime.workers.reboot import RebootWorker
 from nixfleet_agent.state_machine import State
 from nixfleet_agent.telemetry.status import RolloutsView, StatusBoard
@@ -29,6 +31,13 @@ from tests.support.clock import EPOCH, FakeClock
 
 R = "stable@aa"
 WARN_SECS = 60.0
+
+
+class Booted(SystemMachine):
+    """This machine, in a boot that the test names."""
+
+    def __init__(self, boot_id: str) -> None:
+        self.boot_id = lambda: boot_id  # type: ignore[method-assign]
 
 
 class Host(unittest.TestCase):
@@ -57,12 +66,12 @@ class Host(unittest.TestCase):
         self.worker = RebootWorker(
             services(
                 clock=self.clock,
+                platform=Platform(clock=self.clock, machine=Booted(self.boot_id)),
                 board=self.board,
                 config=replace(config(), state_dir=self.state, reboot=self.rule),
                 hold=self.hold,
                 maintenance=MaintenanceGate(self.windows, self.run_now, self.clock),
-            ),
-            lambda: self.boot_id,
+            )
         )
 
     def program(self, name: str, script: str) -> None:
