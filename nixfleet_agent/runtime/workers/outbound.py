@@ -146,6 +146,9 @@ class Outbound(Worker):
         """Send the rollout's first event; False when it has none, or must wait."""
         self.alive()
         path = self._journal.first(rollout_id)
+        if path is not None and lane.refused is not None and lane.refused[0] != path.name:
+            # A replay has put what the refused one lacks before it: the wait was that one's.
+            lane.refused, lane.not_before = None, 0.0
         if path is None or self.clock.monotonic() < max(lane.not_before, self._gate.until):
             return False
         try:

@@ -338,6 +338,19 @@ class Refusals(Case):
             self.clock.advance(min(3600.0, until - self.clock.monotonic()))
         self.worker.drain()
 
+    def test_what_a_conflict_is_about_is_sent_at_once_when_it_comes(self) -> None:
+        self.fill(1, 2)
+        self.answer(Reply(204), Reply(409, b"events from seq 1 on are missing here"))
+        self.worker.drain()
+        self.clock.advance(0.01)
+        self.worker.drain()
+        self.assertEqual(self.posted(), [(R, 1), (R, 2)], "a refused event waits")
+        self.journal.replay(R, 1)
+        self.answer(Reply(204))
+        self.worker.drain()
+        self.assertEqual(self.posted(), [(R, 1), (R, 2), (R, 1), (R, 2)])
+        self.assertEqual(self.seqs(), [])
+
     def test_a_conflict_is_given_up_after_a_day_when_the_rollout_is_over(self) -> None:
         self.fill(1, 2)
         self.board.publish_rollouts(RolloutsView(active_id=R))
