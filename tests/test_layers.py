@@ -19,7 +19,7 @@ NAME = "nixfleet_agent"
 LAYERS = (
     *("base", "state_machine", "proto", "trust", "config", "threads", "identity", "net"),
     *("telemetry", "journal", "artifacts", "operator", "probes", "activation", "hooks", "reboots", "certificates"),
-    *("runtime", "local_cp", "demo", "top"),
+    *("runtime", "local_cp", "demo", "conformance", "top"),
 )
 IMPURE = {"time", "threading", "queue", "os", "socket", "requests", "schedule", "OpenSSL", "logging", "subprocess"}
 LONGEST_MODULE = 400
@@ -126,7 +126,7 @@ def part(module: str) -> str:
     rest = module.split(".")[1:]
     if not rest:
         return "base"
-    if rest[0] in ("cli", "commands", "__main__"):
+    if rest[0] in ("cli", "commands") or rest[-1] == "__main__":
         return "top"
     if not (PACKAGE / rest[0]).is_dir():
         return "base"

@@ -109,7 +109,7 @@ class Host(HostDisk):
             if self._stopped:
                 return
             self._process = subprocess.Popen(  # nosec B603 # this program itself
-                [*die_with_parent(), sys.executable, "-m", "nixfleet_agent", "run", "--config", str(self.config_file)],
+                [*die_with_parent(), *self.agent],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -117,6 +117,11 @@ class Host(HostDisk):
                 cwd=self.folder,
                 start_new_session=True,
             )
+
+    @property
+    def agent(self) -> list[str]:
+        """The words that start the agent."""
+        return [sys.executable, "-m", "nixfleet_agent", "run", "--config", str(self.config_file)]
 
     def run_now(self, reason: str) -> None:
         """Let the next rollout begin outside the windows (raises DemoError: the agent's own command refused)."""

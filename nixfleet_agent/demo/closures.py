@@ -33,6 +33,11 @@ ln -s "$system" "$SWITCH_CURRENT_SYSTEM.$$" && mv -T "$SWITCH_CURRENT_SYSTEM.$$"
 sleep 0.2
 """
 
+_FAIL = """
+echo "app.service does not start" >&2
+exit 11
+"""
+
 _APP = """#!/bin/sh
 case "$1" in
 version) echo "app {version}" ;;
@@ -45,12 +50,16 @@ _BROKEN = 'echo "app {version} cannot reach its database" >&2; exit 1'
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """What a version is made of; ``dbus`` and ``init`` are the versions that its D-Bus and its init came with."""
+    """What a version is made of; ``dbus`` and ``init`` are the versions that its D-Bus and its init came with.
+
+    One that is not ``healthy`` fails its check, one that does not ``start`` its switch.
+    """
 
     version: str
     healthy: bool = True
     dbus: str = ""
     init: str = ""
+    starts: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +123,7 @@ class Maker:
             },
         }
         files = {
-            "bin/switch-to-configuration": Switch().script(_ACTIVATE),
+            "bin/switch-to-configuration": Switch().script(_ACTIVATE if system.starts else _FAIL),
             **units({"app.service": f"ExecStart={STORE}/{app}/bin/app version"}),
             **inhibitors(dbus_implementation=f"dbus-{system.dbus}"),
             "init-interface-version": f"{system.init}\n",

@@ -41,7 +41,15 @@ MOST_SECS = CA_LIFETIME.total_seconds()
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until SIGTERM, SIGINT or the end of the orders; the process's exit code."""
+    """Serve until SIGTERM, SIGINT or the end of the orders; the process's exit code.
+
+    With ``--conformance`` it is another program, which has a control plane of its own.
+    """
+    words = sys.argv[1:] if arguments is None else arguments
+    if "--conformance" in words:
+        from nixfleet_agent.conformance.main import main as try_agent
+
+        return try_agent(words)
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     _make_room_for_connections()
@@ -112,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m nixfleet_agent.local_cp",
         description="The local control plane, for demos, tests and development.",
+        epilog="--conformance drives an agent through the stories of the protocol instead: --conformance --help.",
         allow_abbrev=False,
     )
     parser.add_argument("--dir", type=Path, required=True, help="database, certificates and published releases")

@@ -10,6 +10,7 @@ from nixfleet_agent.cli import COMMANDS
 from nixfleet_agent.config.load import load
 from nixfleet_agent.config.retired import FLAGS, VARIABLES
 from nixfleet_agent.config.schema import CONFIG_VARIABLE, ENVIRONMENT_ALIASES, Schema
+from nixfleet_agent.conformance import main as conformance
 from nixfleet_agent.output import CONFIG_FLAGS
 from nixfleet_agent.state_machine.states import State
 from nixfleet_agent.trust.errors import VerificationError
@@ -50,7 +51,9 @@ class Operators(unittest.TestCase):
         of_the_program = {"--version", *FLAGS}
         of_the_tests = {"--fast", "--slow", "--coverage", "--now", "--mutants", "--fuzz", "--guided"}
         of_nix = {"--repair-path"}
-        known = {flag for command in COMMANDS for flag in flags_of(command)} | of_the_program | of_the_tests | of_nix
+        of_conformance = {flag for action in conformance.parser()._actions for flag in action.option_strings}
+        known = {flag for command in COMMANDS for flag in flags_of(command)}
+        known |= of_the_program | of_the_tests | of_nix | of_conformance
         for page in PAGES:
             for code in inline_code(page):
                 for flag in re.findall(r"(?:^|\s)(--[a-z][\w-]*)", code):
