@@ -2,6 +2,7 @@
 
 ``prepare KIND`` makes the host and two systems, ``boot`` is what an initrd does, and ``forward``, ``resume`` and
 ``rollback`` are the pipeline's, by the systemd backend. Each prints how it came out and where the host is, as JSON.
+``deferred`` is one look of the reboot worker at a host whose release waits for its boot; it prints what that waits for.
 """
 
 from __future__ import annotations
@@ -10,15 +11,24 @@ import json
 import logging
 import sys
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from nixfleet_agent.activation.context import Context
 from nixfleet_agent.activation.model import ROLLBACK_AND_HALT, Forward, Rollback
 from nixfleet_agent.activation.pipeline import Pipeline
+from nixfleet_agent.config.model import MaintenanceConfig, RebootConfig
 from nixfleet_agent.demo.nixos_switch import Switch, inhibitors, units
+from nixfleet_agent.operator.hold import HoldStore
+from nixfleet_agent.operator.maintenance import MaintenanceGate
+from nixfleet_agent.operator.run_now import RunNowStore
+from nixfleet_agent.runtime.platform import Platform
+from nixfleet_agent.runtime.workers.reboot import RebootWorker
+from nixfleet_agent.state_machine import RolloutRecord, State
+from nixfleet_agent.telemetry.status import RolloutsView, StatusBoard
 from nixfleet_agent.threads.clock import SystemClock
+from tests.runtime.parts import config, services
 from tests.support.nix import Nixery, NixHost
 
 DISK = Path("/var/lib/reboot-test")
@@ -79,9 +89,41 @@ def tell(step: str) -> dict[str, Any]:
     }
 
 
+def deferred() -> dict[str, Any]:
+    """With this machine's own systemctl, and nobody logged in."""
+    _, new = json.loads(CLOSURES.read_text())
+    host, clock, board = NixHost(DISK / "ci/hosts/web-01", "substituters =\n"), SystemClock(), StatusBoard()
+    record = RolloutRecord(
+        rollout_id=ROLLOUT,
+        hostname="web-01",
+        channel="stable",
+        target_closure=new,
+        dispatched_at=clock.now(),
+        state=State.DEFERRED,
+        deferred_component="dbus-implementation",
+    )
+    board.publish_rollouts(RolloutsView(ROLLOUT, True, records=(record,)))
+    rules = RebootConfig(after_deferred="now", required_file="/run/reboot-required")
+    worker = RebootWorker(
+        services(
+            config=replace(config(), state_dir=host.state_dir, reboot=rules),
+            clock=clock,
+            platform=Platform(),
+            board=board,
+            hold=HoldStore(host.state_dir, clock),
+            maintenance=MaintenanceGate(MaintenanceConfig(), RunNowStore(host.state_dir, clock), clock),
+        )
+    )
+    worker.look()
+    found: dict[str, Any] = board.snapshot()["reboot"]
+    return found
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "prepare":
         DISK.mkdir(parents=True)
         prepare(sys.argv[2])
+    elif sys.argv[1] == "deferred":
+        print(json.dumps(deferred()))
     else:
         print(json.dumps(tell(sys.argv[1])))

@@ -12,12 +12,21 @@ from tests.activation_slow.in_container import machine_with
 from tests.activation_slow.reboot_steps import IN_BOOTLOADER
 from tests.support.real_systemd import PATH, TOP
 
+#: What `systemctl reboot` starts; without the units around it, which there are none of in the container.
+_REBOOT = {
+    "etc/systemd/system/reboot.target": (
+        "[Unit]\nDefaultDependencies=no\nRequires=systemd-reboot.service\nAfter=systemd-reboot.service\nAllowIsolate=yes\n"
+    ),
+    "etc/systemd/system/systemd-reboot.service": (
+        "[Unit]\nDefaultDependencies=no\nRequires=shutdown.target\nAfter=shutdown.target\nSuccessAction=reboot-force\n"
+    ),
+}
 _STEPS = "tests.activation_slow.reboot_steps"
 
 
 class RebootTest(unittest.TestCase):
     def setUp(self) -> None:
-        self.machine = machine_with({})
+        self.machine = machine_with(_REBOOT)
         self.addCleanup(self.machine.close)
 
     def command(self, *step: str) -> list[str]:
@@ -60,6 +69,19 @@ class RebootTest(unittest.TestCase):
         told = self.step("rollback")
         self.assertEqual((told["outcome"], self.where(told)), ("RolledBack", ("old", "old", "old")))
         self.assertEqual(told["switches"], ["boot new", "boot old"])
+
+    def test_the_agent_reboots_into_a_new_bus_by_itself_and_only_once(self) -> None:
+        self.step("prepare", "bus")
+        self.step("forward")
+        self.machine.run(*self.command("deferred"), timeout=60)  # whether it gets to print anything is systemd's affair
+        self.assertTrue(self.machine.until_down(60), "the machine goes down by itself")
+        self.machine.reboot()
+        self.assertEqual(self.step("boot")["runs"], "new")
+        told = self.step("deferred")
+        self.assertEqual(told["waits_for"], "operator")
+        self.assertIn("once already", told["reason"])
+        self.assertFalse(self.machine.until_down(3), "it stays up")
+        self.assertEqual(self.machine.run("cat", "/run/reboot-required.pkgs").stdout, "dbus-implementation\n")
 
     def test_a_deferral_that_is_cut_short_in_the_bootloader_step_is_made_again(self) -> None:
         self.step("prepare", "bus-pulled")

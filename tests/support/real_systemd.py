@@ -151,6 +151,15 @@ class RealSystemd:
         """The command that runs this Python inside, with the project to import from."""
         return ["env", f"PYTHONPATH={TOP}", sys.executable, "-B", *arguments]
 
+    def until_down(self, seconds: float) -> bool:
+        """Whether it goes down by itself within that time."""
+        assert self._process is not None
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def reboot(self) -> None:
         """The plug is pulled, and it boots anew: what is on its disk stays, and of ``/run`` and ``/dev`` nothing."""
         self._end()
