@@ -13,16 +13,21 @@ from nixfleet_agent.threads.clock import SystemClock
 #: The version of `conf/schemas/status.schema.json`: fields are added within it, and never mean something else.
 SCHEMA_VERSION = 1
 
+#: Rollouts that are asked for where nobody wants to see all of them.
+NEWEST = 20
 
-def snapshot_of(config: Config) -> dict[str, Any]:
+
+def snapshot_of(config: Config, newest: int | None = None) -> dict[str, Any]:
     """The sections of the status board as JSON values, and ``running``; ``not_running`` says why it is not.
+
+    ``newest`` is how many rollouts are wanted, for a host may have a thousand; the active one is always among them.
 
     Raises:
         AgentError: the agent runs and refuses to answer.
         OSError: the state directory may not be read.
     """
     try:
-        sections: dict[str, Any] = ask(config.state_dir, "status")
+        sections: dict[str, Any] = ask(config.state_dir, "status", newest=newest)
         sections["running"] = True
     except AgentNotRunningError as error:
         # What reads them costs more than the answer of an agent that runs: state machine, journal, certificates.

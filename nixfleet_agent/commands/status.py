@@ -8,7 +8,7 @@ from typing import Any
 
 from nixfleet_agent.commands.explain import active_record, needs_reboot
 from nixfleet_agent.commands.invocation import BOLD, GREEN, RED, YELLOW, Invocation, Parser
-from nixfleet_agent.commands.snapshot import snapshot_of
+from nixfleet_agent.commands.snapshot import NEWEST, snapshot_of
 from nixfleet_agent.commands.times import ago, local_time
 from nixfleet_agent.errors import EXIT_OK
 from nixfleet_agent.proto.times import parse_time
@@ -40,7 +40,8 @@ def configure(parser: Parser) -> None:
 
 
 def run(call: Invocation) -> int:
-    snapshot = snapshot_of(call.config)
+    whole = call.json and not call.options.check
+    snapshot = snapshot_of(call.config, None if whole else NEWEST)
     if call.options.check:
         return _check(call, snapshot)
     if call.json:

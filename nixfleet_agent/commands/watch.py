@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from nixfleet_agent.commands.invocation import Invocation, Parser
-from nixfleet_agent.commands.snapshot import snapshot_of
+from nixfleet_agent.commands.snapshot import NEWEST, snapshot_of
 from nixfleet_agent.commands.status import show
 from nixfleet_agent.errors import EXIT_OK
 from nixfleet_agent.output import write_stdout
@@ -43,7 +43,7 @@ def run(call: Invocation) -> int:
             if turns:
                 clock.wait(never, INTERVAL)
             turns += 1
-            snapshot = snapshot_of(call.config)
+            snapshot = snapshot_of(call.config, NEWEST)
             if live:
                 _draw(call, snapshot, clock)
             else:

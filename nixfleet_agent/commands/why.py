@@ -6,7 +6,7 @@ import textwrap
 
 from nixfleet_agent.commands.explain import explain
 from nixfleet_agent.commands.invocation import Invocation, Parser
-from nixfleet_agent.commands.snapshot import snapshot_of
+from nixfleet_agent.commands.snapshot import NEWEST, snapshot_of
 from nixfleet_agent.errors import EXIT_OK
 from nixfleet_agent.text import printable
 from nixfleet_agent.threads.clock import SystemClock
@@ -17,7 +17,8 @@ def configure(parser: Parser) -> None:
 
 
 def run(call: Invocation) -> int:
-    text = printable(explain(snapshot_of(call.config), SystemClock().now(), call.config.quarantine_hours), 16384)
+    snapshot = snapshot_of(call.config, NEWEST)
+    text = printable(explain(snapshot, SystemClock().now(), call.config.quarantine_hours), 16384)
     if call.json:
         call.print_json({"why": text})
     else:

@@ -15,7 +15,7 @@ from nixfleet_agent.runtime.services import Services
 from nixfleet_agent.telemetry.contacts import Contacts
 from nixfleet_agent.telemetry.logs import Logs
 from nixfleet_agent.telemetry.status import JOURNAL_ERROR, ROLLOUTS, SILENT_WORKERS, StatusBoard
-from nixfleet_agent.telemetry.status_socket import StatusSocketWorker
+from nixfleet_agent.telemetry.status_socket import Handler, StatusSocketWorker
 from nixfleet_agent.threads.clock import Clock
 from nixfleet_agent.threads.worker import Worker
 
@@ -59,12 +59,17 @@ def status_socket(services: Services, logs: Logs, retry_now: Callable[[], None])
         retry_now()
         return found
 
-    handlers = {
-        "status": lambda request: services.board.snapshot(),
+    handlers: dict[str, Handler] = {
+        "status": lambda request: services.board.snapshot(_count(request.get("newest"))),
         "log": lambda request: logs.recent(),
         "rescan-queue": rescan,
     }
     return StatusSocketWorker(services.shutdown, services.clock, services.config.state_dir, handlers)
+
+
+def _count(asked: object) -> int | None:
+    """How many rollouts a command wants to see, None for all: an older one says nothing."""
+    return asked if isinstance(asked, int) and asked > 0 else None
 
 
 def publish_sections(services: Services, logs: Logs) -> None:

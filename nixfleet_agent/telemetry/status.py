@@ -7,6 +7,7 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -49,6 +50,11 @@ class RolloutsView:
     def active(self) -> RolloutRecord | None:
         """The rollout that counts now."""
         return next((record for record in self.records if record.rollout_id == self.active_id), None)
+
+    def newest(self, count: int) -> tuple[RolloutRecord, ...]:
+        """The records of so many rollouts that were accepted last, and of the active one."""
+        latest = {r.rollout_id for r in sorted(self.records, key=lambda r: r.dispatched_at)[-count:]}
+        return tuple(r for r in self.records if r.rollout_id in latest or r.rollout_id == self.active_id)
 
     def is_open(self, rollout_id: str) -> bool:
         """Whether it is the active rollout and has not ended."""
@@ -143,20 +149,25 @@ class StatusBoard:
             published = self._sections.get(section)
         return read() if read is not None else published
 
-    def snapshot(self) -> dict[str, Any]:
-        """All sections as JSON values."""
+    def snapshot(self, newest: int | None = None) -> dict[str, Any]:
+        """All sections as JSON values; of the rollouts only the ``newest``, and the active one, where that is given."""
         with self._lock:
             sections, providers = dict(self._sections), dict(self._providers)
+        view = sections.get(ROLLOUTS.name)
+        if newest is not None and isinstance(view, RolloutsView):
+            sections["rollouts"] = view.newest(newest)
         sections |= {name: read() for name, read in providers.items()}
         return {name: as_json(value) for name, value in sorted(sections.items())}
 
 
 def as_json(value: object) -> Any:
     """Dataclasses, times, enums and paths as JSON values; keys keep their names."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: as_json(getattr(value, f.name)) for f in fields(value) if f.metadata.get("shown", True)}
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, str):
+        return value
     if isinstance(value, datetime):
         return format_time(value)
     if isinstance(value, Mapping):
@@ -165,4 +176,14 @@ def as_json(value: object) -> Any:
         return [as_json(item) for item in value]
     if isinstance(value, Path):
         return str(value)
-    return value
+    kind: Any = type(value)
+    names = _shown(kind)
+    return value if names is None else {name: as_json(getattr(value, name)) for name in names}
+
+
+@cache
+def _shown(kind: type) -> tuple[str, ...] | None:
+    """The fields of a dataclass that `status` shows, None for another class: asked for a thousand records at once."""
+    if not is_dataclass(kind):
+        return None
+    return tuple(each.name for each in fields(kind) if each.metadata.get("shown", True))

@@ -28,6 +28,7 @@ USUAL = (
     "verify_fleet",
     "idle",
     "startup",
+    "status",
     "memory",
     "scaling",
     "local_cp",

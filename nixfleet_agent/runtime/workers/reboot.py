@@ -27,12 +27,11 @@ from nixfleet_agent.reboots.host import RebootHost
 from nixfleet_agent.reboots.ledger import RebootLedger
 from nixfleet_agent.runtime.services import Services
 from nixfleet_agent.telemetry.status import ROLLOUTS, SWITCHING
-from nixfleet_agent.threads.timers import Timer
 from nixfleet_agent.threads.worker import Worker
 from nixfleet_agent.trouble import Trouble
 
-#: Seconds between two looks.
-LOOK_SECS = 5.0
+#: Seconds between two looks while a reboot is due, and while none is: each look is a wake-up.
+LOOK_SECS, IDLE_SECS = 5.0, 15.0
 
 
 class RebootWorker(Worker):
@@ -61,13 +60,13 @@ class RebootWorker(Worker):
         self._config = config
 
     def run(self) -> None:
-        timer = Timer(LOOK_SECS, self.clock, self.shutdown)
-        while timer.wait():
+        while not self.shutdown.is_set:
             self.alive()
             try:
                 self.look()
             except PhaseInterrupted:
                 return
+            self.shutdown.wait(IDLE_SECS if self._due is None else LOOK_SECS)
 
     def look(self) -> None:
         """One look: what is due is said, and done where nothing stands in the way (raises PhaseInterrupted)."""
