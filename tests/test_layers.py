@@ -18,7 +18,8 @@ NAME = "nixfleet_agent"
 #: command line) and config.model; `top` is the command line.
 LAYERS = (
     *("base", "state_machine", "proto", "trust", "config", "threads", "identity", "net"),
-    *("telemetry", "journal", "artifacts", "operator", "probes", "activation", "hooks", "reboots", "certificates"),
+    *("telemetry", "journal", "artifacts", "operator", "probes", "activation"),
+    *("prefetch", "hooks", "reboots", "certificates"),
     *("runtime", "local_cp", "demo", "conformance", "top"),
 )
 IMPURE = {"time", "threading", "queue", "os", "socket", "requests", "schedule", "OpenSSL", "logging", "subprocess"}

@@ -10,11 +10,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from nixfleet_agent.activation import processes
 from nixfleet_agent.activation.errors import PhaseInterrupted
 from nixfleet_agent.activation.machine import SYSTEM_MACHINE, Machine
 from nixfleet_agent.activation.model import Forward
+from nixfleet_agent.activation.realise_progress import Progress
 from nixfleet_agent.config.model import ActivationConfig
 from nixfleet_agent.threads.backoff import Backoff
 from nixfleet_agent.threads.clock import Clock
@@ -80,6 +82,22 @@ def _no_veto(intent: Forward, check: Callable[[], None]) -> str | None:
     return None
 
 
+class RunningDownload(Protocol):
+    """A download that another thread has begun: ``ended`` is set once its process is gone."""
+
+    closure: str
+    progress: Progress
+    ended: threading.Event
+
+    def abandon(self) -> None:
+        """Nobody waits for it any longer; where it still runs, it ends."""
+
+
+def _none_runs(closure: str) -> RunningDownload | None:
+    """Nobody else downloads."""
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """One pipeline's surroundings.
@@ -88,6 +106,7 @@ class Context:
     blocks for that many seconds, or until such a reason comes up. ``on_phase`` is told each step's name and the
     seconds that it took; ``base_environment`` is what children get, by default the agent's own. ``consent`` is asked
     before a live switch for the reason to wait, if there is one; its second argument may raise to end the asking.
+    ``running_download`` is asked before a closure is fetched, and hands the download over that is under way already.
     """
 
     config: ActivationConfig
@@ -99,6 +118,7 @@ class Context:
     on_phase: Callable[[str, float], None] = _no_report
     retrying: Retrying = Retrying()
     consent: Callable[[Forward, Callable[[], None]], str | None] = _no_veto
+    running_download: Callable[[str], RunningDownload | None] = _none_runs
     base_environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
     machine: Machine = SYSTEM_MACHINE
 

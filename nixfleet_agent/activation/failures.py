@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from nixfleet_agent.text import clip_tail
+
 #: How Nix 2.3 to 2.3x, Lix and Determinate Nix say that no trusted key has signed a path. A substituter's refusal is a
 #: warning ("... is not signed by any of the keys in", after 2.8 "..., as it's not signed by any of the keys in"); the
 #: error that follows says only that nothing can build the path.
@@ -28,6 +30,8 @@ REFUSED_SIGNATURE = (
 )
 
 _LONGEST_DETAIL = 300
+_WORDS_LIMIT = 3072
+_COLOURS = re.compile(rb"\x1b\[[0-9;]*m")
 _TRANSFER = re.compile(r"unable to \w+ '([^'\n]*)': ([^\n]*)")
 _HTTP = re.compile(r"HTTP error (\d{3})")
 _CURL = re.compile(r"\((?:curl error code=)?(\d{1,3})\b[^)]*\)")
@@ -133,6 +137,16 @@ _PRECEDENCE = (
     *(DISK, DATABASE, DAEMON, RESOURCES, CREDENTIALS, THROTTLED, SERVER, DNS, TLS, NETWORK, STALLED),
     *(DAMAGED, SIGNATURE, CONTENT, MISSING, UNKNOWN),
 )
+
+
+def plain_all(raw: bytes) -> str:
+    """Nix's words as text, without colours, all of them."""
+    return _COLOURS.sub(b"", raw).decode("utf-8", "replace")
+
+
+def plain(raw: bytes) -> str:
+    """The same, their end when they are many."""
+    return clip_tail(_COLOURS.sub(b"", raw), _WORDS_LIMIT).strip()
 
 
 def is_refused_signature(text: str) -> bool:

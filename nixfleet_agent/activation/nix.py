@@ -11,9 +11,8 @@ from typing import Protocol
 from nixfleet_agent.activation import processes
 from nixfleet_agent.activation.context import Context
 from nixfleet_agent.activation.errors import CommandError
-from nixfleet_agent.activation.failures import MISSING, classify
+from nixfleet_agent.activation.failures import MISSING, classify, plain, plain_all
 from nixfleet_agent.activation.host import store_path
-from nixfleet_agent.text import clip_tail
 
 #: A question to the local store or its daemon; the daemon may have to start first.
 QUERY_SECS = 120.0
@@ -22,8 +21,8 @@ SIZES_SECS = 60.0
 #: `nix-env` waits for the profile's lock.
 PROFILE_SECS = 300.0
 
-_ERROR_LIMIT = 3072
-_COLOURS = re.compile(rb"\x1b\[[0-9;]*m")
+#: In KiB a second, for each transfer; newer than 2.8.
+SPEED_SETTING = "download-speed"
 _UNITS = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4}
 _SUBSTITUTERS = re.compile(r"^substituters = (.*)$", re.MULTILINE)
 _SIZES = re.compile(r"\(([0-9.]+) ([KMGT]?i?B) download, ([0-9.]+) ([KMGT]?i?B) unpacked\)")
@@ -136,16 +135,27 @@ def fetch(
 
 def substituters(context: Context) -> list[str]:
     """The caches that Nix is configured with; none where it does not tell."""
+    match = _SUBSTITUTERS.search(_settings(context) or "")
+    return match[1].split() if match else []
+
+
+def limits_speed(context: Context) -> bool | None:
+    """Whether this Nix has a limit for the speed of a download; None where it does not tell."""
+    settings = _settings(context)
+    return None if settings is None else re.search(rf"^{SPEED_SETTING} = ", settings, re.MULTILINE) is not None
+
+
+def _settings(context: Context) -> str | None:
+    """``name = value`` in lines, as Nix has them; None where it does not tell."""
     for command in ("show-config", "config show"):
         arguments = ["nix", "--extra-experimental-features", "nix-command", *command.split()]
         try:
             done = context.run(arguments, timeout=QUERY_SECS)
         except CommandError:
-            return []
+            return None
         if done.returncode == 0:
-            match = _SUBSTITUTERS.search(plain_all(done.stdout))
-            return match[1].split() if match else []
-    return []
+            return plain_all(done.stdout)
+    return None
 
 
 def set_profile(context: Context, profile: Path, closure: str) -> None:
@@ -163,16 +173,6 @@ def set_profile(context: Context, profile: Path, closure: str) -> None:
 def said_by(done: processes.Finished) -> str:
     """Standard error of a call, without colours, its end when it is long."""
     return plain(done.stderr)
-
-
-def plain_all(raw: bytes) -> str:
-    """An answer as text, without colours, all of it."""
-    return _COLOURS.sub(b"", raw).decode("utf-8", "replace")
-
-
-def plain(raw: bytes) -> str:
-    """Nix's words without its colours."""
-    return clip_tail(_COLOURS.sub(b"", raw), _ERROR_LIMIT).strip()
 
 
 def _bytes(number: str, unit: str) -> int:

@@ -100,9 +100,9 @@ def _run(arguments: Sequence[str], environment: Mapping[str, str], terms: _Terms
         raise CommandError(
             f"can't run {arguments[0]}: {error.strerror or error}; is it installed and on PATH?"
         ) from error
-    if terms.on_start is not None:
-        terms.on_start(child.pid)
     try:
+        if terms.on_start is not None:
+            terms.on_start(child.pid)
         return _follow(child, Deadline(terms.clock, terms.timeout), terms)
     except TimeoutError as error:
         raise CommandError(f"{arguments[0]} did not end within {terms.timeout:g} s") from error

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nixfleet_agent.activation.failures import is_refused_signature
-from nixfleet_agent.activation.nix import plain
+from nixfleet_agent.activation.failures import is_refused_signature, plain
 from nixfleet_agent.errors import ProtoError
 from nixfleet_agent.proto.strict_json import loads_strict
 

@@ -26,6 +26,11 @@ def root_of(state_dir: Path, rollout_id: str, end: str) -> Path:
     return state_dir.absolute() / "gcroots" / f"{file_part(rollout_id)}-{end}"
 
 
+def root_of_next(state_dir: Path) -> Path:
+    """The root of what is fetched before its turn; of no rollout, so that none takes it for its own."""
+    return state_dir.absolute() / "gcroots" / "next"
+
+
 def leads_to(root: Path, closure: str) -> bool:
     """Whether the root holds the closure, so that no garbage collector can have taken it."""
     try:

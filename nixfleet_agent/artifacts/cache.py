@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from nixfleet_agent.artifacts import fetch
@@ -183,9 +183,23 @@ class ManifestCache:
             require_entry(manifest.manifest, hostname, target_closure)
         fleet = self._fleet_for(manifest, hostname, anew)
         with self._counting():
-            resolved = resolve_dispatch(manifest, fleet, hostname, target_closure)
-            window = resolved.freshness_window if self._override is None else self._override
-            return self._judged(Terms(manifest, fleet, resolved, window, Marks()))
+            terms = self._resolved(manifest, fleet, hostname, target_closure)
+        accepted = ManifestMark(manifest.signed_at, manifest.hash)
+        channel = (manifest.manifest.channel, manifest.signed_at)
+        raised = self._store.raise_marks(fleet=fleet.signed_at, channel=channel, manifest=accepted)
+        return replace(terms, marks=raised)
+
+    def known_terms(self, rollout_id: str, hostname: str, target_closure: str) -> Terms:
+        """As ``terms``, of what is remembered and as it is judged now; asks nobody and raises no mark.
+
+        Raises:
+            TransportError: it is not remembered.
+            Refusal: those of ``terms``; a Dispatch of this moment would be refused.
+        """
+        manifest, fleet = self._shelf.manifest(rollout_id), self._shelf.fleet()
+        if manifest is None or fleet is None:
+            raise TransportError(f"the manifest of {rollout_id} is not at hand", "unknown")
+        return self._resolved(manifest.seen.verified, fleet.seen.verified, hostname, target_closure)
 
     def flush(self) -> None:
         """Write caches and marks that changed; a disk that refuses is said and changes nothing else."""
@@ -193,15 +207,16 @@ class ManifestCache:
             self._shelf.flush()
         self._store.flush_or_say()
 
-    def _judged(self, terms: Terms) -> Terms:
+    def _resolved(self, manifest: VerifiedManifest, fleet: VerifiedFleet, hostname: str, target_closure: str) -> Terms:
+        """The terms that both give this host, judged at this moment."""
+        resolved = resolve_dispatch(manifest, fleet, hostname, target_closure)
+        window = resolved.freshness_window if self._override is None else self._override
         now, trust, marks = self._clock.now(), self._store.trust(), self._store.marks
+        terms = Terms(manifest, fleet, resolved, window, marks)
         check_fresh_manifest(terms.manifest, trust, now=now, window=terms.window, marks=marks)
         check_fresh_fleet(terms.fleet, trust, now=now, override_window=self._override, marks=marks)
         check_order(terms.manifest, marks)
-        accepted = ManifestMark(terms.manifest.signed_at, terms.manifest.hash)
-        channel = (terms.manifest.manifest.channel, terms.manifest.signed_at)
-        raised = self._store.raise_marks(fleet=terms.fleet.signed_at, channel=channel, manifest=accepted)
-        return Terms(terms.manifest, terms.fleet, terms.resolved, terms.window, raised)
+        return terms
 
     def _fleet_for(self, manifest: VerifiedManifest, hostname: str, anew: bool) -> VerifiedFleet:
         kept = self._shelf.fleet()

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
+from nixfleet_agent.commands.coming_release import in_a_sentence
 from nixfleet_agent.commands.times import ago, length, local_time
 from nixfleet_agent.proto.ids import channel_of
 from nixfleet_agent.proto.times import parse_time
@@ -24,6 +25,7 @@ def explain(snapshot: Snapshot, now: datetime, quarantine_hours: float) -> str:
         *_rollout(snapshot, now, quarantine_hours),
         *_dispatch(snapshot, now),
         *_behind(snapshot, now),
+        *_next(snapshot, now),
         *_hold(snapshot, now),
         *_window(snapshot, now),
         *_contact(snapshot, now),
@@ -38,6 +40,11 @@ def _behind(snapshot: Snapshot, now: datetime) -> Iterator[str]:
             f"CI signed {release['rollout_id']} for this host {_ago(release['behind_since'], now)}; no turn has come: "
             "its wave is not there yet, or the control plane withholds it."
         )
+
+
+def _next(snapshot: Snapshot, now: datetime) -> Iterator[str]:
+    if coming := snapshot.get("next"):
+        yield in_a_sentence(coming, now)
 
 
 def active_record(snapshot: Snapshot) -> Mapping[str, Any] | None:

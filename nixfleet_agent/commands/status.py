@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
+from nixfleet_agent.commands.coming_release import in_short
 from nixfleet_agent.commands.explain import active_record, needs_reboot
 from nixfleet_agent.commands.invocation import BOLD, GREEN, RED, YELLOW, Invocation, Parser
 from nixfleet_agent.commands.snapshot import NEWEST, snapshot_of
@@ -130,6 +131,9 @@ def _warnings(snapshot: Snapshot, now: datetime) -> Iterator[tuple[str, str, str
     if (release := snapshot.get("release")) and release["behind_since"]:
         signed = _ago(release["behind_since"], now)
         yield "behind", f"CI signed {release['rollout_id']} for this host {signed}; no turn has come", YELLOW
+    if coming := snapshot.get("next"):
+        text, look = in_short(coming, now)
+        yield "next", text, YELLOW if look else ""
     if dispatch := snapshot.get("dispatch"):
         reason = dispatch.get("reason") or "being verified"
         yield "kept", f"{dispatch['rollout_id']}, {_ago(dispatch['received_at'], now)}: {reason}", YELLOW

@@ -81,6 +81,8 @@ def _facts(snapshot: Snapshot) -> dict[str, str]:
         facts["last finished step"] = activation["phase"]
     if dispatch := snapshot.get("dispatch"):
         facts["waiting"] = f"{dispatch['rollout_id']}: {dispatch.get('reason') or 'being verified'}"
+    if coming := snapshot.get("next"):
+        facts["next"] = f"{coming['rollout_id']}: {coming['state']}"
     for name in ("drift", "journal_error", "trust_error"):
         if snapshot.get(name):
             facts[name.replace("_", " ")] = str(snapshot[name])

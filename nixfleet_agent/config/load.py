@@ -17,6 +17,7 @@ from nixfleet_agent.config.model import (
     LoggingConfig,
     MaintenanceConfig,
     MetricsConfig,
+    PrefetchConfig,
     RebootConfig,
     TuningConfig,
 )
@@ -46,6 +47,7 @@ _TABLES = {
     "maintenance": MaintenanceConfig,
     "reboot": RebootConfig,
     "hooks": HooksConfig,
+    "prefetch": PrefetchConfig,
     "tuning": TuningConfig,
     "logging": LoggingConfig,
     "metrics": MetricsConfig,

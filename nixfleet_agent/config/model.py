@@ -50,6 +50,20 @@ class HooksConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrefetchConfig:
+    """``[prefetch]``: fetching the next release before its turn.
+
+    ``spread_secs``: starts of a fleet are spread over so many seconds. ``max_rate``: KiB a second, 0 for no limit.
+    ``min_free``: the part of the store's disk that stays free, of its bytes and of its inodes.
+    """
+
+    enabled: bool = True
+    spread_secs: float = 300.0
+    max_rate: float = 0
+    min_free: float = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TuningConfig:
     """``[tuning]``: intervals in seconds; fractions are for tests and demos."""
 
@@ -104,6 +118,7 @@ class Config:
     maintenance: MaintenanceConfig = field(default_factory=MaintenanceConfig)
     reboot: RebootConfig = field(default_factory=RebootConfig)
     hooks: HooksConfig = field(default_factory=HooksConfig)
+    prefetch: PrefetchConfig = field(default_factory=PrefetchConfig)
     tuning: TuningConfig = field(default_factory=TuningConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)

@@ -23,8 +23,8 @@ CONFIG_VARIABLE = "NIXFLEET_AGENT_CONFIG"
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key; ``name`` has its table before a dot (``logging.level``), ``kind`` is path, number, choice, array or
-    text."""
+    """One key; ``name`` has its table before a dot (``logging.level``), ``kind`` is path, number, boolean, choice,
+    array or text."""
 
     name: str
     kind: str
@@ -129,7 +129,13 @@ def nested(name: str, value: object) -> dict[str, Any]:
     return {table: {leaf: value}} if table else {leaf: value}
 
 
-_TYPES = {"string": "a string in quotes", "number": "a number", "object": "a table", "array": "a list"}
+_TYPES = {
+    "string": "a string in quotes",
+    "number": "a number",
+    "boolean": "true or false",
+    "object": "a table",
+    "array": "a list",
+}
 _BOUNDS = {
     "minimum": "at least",
     "exclusiveMinimum": "more than",

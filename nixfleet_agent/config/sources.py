@@ -131,13 +131,18 @@ def _number(text: str) -> Any:
             return text
 
 
+def _boolean(text: str) -> Any:
+    """``text`` as true or false, or as it is: then the schema says that one of them was wanted."""
+    return {"true": True, "false": False}.get(text, text)
+
+
 def _list(text: str) -> list[str]:
     """The items of a list, between semicolons: those of some lists have commas in them."""
     return [item.strip() for item in text.split(";") if item.strip()]
 
 
 #: How the text of a variable or flag becomes a value, by the kind of its key.
-_READ: dict[str, Callable[[str], Any]] = {"number": _number, "array": _list}
+_READ: dict[str, Callable[[str], Any]] = {"number": _number, "boolean": _boolean, "array": _list}
 
 
 def _read(path: Path) -> bytes:

@@ -260,6 +260,8 @@ class Host(HostDisk):
             "maintenance": {"windows": list(self._windows), "time_zone": "UTC"},
             "hooks": {"folder": self.hooks},
             "reboot": {"required_file": folder / "run" / "reboot-required"},
+            # The stories are about turns: what was done before one would hide how each goes.
+            "prefetch": {"enabled": False},
             "tuning": _tuning(around.pace),
         }
         return "\n".join(line for name, table in tables.items() for line in _table(name, table))

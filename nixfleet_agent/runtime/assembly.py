@@ -30,6 +30,7 @@ from nixfleet_agent.runtime.workers.hooks import HooksWorker
 from nixfleet_agent.runtime.workers.longpoll import LongPollWorker
 from nixfleet_agent.runtime.workers.manifest_poll import ManifestPollWorker
 from nixfleet_agent.runtime.workers.outbound import Outbound
+from nixfleet_agent.runtime.workers.prefetch import PrefetchWorker
 from nixfleet_agent.runtime.workers.probe import ProbeWorker
 from nixfleet_agent.runtime.workers.reboot import RebootWorker
 from nixfleet_agent.state_machine import RecordTransition
@@ -154,6 +155,7 @@ def _workers(services: Services, events: Events) -> list[Worker]:
         HeartbeatWorker(services, partial(verify_snapshot, services)),
         LongPollWorker(services, Gates.of(services), platform.rng()),
         ManifestPollWorker(services),
+        PrefetchWorker(services),
         ProbeWorker(
             shutdown,
             clock,

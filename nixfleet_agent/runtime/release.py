@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from nixfleet_agent.proto.manifest import RolloutManifest
+from nixfleet_agent.state_machine import State
 from nixfleet_agent.telemetry.status import RolloutsView, Section
 
 
@@ -67,3 +68,18 @@ def release_status(
     )
     since = None if had_its_turn else release.first_signed_at
     return ReleaseStatus(release.rollout_id, release.target_closure, release.signed_at, since)
+
+
+def next_way_back(view: RolloutsView, current: str | None) -> str | None:
+    """What a rollout accepted now would go back to, as far as what is published tells: the reducer has the last word.
+
+    What runs where it converged here, or where no rollout of ours brought it and none is open; else what the newest
+    rollout left, or goes back to.
+    """
+    active = view.active
+    if active is None:
+        return current
+    brought = [record for record in view.records if record.target_closure == current]
+    if any(record.state is State.CONVERGED for record in brought) or (not brought and active.terminal):
+        return current
+    return active.target_closure if active.state is State.CONVERGED else active.prior_closure

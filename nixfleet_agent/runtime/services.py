@@ -30,6 +30,7 @@ from nixfleet_agent.operator.hold import HoldStore
 from nixfleet_agent.operator.maintenance import MaintenanceGate
 from nixfleet_agent.operator.rollback_control import RollbackControl
 from nixfleet_agent.operator.run_now import RunNowStore
+from nixfleet_agent.prefetch.handover import Handover
 from nixfleet_agent.proto.ids import channel_of
 from nixfleet_agent.runtime.platform import Platform
 from nixfleet_agent.runtime.rollout.input_queue import InputQueue
@@ -50,7 +51,8 @@ class Services:
     """One of each, built once; a part takes what it needs of it in its constructor.
 
     ``inputs`` leads to the reducer; ``activation`` and ``probes`` lead from it to the workers of these names.
-    ``read_current`` reads the closure that runs now, None when it can't be read.
+    ``prefetch`` is between the workers that fetch before and at a turn. ``read_current`` reads the closure that runs
+    now, None when it can't be read.
     """
 
     config: Config
@@ -68,6 +70,7 @@ class Services:
     quarantine: quarantine.QuarantineStore
     hold: HoldStore
     rollback: RollbackControl
+    prefetch: Handover
     maintenance: MaintenanceGate
     credentials: Credentials
     control_plane: ControlPlane
@@ -145,6 +148,7 @@ def open_services(config: Config, platform: Platform, board: StatusBoard, observ
         quarantine=quarantine.QuarantineStore(config.state_dir, threads),
         hold=HoldStore(config.state_dir, clock),
         rollback=RollbackControl(config.state_dir),
+        prefetch=Handover(shutdown),
         maintenance=MaintenanceGate(config.maintenance, RunNowStore(config.state_dir, clock), clock),
         credentials=credentials,
         control_plane=control_plane,

@@ -35,6 +35,7 @@ COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "worker_restarts": ("Workers that died and were started again", ("worker",)),
     "rollback_failures": ("Attempts to roll back that failed", ()),
     "realise_retries": ("Tries before a switch that failed and are made again", ("reason",)),
+    "prefetches": ("Fetches before a turn, by how they ended", ("outcome",)),
     "requests": ("Requests to the control plane", ("endpoint", "outcome")),
 }
 
@@ -87,6 +88,7 @@ class _BoardCollector(Collector):
         yield from self._release()
         yield from self._window()
         yield from self._reboot()
+        yield from self._next()
         yield _flag("drift", "Whether another closure runs than the rollout left", self._board.get("drift"))
         yield _flag("hold", "Whether an operator holds back new activations", self._board.get("hold"))
         yield _flag("journal_failing", "Whether events can't be made durable", self._board.read(JOURNAL_ERROR))
@@ -170,6 +172,16 @@ class _BoardCollector(Collector):
         if waits_for is not None:
             rows = [({"reason": str(each)}, int(each is waits_for)) for each in type(waits_for)]
             yield _gauge("reboot_waits_for", "1 for what a reboot that is due waits for", rows)
+
+    def _next(self) -> Iterator[Metric]:
+        """The release that comes next; no rows while none does, for then there is nothing to be ready for."""
+        coming = self._board.get("next")
+        state = getattr(getattr(coming, "state", None), "value", None)
+        if state is None:
+            return
+        fetched = 1.0 if state in ("checking", "ready", "obstructed") else (getattr(coming, "percent", 0) or 0) / 100
+        yield _flag("next_ready", "Whether the next release is fetched and nothing is in its way", state == "ready")
+        yield _gauge("next_fetched_ratio", "How much of the next release is in the store", [({}, fetched)])
 
     def _contacts(self) -> Iterator[Metric]:
         contacts = self._board.get("contacts")

@@ -214,7 +214,7 @@ in
       restartIfChanged = false;
       stopIfChanged = false;
 
-      # systemd's programs, and wall(1), which warns before a reboot.
+      # systemd's programs; wall(1), which warns before a reboot; renice and ionice, for what is fetched before its turn.
       path = [ config.nix.package config.systemd.package pkgs.util-linux ];
 
       serviceConfig = {

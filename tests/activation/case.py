@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from nixfleet_agent.activation.context import Context, Retrying, Waiting
+from nixfleet_agent.activation.context import Context, Retrying, RunningDownload, Waiting
 from nixfleet_agent.activation.host import read_boot_id
 from nixfleet_agent.activation.model import ROLLBACK_AND_HALT, Forward, ForwardOutcome, Rollback
 from nixfleet_agent.activation.pipeline import Pipeline
@@ -75,6 +75,7 @@ class PipelineCase(unittest.TestCase):
         self.methods: list[str] = []
         self.waits: list[Waiting | None] = []
         self.consent: Callable[[Forward], str | None] = lambda intent: None
+        self.running_download: Callable[[str], RunningDownload | None] = lambda closure: None
         self.phases: list[tuple[str, float]] = []
         self.after_phase: dict[str, Callable[[], object]] = {}
         self.log = logging.getLogger(f"test.{name}")
@@ -104,6 +105,7 @@ class PipelineCase(unittest.TestCase):
             on_phase=self.note_phase,
             retrying=Retrying(lambda: Backoff(0.05, 0.4), self.waits.append, recheck_secs=0.05),
             consent=lambda intent, check: self.consent(intent),
+            running_download=lambda closure: self.running_download(closure),
             base_environment=self.host.environment,
         )
         return Pipeline(context)

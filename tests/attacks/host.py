@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from nixfleet_agent.cli import main
-from nixfleet_agent.config.model import ActivationConfig, Config, LoggingConfig, RebootConfig, TuningConfig
+from nixfleet_agent.config.model import (
+    ActivationConfig,
+    Config,
+    LoggingConfig,
+    PrefetchConfig,
+    RebootConfig,
+    TuningConfig,
+)
 from nixfleet_agent.runtime.assembly import Agent, assemble
 from nixfleet_agent.runtime.platform import Platform
 from nixfleet_agent.runtime.rollout.orders import Release as ReleaseOrder
@@ -83,6 +90,7 @@ class Host:
                 switch_lock=folder / "switch.lock",
                 store_root=str(folder / "no-store"),
             ),
+            prefetch=PrefetchConfig(enabled=False),
             reboot=RebootConfig(required_file=""),
             tuning=TUNING,
             logging=LoggingConfig(level="debug"),

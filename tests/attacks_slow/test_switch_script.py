@@ -70,6 +70,7 @@ class SwitchScript(unittest.TestCase):
         activation = self.nix.activation
         tables: dict[str, dict[str, Any]] = {
             "activation": {name: getattr(activation, name) for name in activation.__slots__},
+            "prefetch": {"enabled": False},
             "tuning": {
                 "dispatch_wait": 5,
                 "heartbeat_interval": 0.3,

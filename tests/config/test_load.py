@@ -150,9 +150,10 @@ class Sources(Case):
         odd |= {"reboot.after_deferred": "now"}
         for key in Schema().keys.values():
             with self.subTest(key.name):
-                value = odd.get(key.name) or {"path": "/some/path", "number": "0.5"}[key.kind]
+                value = odd.get(key.name) or {"path": "/some/path", "number": "0.5", "boolean": "false"}[key.kind]
                 found, origin = load(self.file, {key.variable: value}, {}).provenance[key.name]
-                self.assertEqual("; ".join(found) if isinstance(found, tuple) else str(found), value)
+                shown = str(found).lower() if isinstance(found, bool) else str(found)
+                self.assertEqual("; ".join(found) if isinstance(found, tuple) else shown, value)
                 self.assertEqual(origin, f"{key.variable} (environment)")
 
     def test_an_empty_variable_counts_as_not_set(self) -> None:

@@ -36,7 +36,9 @@ class Operators(unittest.TestCase):
             with self.subTest(name):
                 self.assertEqual(flag or None, keys[name].flag if name in CONFIG_FLAGS else None)
                 value = defaults[name][0]
-                shown = f"{value:g}" if isinstance(value, (int, float)) else str(value or "")
+                number = isinstance(value, (int, float)) and not isinstance(value, bool)
+                shown = f"{value:g}" if number else str(value or "")
+                shown = shown.lower() if isinstance(value, bool) else shown
                 if name not in needed:
                     self.assertIn(shown, text.replace("not set", ""))
 

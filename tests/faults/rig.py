@@ -390,6 +390,8 @@ class Rig:
                 "backoff_initial": 0.05,
                 "backoff_max": 0.2,
             },
+            # What is tested is a turn: nothing of it may have been done before.
+            "prefetch": {"enabled": False},
             "logging": {"level": "info", "format": "json"},
         }
         text = []

@@ -9,6 +9,8 @@ from types import MappingProxyType
 from prometheus_client.parser import text_string_to_metric_families
 
 from nixfleet_agent.operator.maintenance import MaintenanceStatus
+from nixfleet_agent.prefetch import decision
+from nixfleet_agent.prefetch.status import NextStatus
 from nixfleet_agent.reboots.decision import FORWARD, Due, Waiting, WaitsFor, status_of
 from nixfleet_agent.runtime.dispatch.window import PollWindow
 from nixfleet_agent.runtime.release import ReleaseStatus
@@ -42,6 +44,7 @@ def full_exposition() -> str:
     board.publish("certificate", _Certificate(EPOCH))
     board.publish("contacts", {"/v1/agent/heartbeat": {"answered_at": EPOCH}})
     board.publish("release", ReleaseStatus("stable@aa", "x", EPOCH, EPOCH))
+    board.publish("next", NextStatus("stable@bb", "y", decision.State.READY))
     board.publish("quarantine", ())
     board.publish("maintenance", MaintenanceStatus(False, EPOCH, ("Sat",), None))
     board.publish(

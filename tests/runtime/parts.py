@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nixfleet_agent.config.model import Config, TuningConfig
+from nixfleet_agent.prefetch.handover import Handover
 from nixfleet_agent.runtime.platform import Platform
 from nixfleet_agent.runtime.rollout.input_queue import InputQueue
 from nixfleet_agent.runtime.rollout.orders import outranks
@@ -41,6 +42,7 @@ def services(**parts: Any) -> Services:
     parts.setdefault("board", StatusBoard())
     parts.setdefault("inputs", InputQueue(shutdown))
     parts.setdefault("activation", Mailbox(clock, shutdown, outranks))
+    parts.setdefault("prefetch", Handover(shutdown))
     parts.setdefault("probes", Mailbox(clock, shutdown))
     return Services(**{field.name: parts.pop(field.name, _Absent(field.name)) for field in fields(Services)}, **parts)
 

@@ -23,6 +23,7 @@ import http.server
 import os
 import shutil
 import socketserver
+import struct
 import subprocess
 import tempfile
 import threading
@@ -289,7 +290,7 @@ class CacheServer:
     """Serves a folder on 127.0.0.1; ``drip`` (bytes, seconds) slows every .nar.
 
     After ``stall_after`` bytes of one it stops, after ``cut_after`` the connection is closed. ``status`` may answer a
-    path with an HTTP error.
+    path with an HTTP error. With ``endless`` every .nar is a file whose bytes never end.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -297,6 +298,7 @@ class CacheServer:
         self.drip: tuple[int, float] | None = None
         self.stall_after: int | None = None
         self.cut_after: int | None = None
+        self.endless = False
         self.status: Callable[[str], int | None] = lambda path: None
         self.closing = threading.Event()
         handler = functools.partial(_Handler, self, directory=str(folder))
@@ -326,6 +328,8 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
         if (code := self._cache.status(self.path)) is not None:
             self.send_error(code)
+        elif self._cache.endless and self.path.startswith("/nar/"):
+            self._send_endless()
         else:
             super().do_GET()
 
@@ -334,6 +338,19 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
             self.send_error(code)
         else:
             super().do_HEAD()
+
+    def _send_endless(self) -> None:
+        """An archive of one file that is said to have 2^50 bytes."""
+        self.send_response(200)
+        self.end_headers()
+        words = (b"nix-archive-1", b"(", b"type", b"regular", b"contents")
+        head = b"".join(struct.pack("<Q", len(word)) + word.ljust(-(-len(word) // 8) * 8, b"\0") for word in words)
+        try:
+            self.wfile.write(head + struct.pack("<Q", 1 << 50))
+            while not self._cache.closing.is_set():
+                self.wfile.write(bytes(65536))
+        except OSError:  # the client has seen enough
+            return
 
     def log_message(self, format: str, *arguments: object) -> None:
         self._cache.requests.append(self.path)

@@ -20,6 +20,8 @@ from types import MappingProxyType
 from prometheus_client.parser import text_string_to_metric_families
 
 from nixfleet_agent.operator.maintenance import MaintenanceStatus
+from nixfleet_agent.prefetch import decision
+from nixfleet_agent.prefetch.status import NextStatus
 from nixfleet_agent.reboots.decision import FORWARD, Due, Waiting, WaitsFor, status_of
 from nixfleet_agent.runtime.dispatch.window import PollWindow
 from nixfleet_agent.runtime.release import ReleaseStatus
@@ -168,6 +170,19 @@ class Exposition(Case):
             samples = self.samples()
             self.assertEqual(samples[signed], START.timestamp())
             self.assertEqual(samples[since], behind.timestamp() if behind else 0)
+
+    def test_the_release_that_comes_next(self) -> None:
+        ready, ratio = "nixfleet_agent_next_ready", "nixfleet_agent_next_fetched_ratio"
+        self.assertFalse({ready, ratio} & set(self.samples()))
+        for state, percent, values in (
+            (decision.State.WAITING, None, (0, 0)),
+            (decision.State.FETCHING, 73, (0, 0.73)),
+            (decision.State.OBSTRUCTED, None, (0, 1)),
+            (decision.State.READY, None, (1, 1)),
+        ):
+            self.board.publish("next", NextStatus("stable@bb", "y", state, percent=percent))
+            samples = self.samples()
+            self.assertEqual((samples[ready], samples[ratio]), values, state)
 
     def test_requests_by_endpoint_and_the_last_contact(self) -> None:
         self.metrics.observe_request("/v1/agent/events", "204", 0.02)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from nixfleet_agent.activation.context import SHUTDOWN, SUPERSEDED, Context, Retrying, Waiting
 from nixfleet_agent.activation.errors import PhaseInterrupted
@@ -21,6 +22,7 @@ from nixfleet_agent.activation.model import (
 )
 from nixfleet_agent.activation.pipeline import Pipeline
 from nixfleet_agent.errors import StorageError
+from nixfleet_agent.prefetch.handover import Handover
 from nixfleet_agent.proto.ids import channel_of
 from nixfleet_agent.runtime.activation_status import ActivationStatus
 from nixfleet_agent.runtime.rollout.inputs import (
@@ -62,6 +64,7 @@ class ActivationWorker(Worker):
         self._backoff = services.backoff()
         self._control = services.rollback
         self._on_quarantine = on_quarantine
+        self._prefetch = services.prefetch
         self._read_current = services.read_current
         self._make_room = services.reserve.release
         self._window_of = services.cache.window_of
@@ -80,6 +83,7 @@ class ActivationWorker(Worker):
                 retrying=Retrying(services.backoff, self._note_wait, services.config.tuning.backoff_max),
                 consent=services.veto(),
                 machine=services.platform.machine,
+                running_download=services.prefetch.take_over,
             )
         )
 
@@ -96,19 +100,20 @@ class ActivationWorker(Worker):
             elif isinstance(self._order, Forward):
                 self._order = replace(self._order, resume=True)
             self._status.begin()
-            match self._order:
-                case Forward():
-                    self._forward(self._order)
-                case Rollback():
-                    self._roll_back(self._order)
-                case Release(rollout_id):
-                    self._release(rollout_id)
+            with _right_of_way(self._prefetch, self._order):
+                match self._order:
+                    case Forward() as order:
+                        self._forward(order)
+                    case Rollback() as order:
+                        self._roll_back(order)
+                    case Release(rollout_id):
+                        self._release(rollout_id)
             self._order = None
 
     # -- forward ------------------------------------------------------------------------------
 
     def _forward(self, order: Forward) -> None:
-        intent = replace(order, fresh_until=self._fresh_until(order))
+        intent = replace(order, fresh_until=_fresh_until(order, self._window_of(channel_of(order.rollout_id))))
         self._status.switching(order.resume and self._pipeline.forward_fired(order.rollout_id))
         try:
             if order.resume:
@@ -124,10 +129,6 @@ class ActivationWorker(Worker):
         finally:
             self._note_wait(None)
             self._status.switching(False)
-
-    def _fresh_until(self, order: Forward) -> datetime | None:
-        window = self._window_of(channel_of(order.rollout_id))
-        return None if window is None or order.signed_at is None else order.signed_at + window
 
     def _started(self, method: str) -> None:
         """That it begins is durable before anything comes of it; raises PhaseInterrupted when it is not to go on."""
@@ -280,8 +281,7 @@ class ActivationWorker(Worker):
         return None if waiting is None or isinstance(waiting, Release) else SUPERSEDED
 
     def _wait(self, seconds: float) -> None:
-        waits_for_nothing = isinstance(self._mailbox.peek(), Release)
-        if waits_for_nothing:
+        if isinstance(self._mailbox.peek(), Release):  # which waits for nothing
             self.shutdown.wait(seconds)
         else:
             self.clock.wait(self._mailbox.filled, seconds)
@@ -291,3 +291,17 @@ class ActivationWorker(Worker):
 
     def _tell(self, item: ReducerInput) -> None:
         self._inputs.put(item, self.alive)
+
+
+def _fresh_until(order: Forward, window: timedelta | None) -> datetime | None:
+    return None if window is None or order.signed_at is None else order.signed_at + window
+
+
+def _right_of_way(handover: Handover, order: ActivationOrder | None) -> AbstractContextManager[None]:
+    """Nothing is prefetched while an order is carried out, except for what the order itself needs."""
+    match order:
+        case Forward():
+            return handover.at_work(order.target)
+        case Rollback():
+            return handover.at_work(None)
+    return nullcontext()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nixfleet_agent.errors import AgentError, TransportError
 from nixfleet_agent.proto import ids
-from nixfleet_agent.runtime.release import RELEASE, signed_release
+from nixfleet_agent.runtime.release import RELEASE, SignedRelease, signed_release
 from nixfleet_agent.runtime.rollout.inputs import ManifestSetUpdated
 from nixfleet_agent.runtime.services import Services
 from nixfleet_agent.text import printable
@@ -31,6 +31,7 @@ class ManifestPollWorker(Worker):
         self._inputs = services.inputs
         self._cache = services.cache
         self._board = services.board
+        self._prefetch = services.prefetch
         self._hostname = services.config.machine_id
         self._timer = Timer(interval, services.clock, services.shutdown)
         self._backoff = services.backoff()
@@ -69,7 +70,7 @@ class ManifestPollWorker(Worker):
         found: dict[str, str] = {}
         own = fleet.fleet.host(self._hostname)
         if own is None:
-            self._board.publish(RELEASE, None)
+            self._publish(None)
         for channel in sorted(fleet.fleet.channels_in_use & fleet.fleet.channels.keys()):
             self.alive()
             if self.shutdown.is_set:
@@ -89,9 +90,16 @@ class ManifestPollWorker(Worker):
             if own is not None and own.channel == channel:
                 known = self._board.read(RELEASE)
                 release = signed_release(manifest.manifest, manifest.signed_at, self._hostname, known)
-                self._board.publish(RELEASE, release)
+                self._publish(release)
         self._troubles = {name: said for name, said in self._troubles.items() if name in found or said.reason}
         return found
+
+    def _publish(self, release: SignedRelease | None) -> None:
+        """What CI signed for this host; whoever fetches it before its turn hears of it when it is another."""
+        news = release != self._board.read(RELEASE) or not self._prefetch.announced
+        self._board.publish(RELEASE, release)
+        if news:
+            self._prefetch.announce()
 
     def _say(self, name: str, error: AgentError | None) -> None:
         if self.shutdown.is_set:

@@ -1,0 +1,419 @@
+"""The prefetch worker on real Nix: what it brings, what it leaves alone, and that only its status line ever changes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+import unittest
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from nixfleet_agent.activation.model import Completed, Rollback
+from nixfleet_agent.operator.quarantine import Entry
+from nixfleet_agent.prefetch import gentle, oversight
+from nixfleet_agent.prefetch.decision import State
+from nixfleet_agent.runtime.workers import prefetch
+from nixfleet_agent.telemetry.status import RolloutsView
+from nixfleet_agent.threads.backoff import Backoff
+from nixfleet_agent.trust.errors import StaleError
+from tests.activation.case import until
+from tests.activation_slow.test_disk_full import mount_small
+from tests.runtime.workers.prefetch_case import NEXT_ROLLOUT, PrefetchCase
+
+
+def niceness(pid: int) -> int:
+    """As the kernel has it."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[16])
+
+
+class FetchingTest(PrefetchCase):
+    def test_the_next_release_is_in_the_store_and_ready_before_its_turn(self) -> None:
+        self.start()
+        self.announce(self.v2)
+        ready = self.until_state(State.READY)
+        self.assertEqual((ready.rollout_id, ready.target_closure, ready.obstacles), (NEXT_ROLLOUT, self.v2, ()))
+        self.assertIsNotNone(ready.ready_at)
+        self.assertEqual(self.held(), self.v2)
+        self.host.collect_garbage()
+        self.assertTrue(self.host.has(self.v2), "its root holds it")
+        self.assertEqual((self.host.running(), self.host.switches()), (self.v1, [f"dry-activate {self.v2}"]))
+        self.until_asleep()
+
+    def test_a_newer_release_takes_the_place_of_the_one_that_was_fetched(self) -> None:
+        newer = self.nixery.system("newer")
+        self.start()
+        self.announce(self.v2)
+        self.until_state(State.READY)
+        self.announce(newer, "stable@cc")
+        self.until_state(State.READY, newer)
+        self.assertEqual(self.held(), newer)
+        self.host.collect_garbage()
+        self.assertEqual((self.host.has(newer), self.host.has(self.v2)), (True, False))
+
+    def test_a_newer_release_ends_the_download_of_the_older_one(self) -> None:
+        old, newer = self.big("outdated"), self.nixery.system("newest")
+        self.nixery.server.drip = (1024, 0.1)
+        self.enterContext(mock.patch.object(oversight, "WANTED_SECS", 0.2))
+        self.start()
+        self.announce(old)
+        until(self.nars, "it is being fetched")
+        self.announce(newer, "stable@cc")
+        self.until_state(State.READY, newer)
+        self.assertEqual((self.held(), self.host.has(old)), (newer, False))
+
+    def test_how_far_it_is_can_be_seen(self) -> None:
+        target = self.big("shown")
+        self.nixery.server.drip = (4096, 0.1)
+        self.enterContext(mock.patch.object(oversight, "LOOK_SECS", 0.1))
+        self.start()
+        self.announce(target)
+        until(lambda: self.status is not None and self.status.percent, "it is said")
+        status = self.status
+        assert status is not None and status.percent is not None and status.total_bytes is not None
+        self.assertEqual(status.state, State.FETCHING)
+        self.assertGreater(status.fetched_bytes, 0)
+        self.assertAlmostEqual(status.total_bytes, 400_000, delta=20_000)
+        self.assertEqual(status.percent, status.fetched_bytes * 100 // status.total_bytes)
+
+    def test_what_is_in_the_store_already_is_held_without_asking_a_cache_or_waiting(self) -> None:
+        self.host.nix("nix-store", "--realise", f"/nix/store/{self.v2}")
+        self.nixery.server.requests.clear()
+        self.stop()
+        self.begin(spread_secs=3600.0)
+        self.start()
+        self.announce(self.v2)
+        self.until_state(State.READY)
+        self.assertEqual((self.held(), self.nixery.server.requests), (self.v2, []))
+
+    def test_starts_are_spread_over_the_window(self) -> None:
+        self.begin(spread_secs=3600.0)
+        starts = []
+        for n in range(100):
+            self.announce(self.v2, f"stable@{n:02x}")
+            self.worker._decide()
+            assert self.worker._job is not None
+            starts.append((self.worker._job.starts_at - self.clock.monotonic()) / 3600)
+        quarters = [sum(n / 4 <= start < (n + 1) / 4 for start in starts) for n in range(4)]
+        self.assertEqual(sum(quarters), 100)
+        self.assertTrue(all(15 <= count <= 35 for count in quarters), quarters)
+        self.start()
+        waiting = self.until_state(State.WAITING)
+        until(lambda: self.status is not None and self.status.next_try_at, "it is said when it starts")
+        self.assertIn("its start is spread", str(waiting.reason or (self.status and self.status.reason)))
+        self.assertEqual(self.nars(), [])
+
+    def test_it_runs_at_the_lowest_priority(self) -> None:
+        self.nixery.server.drip = (1024, 0.1)
+        self.start()
+        self.announce(self.big("gentle"))
+        until(self.nars, "it is being fetched")
+        (pid,) = self.nix_processes()
+        self.assertEqual(niceness(pid), 19)
+        said = subprocess.run(["ionice", "-p", str(pid)], capture_output=True, text=True, check=True)
+        self.assertEqual(said.stdout, "idle\n")
+
+    def test_a_nix_that_can_not_limit_a_rate_is_told_of_once_and_fetches(self) -> None:
+        self.stop()
+        self.begin(max_rate=100)
+        self.start()
+        with self.assertLogs("nixfleet_agent.prefetch", "WARNING") as logs:
+            self.announce(self.v2)
+            self.until_state(State.READY)
+            newer = self.nixery.system("unlimited")
+            self.announce(newer, "stable@cc")
+            self.until_state(State.READY, newer)
+        self.assertEqual([line for line in logs.output if "no setting download-speed" in line], logs.output)
+        self.assertEqual(len(logs.output), 1)
+
+    def test_a_nix_that_can_gets_the_rate(self) -> None:
+        self.program("nix", 'echo "download-speed = 0"')
+        log = self.host.root / "arguments"
+        real = "$(PATH=${PATH#*:} command -v nix-store)"
+        self.program("nix-store", f'echo "$*" >>{log}; exec {real} "$@"')
+        self.enterContext(mock.patch.dict(os.environ, self.host.environment))
+        self.stop()
+        self.begin(max_rate=100.4)
+        self.start()
+        self.announce(self.v2)
+        self.until_state(State.READY)
+        self.assertIn("--option download-speed 100 ", log.read_text())
+
+
+class TurnTest(PrefetchCase):
+    """Whoever has its turn comes first."""
+
+    def fetching(self, name: str, **changes: Any) -> str:
+        """A large release that is being fetched, slowly."""
+        target = self.big(name)
+        self.nixery.server.drip = (4096, 0.03)
+        self.start()
+        self.announce(target)
+        until(self.nars, "it is being fetched")
+        return target
+
+    def test_its_turn_takes_over_the_download_that_runs_and_no_byte_comes_twice(self) -> None:
+        target = self.fetching("taken")
+        (pid,) = self.nix_processes()
+        with self.handover.at_work(target):
+            result = self.in_thread(lambda: self.forward(target))
+            until(lambda: niceness(pid) == niceness(os.getpid()), "it hurries")
+            self.assertEqual(result(), Completed(target, 0, ()))
+        self.assertEqual(len(self.nars()), 1, self.nars())
+        until(lambda: not self.root.is_symlink(), "it runs, so its root goes")
+        self.until_asleep()
+        self.assertIsNone(self.status)
+
+    def test_a_download_that_stands_still_is_ended_by_its_turn_which_begins_again(self) -> None:
+        target = self.big("standing")
+        self.host.configure(realise_stall_secs=1.0)
+        self.nixery.server.stall_after = 100_000
+        self.start()
+        self.announce(target)
+        until(self.nars, "it is being fetched")
+        with self.handover.at_work(target):
+            result = self.in_thread(lambda: self.forward(target))
+            until(lambda: self.waits, "a try that failed")
+            self.nixery.server.stall_after = None
+            self.assertEqual(result(), Completed(target, 0, ()))
+
+    def test_one_with_a_limited_rate_is_not_taken_over(self) -> None:
+        target = self.big("limited")
+        self.nixery.server.drip = (4096, 0.03)
+        with mock.patch.object(gentle.Rate, "options", lambda self: ("--option", "connect-timeout", "9")):
+            self.start()
+            self.announce(target)
+            until(self.nars, "it is being fetched")
+            with self.handover.at_work(target):
+                until(lambda: not self.nix_processes(), "it ends")
+                self.assertEqual(self.forward(target), Completed(target, 0, ()))
+
+    def test_the_turn_of_another_release_stops_it_at_once_and_it_goes_on_afterwards(self) -> None:
+        target = self.fetching("stopped")
+        began = time.monotonic()
+        with self.handover.at_work(self.v2):
+            until(lambda: not self.nix_processes(), "it is stopped")
+            self.assertLess(time.monotonic() - began, 2.0)
+            waiting = self.until_state(State.WAITING)
+            self.assertIn("is at work", str(waiting.reason))
+            self.assertEqual(self.forward(self.v2), Completed(self.v2, 0, ()))
+        self.nixery.server.drip = None
+        self.until_state(State.READY, target)
+
+    def test_a_rollback_stops_it_at_once(self) -> None:
+        self.fetching("rolled")
+        with self.handover.at_work(None):
+            until(lambda: not self.nix_processes(), "it is stopped")
+            self.pipeline().rollback(Rollback("stable@aa", self.v1, self.v2, False, None))
+
+    def test_shutdown_stops_it_and_leaves_no_root(self) -> None:
+        self.fetching("shut")
+        began = time.monotonic()
+        self.stop()
+        self.assertLess(time.monotonic() - began, 2.0)
+        self.assertFalse(self.root.is_symlink())
+
+    def test_what_runs_since_is_compared_again(self) -> None:
+        self.start()
+        self.announce(self.v2)
+        self.until_state(State.READY)
+        other = self.nixery.system("other")
+        with self.handover.at_work(other):
+            self.host.boot(other)
+        until(lambda: len(self.host.switches()) == 2, "it is looked at again")
+
+
+class LeftAloneTest(PrefetchCase):
+    def assert_left_alone(self, reason: str | None) -> None:
+        self.waits_for(lambda: self.worker.limit != 180.0, "the worker sleeps")
+        if reason is not None:
+            self.assertIn(reason, str(self.until_state(State.WAITING).reason))
+        self.assertEqual((self.nixery.server.requests, self.held(), self.host.switches()), ([], None, []))
+
+    def test_what_ci_did_not_sign_or_what_is_too_old(self) -> None:
+        self.known.refusal = StaleError("the manifest of stable@bb: signed too long ago")
+        self.start()
+        self.announce(self.v2)
+        self.assert_left_alone("signed too long ago")
+
+    def test_what_an_operator_holds_back(self) -> None:
+        self.hold.set("moving racks")
+        self.start()
+        self.announce(self.v2)
+        self.assert_left_alone("moving racks")
+
+    def test_what_is_in_quarantine(self) -> None:
+        self.quarantine.add(Entry("stable", self.v2, "stable@aa", self.clock.now(), "failed here"))
+        self.start()
+        self.announce(self.v2)
+        self.assert_left_alone("in quarantine")
+
+    def test_what_runs_already_and_what_had_its_turn(self) -> None:
+        self.ran_here.add(NEXT_ROLLOUT)
+        self.start()
+        for closure in (self.v1, self.v2):
+            self.announce(closure)
+            self.until_asleep()
+            self.assert_left_alone(None)
+            self.assertIsNone(self.status)
+
+    def test_a_hold_that_begins_ends_the_download(self) -> None:
+        self.enterContext(mock.patch.object(oversight, "WANTED_SECS", 0.2))
+        self.nixery.server.drip = (1024, 0.1)
+        self.start()
+        self.announce(self.big("held"))
+        until(self.nars, "it is being fetched")
+        self.hold.set("moving racks")
+        self.assertIn("moving racks", str(self.until_state(State.WAITING).reason))
+        self.assertEqual((self.nix_processes(), self.held()), ({}, None))
+
+    def test_one_key_turns_it_off_and_what_was_held_goes(self) -> None:
+        self.start()
+        self.announce(self.v2)
+        self.until_state(State.READY)
+        self.restart(enabled=False)
+        self.announce(self.v2)
+        until(lambda: not self.root.is_symlink(), "its root goes")
+        self.until_asleep()
+        self.assertIsNone(self.status)
+
+
+class RootTest(PrefetchCase):
+    def test_the_next_process_keeps_what_is_still_next_and_asks_nobody_for_it(self) -> None:
+        self.start()
+        self.announce(self.v2)
+        self.until_state(State.READY)
+        self.restart()
+        self.until_asleep()
+        self.assertEqual(self.held(), self.v2, "nothing is known yet: it stays")
+        self.nixery.server.requests.clear()
+        self.announce(self.v2)
+        self.until_state(State.READY)
+        self.assertEqual((self.held(), self.nixery.server.requests), (self.v2, []))
+
+    def test_the_next_process_lets_go_of_what_is_not_next_any_more(self) -> None:
+        self.start()
+        self.announce(self.v2)
+        self.until_state(State.READY)
+        self.restart()
+        self.announce(None)
+        until(lambda: not self.root.is_symlink(), "its root goes")
+
+    def test_it_stays_while_its_rollout_is_under_way_and_goes_when_that_has_converged(self) -> None:
+        self.start()
+        self.announce(self.v2)
+        self.until_state(State.READY)
+        record = mock.Mock(target_closure=self.v2, rollout_id=NEXT_ROLLOUT, terminal=False)
+        self.board.publish_rollouts(RolloutsView(NEXT_ROLLOUT, True, records=(record,)))
+        self.handover.changed.set()
+        until(lambda: self.status is None, "it has its turn")
+        self.assertEqual(self.held(), self.v2)
+        self.host.boot(self.v2)
+        self.handover.changed.set()
+        until(lambda: not self.root.is_symlink(), "its root goes")
+
+
+class BadInputTest(PrefetchCase):
+    """Nothing of it has any effect but on the status line, and no root is left."""
+
+    def assert_failed(self, *words: str) -> None:
+        reason = ""
+
+        def failed() -> bool:
+            nonlocal reason
+            status = self.status
+            reason = str(status.reason) if status is not None and status.state is State.FAILED else reason
+            return all(word in reason for word in words)
+
+        until(failed, f"it fails with {words}")
+        self.assertFalse(os.path.lexists(self.root))
+        self.assertEqual((self.host.running(), self.host.switches()), (self.v1, []))
+
+    def test_a_closure_that_no_cache_has_is_asked_for_again(self) -> None:
+        target = self.nixery.system("late")
+        self.nixery.withdraw(target)
+        self.start()
+        with self.assertLogs("nixfleet_agent.prefetch", "WARNING") as logs:
+            self.announce(target)
+            self.assert_failed("no cache has it")
+            tries = self.board.counters()[("prefetches", (("outcome", "failed"),))]
+            until(lambda: self.board.counters()[("prefetches", (("outcome", "failed"),))] > tries, "it is tried again")
+        self.assertEqual(len(logs.output), 1, "said once")
+        self.nixery.publish(target)
+        self.until_state(State.READY)
+
+    def test_a_cache_with_wrong_bytes(self) -> None:
+        target = self.nixery.system("wrong", files={"data": "right" * 1000})
+        archive = next(self.nixery.cache.glob(f"nar/{self._nar_of(target)}"))
+        archive.write_bytes(archive.read_bytes().replace(b"right", b"wrong"))
+        self.start()
+        self.announce(target)
+        self.assert_failed("other bytes than were signed")
+
+    def test_a_cache_with_endless_bytes(self) -> None:
+        target = self.big("endless")
+        self.nixery.server.endless = True
+        self.start()
+        self.announce(target)
+        self.assert_failed("sends without end")
+        until(lambda: not self.nix_processes() or self.status, "it ends")
+
+    def test_a_disk_with_too_little_room_is_left_alone(self) -> None:
+        self.stop()
+        self.begin(min_free=0.9999)
+        self.start()
+        self.announce(self.big("large"))
+        self.assert_failed("prefetch.min_free asks for")
+        self.assertEqual(self.nars(), [])
+
+    def test_a_disk_that_fills_under_it(self) -> None:
+        small = self.nixery.host(f"{self.host.root.name}-small")
+        mount_small(self, small.store_root, "6m")
+        self.host = small
+        self.host.boot(self.v1)
+        self.nixery.server.requests.clear()
+        self.enterContext(mock.patch.dict(os.environ, self.host.environment))
+        self.enterContext(mock.patch.object(oversight, "LOOK_SECS", 0.1))
+        self.nixery.server.drip = (4096, 0.05)
+        self.stop()
+        self.backoff = Backoff(600.0, 600.0)
+        self.begin(min_free=0.1)
+        self.start()
+        self.announce(self.big("filling", 1_000_000))
+        until(self.nars, "it is being fetched")
+        free = os.statvfs(self.host.store_root)
+        (self.host.store_root / "filled").write_bytes(bytes(free.f_bavail * free.f_frsize - (500 << 10)))
+        self.assert_failed("bytes would be left on the store's disk")
+
+    def test_a_release_that_is_no_system_stands_in_its_own_way(self) -> None:
+        target = self.nixery.system("no-system", switchable=False)
+        self.start()
+        self.announce(target)
+        found = self.until_state(State.OBSTRUCTED)
+        self.assertIn("switch-to-configuration is missing", found.obstacles[0].text)
+        self.assertIsNotNone(found.next_try_at)
+
+    def test_an_obstacle_that_goes_is_seen(self) -> None:
+        self.enterContext(mock.patch.object(prefetch, "OBSTRUCTED_SECS", 0.2))
+        flag = self.host.root / "refuse"
+        flag.touch()
+        target = self.refusing(flag)
+        self.start()
+        self.announce(target)
+        self.assertIn("pre-switch check", self.until_state(State.OBSTRUCTED).obstacles[0].text)
+        flag.unlink()
+        self.until_state(State.READY)
+
+    def refusing(self, flag: Path) -> str:
+        from nixfleet_agent.demo.nixos_switch import Switch
+
+        return self.nixery.system("refusing", switch=Switch(checks={"flag": f"! [ -e {flag} ]"}))
+
+    def _nar_of(self, closure: str) -> str:
+        url = next(line for line in self.nixery.narinfo(closure).read_text().splitlines() if line.startswith("URL:"))
+        return url.rpartition("/")[2]
+
+
+if __name__ == "__main__":
+    unittest.main()
