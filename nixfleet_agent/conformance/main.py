@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nixfleet_agent import durable
+from nixfleet_agent.conformance.ages import AGES
 from nixfleet_agent.conformance.stand import INSTALLED, Settings, Stand, Subject
 from nixfleet_agent.conformance.stories import GOOD_DAYS, RENEWAL
 from nixfleet_agent.conformance.trouble import SUMMING_UP, TROUBLE
@@ -26,7 +27,7 @@ from nixfleet_agent.output import PROGRAM, write_stdout
 from nixfleet_agent.text import printable
 from nixfleet_agent.threads.interrupts import terminable, uninterrupted
 
-STORIES = (*GOOD_DAYS, *TROUBLE, RENEWAL)
+STORIES = (*GOOD_DAYS, AGES, *TROUBLE, RENEWAL)
 INTERRUPTED = 130
 MOST_SECS = 86400.0
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nixfleet_agent.errors import ProtoError
 from nixfleet_agent.local_cp.server import HttpsServer, Request, Response
+from nixfleet_agent.proto.contract import EVENTS
+from nixfleet_agent.proto.strict_json import loads_strict
 from nixfleet_agent.threads.clock import Clock
 
 #: How long a wait goes without looking after the agent, in seconds.
@@ -35,11 +37,11 @@ class Exchange:
 
     def sent(self) -> Any:
         """The JSON of the request; an empty object where it is none."""
-        return _json(self.body)
+        return value_of(self.body)
 
     def got(self) -> Any:
         """The JSON of the answer; an empty object where it is none."""
-        return _json(self.answer)
+        return value_of(self.answer)
 
     @property
     def taken(self) -> bool:
@@ -109,8 +111,16 @@ class Recorder:
         return response
 
 
-def _json(body: bytes) -> Any:
+def value_of(body: bytes) -> Any:
+    """The JSON in a body; an empty object where it is none."""
     try:
-        return json.loads(body)
-    except ValueError:
+        return loads_strict(body)
+    except ProtoError:
         return {}
+
+
+def event_of(request: Request) -> Mapping[str, Any]:
+    """The event that a request posts; empty where it posts none."""
+    body = value_of(request.body) if request.path == EVENTS else {}
+    event = body.get("event") if isinstance(body, Mapping) else None
+    return event if isinstance(event, Mapping) else {}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nixfleet_agent import durable
-from nixfleet_agent.conformance.recording import Recorder
+from nixfleet_agent.conformance.recording import Recorder, value_of
 from nixfleet_agent.demo.agents import Host, Surroundings
 from nixfleet_agent.demo.cache import Cache
 from nixfleet_agent.demo.closures import HOST_VARIABLE, STORE, Maker, Release, System
@@ -177,17 +177,24 @@ class Stand:
     def closure(self, version: str) -> str:
         return self.releases[version].closure
 
-    def signed(self, version: str, age: timedelta = timedelta(0), soak_minutes: int = 0) -> Publication:
-        """What CI signs for a version: for this host, at this moment less ``age``."""
+    def signed(
+        self,
+        version: str,
+        age: timedelta = timedelta(0),
+        soak_minutes: int = 0,
+        form: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    ) -> Publication:
+        """What CI signs for a version: for this host, at this moment less ``age``, its fleet in this form."""
         channel = ChannelDescription(
             waves=(WaveDescription((HOSTNAME,), soak_minutes),), freshness_minutes=FRESHNESS_MINUTES
         )
         fleet = FleetDescription(channels={CHANNEL: channel})
-        return self.ci.release(fleet, commit_of(version), {HOSTNAME: self.closure(version)}, self.clock.now() - age)
+        closures = {HOSTNAME: self.closure(version)}
+        return self.ci.release(fleet, commit_of(version), closures, self.clock.now() - age, form)
 
-    def publish(self, version: str, age: timedelta = timedelta(0), soak_minutes: int = 0) -> str:
-        """CI signs the version and the control plane gives this host its turn; the rollout's id."""
-        self.plane.control.publish(self.signed(version, age, soak_minutes))
+    def publish(self, version: str, **how: Any) -> str:
+        """CI signs the version (``signed`` says how) and the control plane gives this host its turn; the rollout."""
+        self.plane.control.publish(self.signed(version, **how))
         return rollout_id(version)
 
     def misaddress(self, rollout: str) -> None:
@@ -212,7 +219,7 @@ class Stand:
     def _misaddress(self, request: Request, response: Response) -> Response:
         if request.path != DISPATCH or response.status != 200:
             return response
-        turn = json.loads(response.body)
+        turn = value_of(response.body)
         if turn["rollout_id"] not in self._misaddressed:
             return response
         return replace(response, body=json.dumps(turn | {"hostname": "web-02"}).encode())

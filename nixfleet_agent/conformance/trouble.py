@@ -8,6 +8,7 @@ from datetime import timedelta
 from http import HTTPStatus
 
 from nixfleet_agent.conformance import judging
+from nixfleet_agent.conformance.recording import event_of
 from nixfleet_agent.conformance.stand import HOSTNAME, Stand, rollout_id
 from nixfleet_agent.conformance.stories import log_of, runs
 from nixfleet_agent.conformance.verdicts import Judge, Story, unless
@@ -94,7 +95,7 @@ def _forgets(stand: Stand, judge: Judge, kind: str, version: str, end: State) ->
     lost: list[float] = []
 
     def forget(request: Request) -> Response | None:
-        if request.path != EVENTS or lost or json.loads(request.body)["event"]["kind"] != kind:
+        if lost or event_of(request).get("kind") != kind:
             return None
         lost.append(stand.clock.monotonic())
         return Response(status=HTTPStatus.NO_CONTENT)
@@ -142,14 +143,15 @@ def killed(stand: Stand, judge: Judge) -> None:
 Answers = Callable[[Request], Response]
 
 
-def _first(stand: Stand, answer: Answers, kind: str | None = None) -> list[bytes]:
-    """Answer the first event (of a kind) with this; the body that got it."""
-    got: list[bytes] = []
+def _first(stand: Stand, answer: Answers, kind: str | None = None) -> list[Request]:
+    """Answer the first event (of a kind) with this; the request that got it."""
+    got: list[Request] = []
 
     def instead(request: Request) -> Response | None:
-        if request.path != EVENTS or got or kind not in (None, json.loads(request.body)["event"]["kind"]):
+        event = event_of(request)
+        if got or not event or kind not in (None, event.get("kind")):
             return None
-        got.append(request.body)
+        got.append(request)
         return answer(request)
 
     stand.recorder.instead = instead
@@ -168,14 +170,14 @@ def answers(stand: Stand, judge: Judge) -> None:
         rollout = stand.publish(version)
         stand.until(lambda got=got: got, "an event")  # type: ignore[misc]
         stand.until_state(rollout, State.CONVERGED)
-        sent = [e.body for e in stand.recorder.exchanges if e.path == EVENTS and e.body == got[0]]
+        sent = [e.body for e in stand.recorder.exchanges if e.path == EVENTS and e.body == got[0].body]
         judge.row(row, unless(len(sent) > 1, "the event was not sent again"))
     judge.row("redirect", judging.known_endpoints(stand.recorder.exchanges))
     refusal = json.dumps({"error": "not this one"}).encode()
     got = _first(stand, lambda r: Response(status=422, body=refusal), "ProbeObservedFirst")
     rollout = stand.publish("answers-refused")
     stand.until(lambda: got, "a first observation")
-    refused = json.loads(got[0])["event"]["seq"]
+    refused = int(event_of(got[0])["seq"])
     stand.until(
         lambda: any(int(event.get("seq", 0)) > refused for event in log_of(stand, rollout)), "the event after it"
     )

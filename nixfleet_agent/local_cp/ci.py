@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -82,10 +82,18 @@ class ContinuousIntegration:
         return json.dumps(value, indent=1).encode()
 
     def release(
-        self, fleet: FleetDescription, commit: str, closures: Mapping[str, str], signed_at: datetime
+        self,
+        fleet: FleetDescription,
+        commit: str,
+        closures: Mapping[str, str],
+        signed_at: datetime,
+        form: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     ) -> Publication:
-        """Sign one commit of the fleet; ``closures`` maps every host to the closure it gets."""
-        resolved = self._sign(_resolved(fleet, commit, closures, signed_at))
+        """Sign one commit of the fleet; ``closures`` maps every host to the closure it gets.
+
+        ``form`` rewrites the resolved fleet before it is signed, as a CI of another age would write it.
+        """
+        resolved = self._sign(form(_resolved(fleet, commit, closures, signed_at)))
         manifests = {
             f"{name}@{commit}": self._sign(_manifest(fleet, name, commit, closures, resolved, signed_at))
             for name in sorted(fleet.channels)

@@ -7,9 +7,12 @@ rollout waits for; no seq is ever used for two events; and the control plane end
 from __future__ import annotations
 
 import errno
+import functools
 import os
+import re
 import unittest
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -19,8 +22,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from nixfleet_agent.activation.model import Forward, Rollback
 from nixfleet_agent.errors import StorageError
-from nixfleet_agent.journal.entries import decode, read_raw
+from nixfleet_agent.journal.entries import Entry, decode, read_raw
 from nixfleet_agent.journal.journal import Journal
+from nixfleet_agent.proto.contract import EVENTS, request_faults
 from nixfleet_agent.runtime.rollout.inputs import (
     Ack,
     Activate,
@@ -35,12 +39,27 @@ from nixfleet_agent.runtime.rollout.inputs import (
 from nixfleet_agent.runtime.rollout.orders import ActivationOrder, Release
 from nixfleet_agent.runtime.rollout.recovery import recover
 from nixfleet_agent.runtime.rollout.succession import in_charge
+from nixfleet_agent.runtime.workers.outbound import envelope
 from nixfleet_agent.state_machine import ProbeStatus, RolloutRecord, State
 from tests.runtime.harness import HALT, HOSTNAME, NEWER, PRIOR, ROLLBACK, TARGET, THIRD, TestHost, bad_disk, until
 from tests.state_machine.machine import T0, declared
 
 #: Refusals in a row after which a disk counts as dead and the process as killed.
 DEAD = 4
+
+
+@functools.cache
+def breaches(body: bytes) -> list[str]:
+    """What an event's body breaks of the contract of the wire."""
+    return list(request_faults("POST", EVENTS, {"accept": "application/json"}, body))
+
+
+def check_contract(entry: Entry) -> None:
+    """Each form of an event fits its schema; of what only differs in seq and times one stands for all."""
+    times = {name: re.sub(r"\d", "0", value) for name, value in entry.event.items() if name.endswith("At")}
+    body = envelope(replace(entry, event={**entry.event, **times, "seq": 1}), lambda _: None)
+    found = [fault for fault in breaches(body) if "headers" not in fault]
+    assert not found, found
 
 
 class ReducerModel(RuleBasedStateMachine):
@@ -232,7 +251,9 @@ class ReducerModel(RuleBasedStateMachine):
         for rollout_id in waiting:
             path = journal.first(rollout_id)
             assert path is not None
-            event = dict(decode(read_raw(path)).event)
+            entry = decode(read_raw(path))
+            event = dict(entry.event)
+            check_contract(entry)
             assert self.posted.setdefault((rollout_id, event["seq"]), event) == event, "a seq was used twice"
             taken = self.received.setdefault(rollout_id, [])
             new = not taken or event["seq"] > taken[-1]["seq"]
