@@ -36,10 +36,14 @@ class Fate:
         self._until: float | None = None
         self._unsynced = Unsynced() if plan.action == "power" else None
         self._disk = Path(plan.levers) / "disk" if plan.levers else None
+        self._hanging = Path(plan.levers) / "hang" if plan.levers else None
 
     def boundary(self, step: str, path: Path) -> None:
         plan = self._plan
         name = self._name(step, path)
+        while self._hanging is not None and path.name in _content(self._hanging).split():
+            self._hanging.with_name("hung").touch()
+            time.sleep(0.02)
         with self._lock:
             os.write(self._trace, f"{name}\n".encode("utf-8", "backslashreplace"))
             self._number += 1

@@ -21,7 +21,8 @@ class Plan:
             ``seconds``, ``code`` being its errno, at boundaries whose label has ``only`` in it).
         boot_id: what the process takes for this boot's id, None for the real one.
         levers: a folder of files that change what the running process meets: ``clock`` holds the seconds that its wall
-            clock is off, ``disk`` the errno of every durable write; none there, nothing wrong.
+            clock is off, ``disk`` the errno of every durable write, ``hang`` the names of files whose writing does not
+            return; none there, nothing wrong.
     """
 
     state_dir: str

@@ -248,10 +248,12 @@ class Rig:
             for path in self.host.state_dir.glob(f"switch/*/{name}"):
                 path.unlink()
 
-    def pull(self, lever: str, value: float) -> None:
-        """What the running agent meets: ``clock``, the seconds it is off; ``disk``, every write's errno; 0: well."""
+    def pull(self, lever: str, value: float | str) -> None:
+        """What the running agent meets: ``clock``, the seconds it is off; ``disk``, every write's errno; ``hang``, the
+        file that is written for ever. 0 or nothing: well.
+        """
         new = self.levers / "new"
-        new.write_text(f"{value:g}")
+        new.write_text(value if isinstance(value, str) else f"{value:g}")
         new.replace(self.levers / lever)
 
     def send(self, number: int) -> None:
@@ -395,7 +397,7 @@ class Rig:
             "logging": {"level": "info", "format": "json"},
         }
         text = []
-        for table, keys in tables.items():
+        for table, keys in (tables | {name: {} for name in changes if name not in ("agent", *tables)}).items():
             text += [f"\n[{table}]"] if table else []
             merged = keys | dict(changes.get(table or "agent", {}))
             text += [f"{k} = {json.dumps(str(v) if isinstance(v, Path) else v)}" for k, v in merged.items()]

@@ -213,6 +213,29 @@ def unread_stdout(rig: Rig) -> None:
     rig.until_state("good", State.CONVERGED)
 
 
+def hung_textfile(rig: Rig) -> None:
+    """The folder of the metrics' textfile is on a file system that hangs: the same, and SIGTERM ends the agent though
+    the write never returns."""
+    textfile = rig.folder / "collector" / "nixfleet.prom"
+    textfile.parent.mkdir()
+    rig.levers.mkdir()
+    rig.write_config({"metrics": {"textfile": str(textfile)}})
+    rig.pull("hang", textfile.name)
+    rig.publish("sick")
+    rig.start()
+    rig.until((rig.levers / "hung").exists, "the write that hangs")
+    rig.until_state("sick", State.REVERTED)
+    rig.until_delivered()
+    heard = rig.wire.heartbeats
+    rig.until(lambda: rig.wire.heartbeats > heard, "a heartbeat")
+    stop_in_time(rig)
+    rig.pull("hang", "")
+    rig.publish("good")
+    rig.start()
+    rig.until_state("good", State.CONVERGED)
+    rig.until(textfile.exists, "the textfile, once its folder is well again")
+
+
 def hup_reads_again(rig: Rig) -> None:
     """A log level and health checks that were changed on disk count after SIGHUP; a broken file changes nothing."""
     rig.publish("good", soak_minutes=1)
@@ -255,5 +278,6 @@ ITEMS: dict[str, Callable[[Runs], Outcome]] = {
     "second-agent": item(second_agent),
     "sigusr1": item(usr1_dumps_stacks),
     "unread-stdout": item(unread_stdout),
+    "hung-textfile": item(hung_textfile),
     "sighup": item(hup_reads_again),
 }

@@ -34,6 +34,9 @@ class ProcessTest(FaultCase):
     def test_a_stdout_that_nobody_reads_stops_no_rollback(self) -> None:
         self.holds(signals.ITEMS["unread-stdout"])
 
+    def test_a_textfile_whose_folder_hangs_stops_no_rollback(self) -> None:
+        self.holds(signals.ITEMS["hung-textfile"])
+
     def test_sighup_reads_again(self) -> None:
         self.holds(signals.ITEMS["sighup"])
 
