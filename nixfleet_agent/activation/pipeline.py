@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nixfleet_agent.activation import host, way_back
+from nixfleet_agent.activation import changes, host, way_back
 from nixfleet_agent.activation.backends import choose
 from nixfleet_agent.activation.context import SUPERSEDED, Context
 from nixfleet_agent.activation.errors import ActivationError, PhaseFailed, PhaseInterrupted
@@ -121,6 +121,13 @@ class Pipeline:
             self._guard.disarm()
         way_back.release_roots(self._context.state_dir, rollout_id)
         self._records.forget_failure(rollout_id)
+
+    def keep_changes(self) -> None:
+        """Keep what each switch changed for people to read later; what can't be told now is tried at the next call."""
+        try:
+            changes.keep(self._context, self._records)
+        except (StorageError, ActivationError) as error:
+            self._context.log.debug("what a switch changed is not kept yet: %s", error)
 
     def holding(self) -> set[str]:
         """Rollouts that still hold garbage collector's roots."""

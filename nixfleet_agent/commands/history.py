@@ -9,6 +9,9 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from nixfleet_agent import durable
+from nixfleet_agent.activation.changes import Changes, of_rollout
+from nixfleet_agent.activation.host import read_boot_id
+from nixfleet_agent.activation.records import Records
 from nixfleet_agent.commands import journal_view
 from nixfleet_agent.commands.audit import Verdict, audit, public_key
 from nixfleet_agent.commands.files import InputFileError, read_input
@@ -83,7 +86,8 @@ def run(call: Invocation) -> int:
     elif call.options.svg is not None:
         _draw(call, _chosen(replays, call.options.rollout))
     else:
-        _timeline(call, _chosen(replays, call.options.rollout))
+        show = _print_json if call.json else _timeline
+        show(call, _chosen(replays, call.options.rollout))
     return EXIT_OK
 
 
@@ -125,17 +129,25 @@ def _list(call: Invocation, replays: list[Replay]) -> None:
         call.print("this host has accepted no rollout yet.")
 
 
+def _print_json(call: Invocation, replay: Replay) -> None:
+    changed = _changes(call, replay.record.rollout_id)
+    call.print_json(
+        {
+            "rollout_id": replay.record.rollout_id,
+            "state": str(replay.record.state),
+            "changes": None if changed is None else changed.to_json(),
+            "steps": [_as_json(step) for step in replay.steps],
+            "bad": replay.unreadable,
+        }
+    )
+
+
 def _timeline(call: Invocation, replay: Replay) -> None:
-    if call.json:
-        record = replay.record
-        steps = [_as_json(step) for step in replay.steps]
-        call.print_json(
-            {"rollout_id": record.rollout_id, "state": str(record.state), "steps": steps, "bad": replay.unreadable}
-        )
-        return
     record, begin = replay.record, replay.accepted.accepted_at
     call.print(f"{record.rollout_id}: {record.state}; {record.target_closure}")
     call.print(f"accepted {local_time(begin)}, policy {replay.accepted.policy}; times below in UTC")
+    if (changed := _changes(call, record.rollout_id)) is not None:
+        call.print(f"changes {changed.words}")
     rows = []
     hooks: dict[int, list[HookOutput]] = {}
     for said in outputs(call.config.state_dir, record.rollout_id):
@@ -159,6 +171,10 @@ def _timeline(call: Invocation, replay: Replay) -> None:
     call.table(("TIME", "AFTER", "SEQ", "EVENT", "STATE", "WHERE", "DETAILS"), rows)
     for problem in replay.unreadable:
         call.print(f"unreadable: {problem}")
+
+
+def _changes(call: Invocation, rollout_id: str) -> Changes | None:
+    return of_rollout(Records(call.config.state_dir, read_boot_id()), rollout_id)
 
 
 def _words(said: HookOutput) -> str:

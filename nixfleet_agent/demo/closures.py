@@ -105,7 +105,8 @@ class Maker:
     def _system(self, system: System, cache_url: str) -> Release:
         version = system.version
         check = _HEALTHY if system.healthy else _BROKEN.format(version=version)
-        app = self._path(f"demo-app-{version}", {"bin/app": _APP.format(version=version, check=check)}, {}, ())
+        number = version.removeprefix("v")  # what Nix takes for a version begins with a digit
+        app = self._path(f"demo-app-{number}", {"bin/app": _APP.format(version=version, check=check)}, {}, ())
         checks = {
             "app": {
                 "kind": "exec",

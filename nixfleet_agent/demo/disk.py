@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from nixfleet_agent.activation.changes import of_rollout
+from nixfleet_agent.activation.records import Records
 from nixfleet_agent.demo.closures import STORE
 from nixfleet_agent.demo.errors import DemoError
 from nixfleet_agent.demo.nixos_switch import UNITS
@@ -76,6 +78,11 @@ class HostDisk:
         except (OSError, ValueError):
             return None
         return name if CLOSURE.fullmatch(name) else None
+
+    def changes(self, rollout_id: str) -> str | None:
+        """What the switch of a rollout changed here, as its agent has kept it; None before it has."""
+        found = of_rollout(Records(self.state_dir, ""), rollout_id)
+        return None if found is None else found.words
 
     def profile_closure(self) -> str | None:
         """The basename that the profile leads to through its generation."""

@@ -34,6 +34,7 @@ class Story:
     def __init__(self, fleet: DemoFleet, timeline: Timeline) -> None:
         self._fleet = fleet
         self._timeline = timeline
+        self._changes_told: set[str] = set()
         self._patience = STEP_SECS + STEP_SECS_PER_AGENT * len(fleet.names)
 
     def tell(self, scenario: Scenario) -> None:
@@ -56,6 +57,7 @@ class Story:
             f"{hosts} to be {state} in {version}",
             lambda: all(self._timeline.state(version, name) == state for name in names),
         )
+        self._tell_changes(version, names)
         self._timeline.note(f"{_who(hosts, names)} {_REACHED.get(state, f'is {state} in')} {version}")
 
     def event(self, version: str, kind: str, hosts: str = "all") -> None:
@@ -191,6 +193,15 @@ class Story:
 
     def note(self, text: str) -> None:
         self._timeline.note(text)
+
+    def _tell_changes(self, version: str, names: Sequence[str]) -> None:
+        """Once a release, by the first host that has kept what its switch changed."""
+        if version in self._changes_told:
+            return
+        told = (self._fleet.hosts[name].changes(rollout_id_of(version)) for name in names)
+        if changed := next(filter(None, told), None):
+            self._changes_told.add(version)
+            self._timeline.note(f"{version} changes {changed}")
 
     def _hosts(self, hosts: str) -> list[Host]:
         return [self._fleet.hosts[name] for name in hosts_of(self._fleet.names, hosts)]

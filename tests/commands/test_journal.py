@@ -17,6 +17,9 @@ from unittest import mock
 import rfc8785
 
 from nixfleet_agent import durable
+from nixfleet_agent.activation.changes import FILE, Changes
+from nixfleet_agent.activation.host import read_boot_id
+from nixfleet_agent.activation.records import FORWARD, Intent, Records
 from nixfleet_agent.errors import StorageError
 from nixfleet_agent.journal.folders import CORRUPT, DROPPED, QUEUE, REJECTED, SENT
 from nixfleet_agent.runtime.state_dir import StateDir
@@ -194,6 +197,19 @@ class History(Case):
         self.assertRegex(ran.out, r"(?m) \+0 s +1 +DispatchAck +Pending -> Activating +sent ")
         self.assertRegex(ran.out, r"(?m) \+20 min +5 +Converged +Soaking -> Converged +sent ")
         self.assertEqual([step["seq"] for step in self.call("history", "--json").json["steps"]], [0, 1, 2, 3, 4, 5])
+
+    def test_what_its_switch_changed_is_shown(self) -> None:
+        accepted = self.accept(ROLLOUT)
+        self.log(accepted, *self.converged(accepted))
+        self.assertIsNone(self.call("history", "--json").json["changes"])
+        boot = read_boot_id()
+        intent = Intent(ROLLOUT, FORWARD, NEW, "switch", "setsid", "u", OLD, boot, 0.0, "2026-05-16T01:02:03Z")
+        record = Records(self.state, boot).prepare(intent)
+        kept = Changes(("nginx 1.26 -> 1.27",), 1, 2048, ("nginx.service",), (), (), ())
+        (record.path / FILE).write_text(json.dumps(kept.to_json()))
+        said = "changes nginx 1.26 -> 1.27, +2.0 KiB; restarts nginx.service"
+        self.assertEqual(self.call("history").out.splitlines()[2], said)
+        self.assertEqual(self.call("history", "--json").json["changes"]["packages"], ["nginx 1.26 -> 1.27"])
 
     def test_the_steps_of_an_activation_are_shown_with_what_each_took(self) -> None:
         accepted = self.accept(ROLLOUT)

@@ -50,7 +50,7 @@ class Closures(unittest.TestCase):
         self.assertEqual((host.running_closure(), host.profile_closure()), (closure, closure))
         listed = run_nix(["nix-store", "--query", "--references", f"{STORE}/{closure}"], host.environment)
         (app,) = listed.decode().split()
-        self.assertRegex(app, f"^{STORE}/.*-demo-app-v1$")
+        self.assertRegex(app, f"^{STORE}/.*-demo-app-1$")
         self.assertTrue((host.store_root / app.removeprefix("/") / "bin/app").exists())
 
     def test_a_host_that_trusts_another_key_takes_nothing(self) -> None:

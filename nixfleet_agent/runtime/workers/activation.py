@@ -109,6 +109,8 @@ class ActivationWorker(Worker):
                     case Release(rollout_id):
                         self._release(rollout_id)
             self._order = None
+            # Only now, when everything that somebody waits for is done.
+            self._pipeline.keep_changes()
 
     # -- forward ------------------------------------------------------------------------------
 

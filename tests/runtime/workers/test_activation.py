@@ -78,6 +78,7 @@ class ScriptedPipeline:
         self.released: list[str] = []
         self.held: set[str] = set()
         self.fired: set[str] = set()
+        self.told_when_kept: list[int] = []
         self.guarded = True
         self.under_way = 0
         ScriptedPipeline.made = self
@@ -117,6 +118,9 @@ class ScriptedPipeline:
 
     def holding(self) -> set[str]:
         return set(self.held)
+
+    def keep_changes(self) -> None:
+        self.told_when_kept.append(len(self.calls))
 
     def forward_fired(self, rollout_id: str) -> bool:
         return rollout_id in self.fired
@@ -281,6 +285,7 @@ class Forwards(Case):
         self.assertIn("web.service", self.said[0])
         self.idle()
         self.assertEqual(self.pipeline.calls, [("forward", Forward(R, TARGET, PRIOR, "rollback-and-halt"))])
+        self.assertEqual(self.pipeline.told_when_kept, [1], "what it changed is kept once the outcome is told")
         self.assertEqual(self.quarantined, [])
 
     def test_what_it_waits_for_is_shown_and_counted_until_it_is_over(self) -> None:
@@ -464,6 +469,7 @@ class Backwards(Case):
         self.assertEqual(len(self.pipeline.calls), 2)
 
     def test_a_retry_that_was_asked_for_before_the_try_began_is_granted_by_it(self) -> None:
+        self.worker._backoff = Backoff(32.0, 32.0)  # never so short a wait that it is over within the second below
         self.control.ask_retry(R)
         self.start(BACK, AGAIN)
         self.fail_once()
