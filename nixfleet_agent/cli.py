@@ -36,6 +36,7 @@ COMMANDS = {
     "release": "end a hold",
     "run-now": "let the next activation begin outside the maintenance windows",
     "rollback": "retry or give up a rollback that keeps failing",
+    "boot-check": "whether the release that this boot brought has proved itself",
     "quarantine": "closures that this host refuses",
     "queue": "events that the control plane has not taken",
     "enroll": "get this host's certificate",

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from nixfleet_agent.commands import checks
+from nixfleet_agent.commands.boot_check import counting
 from nixfleet_agent.commands.checks import FAIL, OK, Finding
 from nixfleet_agent.commands.identity import host_of
 from nixfleet_agent.commands.invocation import GREEN, RED, YELLOW, Invocation, Parser
@@ -110,6 +111,7 @@ def of_the_host(loaded: Loaded, *, strict: bool = False, local: bool = False) ->
         yield from checks.hooks(config)
         yield from checks.windows(config, clock)
         yield from checks.reboots(config)
+        yield from counting()
         yield from checks.nix(config, context_of(config, os.environ, log))
         yield from checks.proxy(config, os.environ)
         if local:

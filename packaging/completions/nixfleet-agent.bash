@@ -26,7 +26,7 @@ _nixfleet_agent() {
     esac
     local common="--config --json --debug --help" words=
     case $command in
-        "") words="run init status watch why check probe history diff rehearse log hold release run-now rollback quarantine queue enroll renew import-state verify support demo --version $common" ;;
+        "") words="run init status watch why check probe history diff rehearse log hold release run-now rollback boot-check quarantine queue enroll renew import-state verify support demo --version $common" ;;
         run) words="--control-plane-url --machine-id --trust-file --ca-cert --client-cert --client-key --bootstrap-token-file
             --state-dir --ssh-host-key-file --health-checks-file --manifest-freshness-window-secs
             --renewal-threshold-fraction $common" ;;
@@ -38,6 +38,7 @@ _nixfleet_agent() {
         history) words="--svg --list --verify --public-key --envelopes $common" ;;
         diff|rehearse) words=$common ;;
         log) words="--follow $common" ;;
+        boot-check) words="--wait $common" ;;
         run-now) words="--reason --until $common" ;;
         hold) words="--reason --until $common" ;;
         rollback) words="retry give-up $common" ;;

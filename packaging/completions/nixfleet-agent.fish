@@ -10,7 +10,7 @@ function __nixfleet_agent_scenarios
     nixfleet-agent demo --list-scenarios 2>/dev/null | string replace -r '^(\S+) +' '$1\t' | tail -n +2
 end
 
-set -l commands run init status watch why check probe history diff rehearse log hold release run-now rollback quarantine queue enroll renew import-state verify support demo
+set -l commands run init status watch why check probe history diff rehearse log hold release run-now rollback boot-check quarantine queue enroll renew import-state verify support demo
 set -l alone "not __fish_seen_subcommand_from $commands"
 
 complete -c nixfleet-agent -f
@@ -35,6 +35,7 @@ complete -c nixfleet-agent -n $alone -a hold -d 'start no new activation for now
 complete -c nixfleet-agent -n $alone -a release -d 'end a hold'
 complete -c nixfleet-agent -n $alone -a run-now -d 'let the next activation begin outside the maintenance windows'
 complete -c nixfleet-agent -n $alone -a rollback -d 'retry or give up a rollback that keeps failing'
+complete -c nixfleet-agent -n $alone -a boot-check -d 'whether the release that this boot brought has proved itself'
 complete -c nixfleet-agent -n $alone -a quarantine -d 'closures that this host refuses'
 complete -c nixfleet-agent -n $alone -a queue -d 'events that the control plane has not taken'
 complete -c nixfleet-agent -n $alone -a enroll -d 'get the certificate of this host'
@@ -57,6 +58,7 @@ complete -c nixfleet-agent -n '__nixfleet_agent_told run' -l health-checks-file 
 complete -c nixfleet-agent -n '__nixfleet_agent_told run' -l manifest-freshness-window-secs -x -d 'how old a signed release may be'
 complete -c nixfleet-agent -n '__nixfleet_agent_told run' -l renewal-threshold-fraction -x -d 'renew below this part of the life of the certificate'
 
+complete -c nixfleet-agent -n '__nixfleet_agent_told boot-check' -l wait -d 'until it is decided'
 complete -c nixfleet-agent -n '__nixfleet_agent_told status' -l check -d 'one line for monitoring'
 complete -c nixfleet-agent -n '__nixfleet_agent_told watch' -l turns -x -d 'end after so many looks'
 complete -c nixfleet-agent -n '__nixfleet_agent_told init' -l force -d 'replace what is there'

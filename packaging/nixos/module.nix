@@ -184,6 +184,15 @@ in
       description = "Build the system only when `nixfleet-agent check --offline --strict` finds no mistake.";
     };
 
+    bootCheck = mkOption {
+      type = types.bool;
+      default = false;
+      description = ''
+        With `boot.loader.systemd-boot.bootCounting`: count a boot as good only when the release that it brought has
+        converged. One that never does is left for an older one when its tries are used up.
+      '';
+    };
+
     settings = mkOption {
       type = (pkgs.formats.toml { }).type;
       default = { };
@@ -200,6 +209,21 @@ in
       "nixfleet/agent/health-checks.json".source = healthChecks;
     } // lib.optionalAttrs (trust != null) {
       "nixfleet/agent/trust.json".source = trustFile;
+    };
+
+    # As packaging/nixfleet-agent-boot.service.
+    systemd.services.nixfleet-agent-boot = lib.mkIf cfg.bootCheck {
+      description = "NixFleet agent: the release that this boot brought has proved itself";
+      requiredBy = [ "boot-complete.target" ];
+      before = [ "boot-complete.target" ];
+      after = [ "nixfleet-agent.service" ];
+      restartIfChanged = false;
+      serviceConfig = {
+        Type = "oneshot";
+        RemainAfterExit = true;
+        ExecStart = "${cfg.package}/bin/nixfleet-agent boot-check --wait --config ${settingsFile}";
+        TimeoutStartSec = "infinity";
+      };
     };
 
     systemd.services.nixfleet-agent = {

@@ -59,6 +59,7 @@ class Commands(HostCase):
         envelopes = [{"hostname": MACHINE, "rolloutId": "stable@def4567abc", **item} for item in signed]
         (self.work / "events.json").write_text(json.dumps(envelopes))
         (self.work / "web-01.pub").write_text(f"{self.key.public_openssh}\n")
+        (self.folder / "booted-system").symlink_to(f"/nix/store/{OLD}")
         release = self.ci.release({MACHINE: "stable"}, signed_at=self.now)
         for name, artifact in (("fleet.resolved", release.fleet), ("manifest.json", release.rollout("stable"))):
             (self.work / name).write_bytes(artifact.raw)

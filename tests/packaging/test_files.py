@@ -55,6 +55,15 @@ class Systemd(unittest.TestCase):
         ran = run("systemd-analyze", "verify", "--man=no", str(self.copy))
         self.assertEqual((ran.returncode, ran.stderr), (0, ""))
 
+    def test_the_unit_that_judges_a_boot_is_what_its_target_requires(self) -> None:
+        unit = (PACKAGING / "nixfleet-agent-boot.service").read_text()
+        copy = self.copy.with_name("nixfleet-agent-boot.service")
+        copy.write_text(unit.replace("/usr/bin/nixfleet-agent", "/bin/true"))
+        ran = run("systemd-analyze", "verify", "--man=no", str(self.copy), str(copy))
+        self.assertEqual((ran.returncode, ran.stderr), (0, ""))
+        for line in ("Before=boot-complete.target", "RequiredBy=boot-complete.target", "TimeoutStartSec=infinity"):
+            self.assertIn(line, unit.splitlines())
+
     def test_it_is_as_closed_as_a_program_with_probes_can_be(self) -> None:
         """The score must not get worse by accident; it can't be good for a root service that runs foreign probes."""
         ran = run("systemd-analyze", "security", "--offline=true", f"--threshold={EXPOSURE}", str(self.copy))

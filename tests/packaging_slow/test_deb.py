@@ -50,6 +50,7 @@ class Deb(unittest.TestCase):
         subprocess.run(["dpkg-deb", "--extract", str(self.package), str(root)], check=True)
         for path in (
             "usr/lib/systemd/system/nixfleet-agent.service",
+            "usr/lib/systemd/system/nixfleet-agent-boot.service",
             "etc/init.d/nixfleet-agent",
             "usr/share/man/man8/nixfleet-agent.8.gz",
             "usr/share/bash-completion/completions/nixfleet-agent",
