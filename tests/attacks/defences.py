@@ -12,6 +12,7 @@ _RENEWAL = "tests.attacks.test_renewal.Renewal.test_renewed_certificate_for_anot
 _CERTIFICATE = "tests.identity.test_certificate"
 _EVIDENCE = "tests.attacks.test_evidence.Evidence.test_evidence_signed_by_another_key_or_replayed_from_another_host"
 _BODIES = "tests.attacks_slow.test_bodies."
+_LENGTHS = "tests.attacks_slow.test_lengths."
 _CACHE = "tests.artifacts.test_cache"
 
 
@@ -363,7 +364,7 @@ _READERS = (
         "bodies: decompressed size",
         "net/body.py",
         "self.body.tell() > self._limit",
-        _BODIES + "Sizes.test_decompression_bombs",
+        _LENGTHS + "Sizes.test_decompression_bombs",
     ),
     Defence(
         "bodies: plain size",
@@ -372,7 +373,7 @@ _READERS = (
         "",
         ("tests.net.test_limits.Sizes.test_an_endless_body_ends_at_the_limit",),
     ),
-    _gone("bodies: negative chunks", "net/pool.py", "size < 0", _BODIES + "Sizes.test_broken_answers"),
+    _gone("bodies: negative chunks", "net/pool.py", "size < 0", _LENGTHS + "Sizes.test_broken_answers"),
     Defence(
         "soak: as long as the control plane says",
         "runtime/dispatch/decision.py",
@@ -399,14 +400,14 @@ _READERS = (
         "net/budget.py",
         "        if left <= 0:\n            raise self._expired()\n        return left",
         "        return self._seconds",
-        (_BODIES + "Sizes.test_slow_bodies",),
+        (_LENGTHS + "Sizes.test_slow_bodies",),
     ),
     Defence(
         "headers: Retry-After that overflows",
         "net/answers.py",
         "except (ValueError, OverflowError):",
         "except ValueError:",
-        ("tests.attacks_slow.test_bodies.Headers.test_retry_after_that_is_no_time",),
+        ("tests.attacks_slow.test_lengths.Headers.test_retry_after_that_is_no_time",),
     ),
 )
 _IDENTITY = (
@@ -576,21 +577,21 @@ _IDENTITY = (
         "probes/runners/evidence_file.py",
         'for name in ("schemaVersion", "hostname", "collectedAt") if name in value',
         'for name in ("schemaVersion", "hostname") if name in value',
-        ("tests.probes.test_evidence",),
+        ("tests.probes.test_evidence", "tests.probes.test_evidence_selection"),
     ),
     Defence(
         "evidence: of a host whose name begins like this one's",
         "probes/runners/evidence_file.py",
         'found.startswith(f"{known}.")',
         "found.startswith(known)",
-        ("tests.probes.test_evidence",),
+        ("tests.probes.test_evidence", "tests.probes.test_evidence_selection"),
     ),
     Defence(
         "evidence: what was seen once is good for ever",
         "probes/runners/evidence_file.py",
         "if known.evidence is None or known.identities != identities:",
         "if known.evidence is None:",
-        ("tests.probes.test_evidence",),
+        ("tests.probes.test_evidence", "tests.probes.test_evidence_selection"),
     ),
     Defence(
         "TLS: 1.2 is enough",

@@ -17,7 +17,7 @@ from nixfleet_agent.probes.runners import RunnerContext, RunnerOutcome
 from nixfleet_agent.runtime.rollout.orders import StopProbes
 from nixfleet_agent.threads.cancel import CancelToken
 from tests.probes.support import children, descriptors
-from tests.probes.test_worker import WorkerCase
+from tests.probes.worker_case import WorkerCase
 from tests.support.tls import Authority
 
 RESETS = 1000
