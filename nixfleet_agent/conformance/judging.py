@@ -135,7 +135,7 @@ def one_in_flight(exchanges: Iterable[Exchange]) -> str | None:
 
 def signatures_or_none(events: Sequence[Exchange]) -> str | None:
     """An event that is signed by another key than the certificate's is refused by the control plane with 422."""
-    bad = (e for e in events if e.path == EVENTS and e.status == 422 and b"signature is not" in e.answer)
+    bad = (e for e in events if e.path == EVENTS and e.status == 422 and b"ignature is not" in e.answer)
     return next((f"{_named(exchange)}: {exchange.answer.decode(errors='replace')}" for exchange in bad), None)
 
 

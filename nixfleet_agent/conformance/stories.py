@@ -125,6 +125,20 @@ def defers(stand: Stand, judge: Judge) -> None:
     judge.row("boots-it", unless(booting == target, f"{booting} would boot, not {target}"))
 
 
+def absent(stand: Stand, judge: Judge) -> None:
+    before, switched = stand.host.running_closure(), stand.host.switches()
+    rollout = stand.publish_absent()
+    stand.until(lambda: judging.fields(log_of(stand, rollout), "ActivationStarted") is None, "a start")
+    judge.row("started", None)
+    stand.rest()
+    judge.row("untouched", unless(stand.host.running_closure() == before, f"{stand.host.running_closure()} runs"))
+    judge.row("not-switched", unless(stand.host.switches() == switched, f"it ran {stand.host.switches()[-1:]}"))
+    newer = stand.publish("there")
+    stand.until_state(newer, State.CONVERGED)
+    judge.row("goes-on", runs(stand, "there"))
+    judge.row("never-completed", judging.without(log_of(stand, rollout), "ActivationCompleted", "Converged"))
+
+
 def supersedes(stand: Stand, judge: Judge) -> None:
     older = stand.publish("older", soak_minutes=LONG_SOAK)
     stand.until_state(older, State.SOAKING)
@@ -218,6 +232,19 @@ GOOD_DAYS = (
             "component": "ActivationDeferred names the component",
             "untouched": "what ran before runs on",
             "boots-it": "the target is what boots next",
+        },
+    ),
+    Story(
+        name="absent",
+        title="a release that no cache has",
+        tell=absent,
+        systems=(System("there"),),
+        rows={
+            "started": "ActivationStarted is sent before anything is fetched",
+            "untouched": "what ran before runs on",
+            "not-switched": "no switch is begun",
+            "never-completed": "it is never called completed or converged",
+            "goes-on": "a newer release converges",
         },
     ),
     Story(

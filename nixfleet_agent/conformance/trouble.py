@@ -45,8 +45,10 @@ def forged(stand: Stand, judge: Judge) -> None:
         )
 
     rollout = rollout_id("forged-closure")
-    stand.plane.faults.wrong_closures = {rollout: stand.closure("forged-evil")}
+    evil = stand.closure("forged-evil")
+    stand.plane.faults.wrong_closures = {rollout: evil}
     ignored("closure", stand.publish("forged-closure"))
+    judge.row("closure", unless(not stand.host.has(evil), f"{evil} was fetched"))
     stand.plane.faults.tampered = frozenset({rollout_id("forged-signature")})
     ignored("signature", stand.publish("forged-signature"))
     stand.misaddress(rollout_id("forged-host"))
@@ -187,17 +189,19 @@ def answers(stand: Stand, judge: Judge) -> None:
 
 def summing_up(stand: Stand, judge: Judge) -> None:
     exchanges = stand.recorder.exchanges
+    nothing = unless(exchanges, "there was no request")
+    silent = unless(judging.rollouts(exchanges), "no event was sent")
     wrong_headers, wrong_body = judging.contract(exchanges)
-    judge.row("headers", wrong_headers)
-    judge.row("bodies", wrong_body)
-    judge.row("endpoints", judging.known_endpoints(exchanges))
-    judge.row("identity", judging.identity(exchanges, HOSTNAME))
+    judge.row("headers", nothing, wrong_headers)
+    judge.row("bodies", nothing, wrong_body)
+    judge.row("endpoints", nothing, judging.known_endpoints(exchanges))
+    judge.row("identity", nothing, judging.identity(exchanges, HOSTNAME))
     judge.row("polls", judging.polls(exchanges))
     judge.row("fetches", judging.etags(exchanges))
-    judge.row("seqs", judging.gapless(exchanges))
-    judge.row("one-in-flight", judging.one_in_flight(exchanges))
-    judge.row("same-bytes", judging.same_bytes(exchanges))
-    judge.row("signatures", judging.signatures_or_none(exchanges))
+    judge.row("seqs", silent, judging.gapless(exchanges))
+    judge.row("one-in-flight", silent, judging.one_in_flight(exchanges))
+    judge.row("same-bytes", silent, judging.same_bytes(exchanges))
+    judge.row("signatures", silent, judging.signatures_or_none(exchanges))
 
 
 def _systems(*versions: str, healthy: bool = True) -> tuple[System, ...]:

@@ -108,9 +108,10 @@ class Delivery(unittest.TestCase):
         self.assertIn("before DispatchAck", str(judging.one_in_flight([slow, event(2, STARTED)])))
 
     def test_a_signature_of_another_key(self) -> None:
-        bad = event(1, ACK, status=422, answer=b'{"error": "signature is not the host key\'s over the event"}')
         self.assertIsNone(judging.signatures_or_none(SOUND))
-        self.assertIn("DispatchAck", str(judging.signatures_or_none([bad])))
+        for name in ("signature", "chainSignature"):
+            said = f'{{"error": "{name} is not the host key\'s over the event"}}'.encode()
+            self.assertIn("DispatchAck", str(judging.signatures_or_none([event(1, ACK, status=422, answer=said)])))
 
     def test_a_replay_is_everything_lowest_first_and_the_same(self) -> None:
         log = judging.log(SOUND, R)

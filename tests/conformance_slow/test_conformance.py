@@ -30,7 +30,7 @@ FLAGS = (
 )
 FIXED = (
     "mount --bind {root}/run /run && mount --bind {root}/store/nix /nix && "
-    "mount --bind {root}/profiles /nix/var/nix/profiles && NIX_REMOTE= exec "
+    "mount --bind {root}/profiles /nix/var/nix/profiles && export NIXFLEET_TAGS=a,b NIX_REMOTE= && exec "
 )
 
 
@@ -61,7 +61,7 @@ class Conformance(unittest.TestCase):
     def test_every_row_holds_for_this_agent(self) -> None:
         rows = self.judged("--certificate-secs", "60")
         self.assertEqual({row: problem for row, problem in rows.items() if problem}, {})
-        self.assertGreaterEqual(len(rows), 65)
+        self.assertGreaterEqual(len(rows), 70)
 
     def test_an_agent_with_one_thing_wrong_fails_the_row_that_says_so(self) -> None:
         self.assertEqual(set(FAILS), set(WAYS))
@@ -72,10 +72,17 @@ class Conformance(unittest.TestCase):
                 rows = self.judged("--agent", program + " {config}", "--story", story, "--patience", "20")
                 self.assertLessEqual(expected, {row for row, problem in rows.items() if problem}, rows)
 
+    def test_an_agent_that_does_not_start_fails_every_row_and_says_why(self) -> None:
+        rows = self.judged("--agent", "sh -c 'echo no such key >&2; exit 78'", "--story", "converges")
+        self.assertTrue(all(rows.values()))
+        told = "the agent ends without a request, at last with 78: no such key"
+        self.assertEqual({rows["enrolls", "enrolls"], rows["converges", "ack"]}, {told})
+
     @unittest.skipUnless(os.geteuid() == 0 and own_mounts(), "needs a mount namespace: run as root")
     def test_an_agent_with_fixed_paths_that_is_told_everything_by_flags(self) -> None:
         flags = " ".join(f"--{flag.replace('_', '-')} {{{flag}}}" for flag in FLAGS)
-        agent = f"unshare --mount sh -c '{FIXED}{sys.executable} -m nixfleet_agent run {flags}'"
+        old = "--poll-interval 60 --compliance-gate-mode auto"  # as units of the Rust agent have it
+        agent = f"unshare --mount sh -c '{FIXED}{sys.executable} -m nixfleet_agent run {flags} {old}'"
         rows = self.judged("--agent", agent, "--story", "converges", "--patience", "150")
         self.assertEqual({row: problem for row, problem in rows.items() if problem}, {})
 
