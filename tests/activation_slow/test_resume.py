@@ -108,6 +108,30 @@ class ResumeTest(PipelineCase):
         self.assertEqual(self.resume(self.v2, started=False), Completed(self.v2, 0, ()))
         self.assertEqual(self.host.switches(), [f"switch {older}", f"switch {self.v2}"])
 
+    def test_what_a_deferred_rollout_left_to_the_boot_that_came_first_is_no_third_closure(self) -> None:
+        """The host booted after this rollout was accepted, and before its switch."""
+        kernel = self.nixery.path("kernel-9", {"image": "nine\n"})
+        deferred = self.nixery.system("deferred", links={"kernel": f"/nix/store/{kernel}/image"}, references=(kernel,))
+        record = self.prepared_boot(deferred)
+        another_boot(record)
+        self.host.boot(deferred)
+        self.assertEqual(self.resume(self.v2, started=False), Completed(self.v2, 0, ()))
+
+    def prepared_boot(self, closure: str) -> Record:
+        """An older rollout's boot entry was written."""
+        self.host.nix("nix-store", "--realise", f"/nix/store/{closure}")
+        records = Records(self.host.state_dir, read_boot_id())
+        install(records.folder)
+        intent = Intent(
+            "stable@abc0", "boot", closure, "boot", "setsid", "nixfleet-switch", self.v1, records.boot, 0.0, "now"
+        )
+        record = records.prepare(intent)
+        script = self.host.store_root / "nix/store" / closure / "bin/switch-to-configuration"
+        wrapper = record.path.parent / WRAPPER
+        arguments = ["/bin/sh", str(wrapper), "run", str(record.path), "0", str(script), "boot"]
+        subprocess.run(arguments, env=self.host.environment, check=True, timeout=10)
+        return record
+
     def leave_running(self, script: str) -> str:
         """An older rollout's switch runs, and the agent that fired it is gone; its target."""
         older = self.nixery.system("older-" + str(abs(hash(script))), script)

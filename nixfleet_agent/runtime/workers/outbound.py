@@ -102,6 +102,7 @@ class Outbound(Worker):
         self._sign = sign
         self._board = services.board
         self._backoff = (tuning.backoff_initial, tuning.backoff_max)
+        self._rng = services.platform.rng
         self._timer = Timer(tuning.drain_interval, services.clock, services.shutdown)
         self._lanes: dict[str, RolloutQueue] = {}
         self._gate = Gate()
@@ -161,7 +162,8 @@ class Outbound(Worker):
     def _new_lane(self) -> RolloutQueue:
         initial, maximum = self._backoff
         trouble = Trouble(self.log, "event delivery delayed", "events are delivered again")
-        return RolloutQueue(trouble, Backoff(initial, maximum), Backoff(maximum, maximum * LONG_BACKOFF))
+        short = Backoff(initial, maximum, self._rng())
+        return RolloutQueue(trouble, short, Backoff(maximum, maximum * LONG_BACKOFF, self._rng()))
 
     def _send(self, rollout_id: str, lane: RolloutQueue, path: Path) -> None:
         read = self._read(rollout_id, path)

@@ -1,0 +1,99 @@
+"""One run of one plan: what befalls the fleet, then calm, a last good release, and the question whether all arrived."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nixfleet_agent.config.model import TuningConfig
+from nixfleet_agent.state_machine import State
+from tests.simulation.actors import Actors
+from tests.simulation.checks import Checks, Violation
+from tests.simulation.disk import Trouble
+from tests.simulation.plan import FINAL, Plan, closures
+from tests.simulation.world import Host, World
+
+#: How often it is looked whether all promises hold, in seconds.
+LOOK_SECS = 7.0
+#: How long after the end of all trouble the last release may take to arrive, in seconds.
+BOUND_SECS = 2 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended: ``violation`` is empty when every promise was kept."""
+
+    plan: Plan
+    violation: str
+    trace: str
+    lines: list[str]
+    rollouts: int
+    simulated: float
+    switches: int
+    seconds: float
+
+
+def run(plan: Plan, on_line: Callable[[str], None] | None = None) -> Outcome:
+    """Play the plan to its end, or to the first broken promise."""
+    began = time.process_time()
+    tuning = TuningConfig(advance_interval=plan.advance)
+    world = World(plan.seed, plan.hosts, closures(plan), preempt=plan.preempt, tuning=tuning)
+    if on_line is not None:
+        world.on_line = on_line
+    violation = ""
+    with world:
+        try:
+            _play(world, plan)
+        except Violation as broken:
+            violation = str(broken)
+            world.note("checks", f"VIOLATION {violation}")
+        simulated, trace, switches = world.scheduler.now, world.scheduler.trace, world.scheduler.switches
+    rollouts = (plan.releases + 1) * plan.hosts
+    return Outcome(plan, violation, trace, world.lines, rollouts, simulated, switches, time.process_time() - began)
+
+
+def _play(world: World, plan: Plan) -> None:
+    actors = Actors(world, plan)
+    checks = Checks(world, actors.last_fault, actors.by_hand)
+    for host in world.hosts:
+        host.disk.trouble = Trouble(latency=plan.disk_latency)
+        host.agent.start()
+    for step in plan.steps:
+        _pass(world, checks, step.at)
+        actors.begin(step)
+    _pass(world, checks, plan.end + 1.0)
+    actors.calm()
+    rollout_id = actors.release(FINAL, 0)
+    bound = world.scheduler.now + BOUND_SECS
+    arrived = False
+    while not arrived and world.scheduler.now < bound:
+        _pass(world, checks, world.scheduler.now + LOOK_SECS)
+        for host in world.hosts:
+            _reboot_where_needed(host)
+        arrived = checks.arrived(rollout_id)
+    checks.settled(rollout_id, lost=actors.wiped or actors.hostile)
+
+
+def _pass(world: World, checks: Checks, until: float) -> None:
+    while (left := until - world.scheduler.now) > 0:
+        world.scheduler.sleep(min(left, LOOK_SECS))
+        checks.look()
+
+
+def _reboot_where_needed(host: Host) -> None:
+    """An operator gives a host the reboot that its release, or its rollback, waits for."""
+    agent = host.agent.agent
+    if agent is None or host.machine.entry == host.machine.current:
+        return
+    rollouts = agent.reducer.host.rollouts.values()
+    deferred = any(rollout.record.state is State.DEFERRED for rollout in rollouts)
+    owed = any(rollout.record.rollback_owed for rollout in rollouts)
+    if (deferred or owed) and not host.machine._held:
+        host.agent.wanted = False
+        host.agent.signal(signal.SIGTERM)
+        host.machine.scheduler.sleep(30.0)
+        host.disk.sync()
+        host.lose_power()
+        host.power_up()
