@@ -34,6 +34,7 @@ BYTES_PER_HOST = 4 * 2**20
 #: Up to this many agents beat at full pace on two cores.
 FULL_PACE_AGENTS = 10
 SETUP_THREADS = 4
+HOSTS = "hosts"
 #: While more hosts than this are installed it is said how far it is: a hundred take half a minute.
 NOTED_HOSTS = 25
 SETUP_NAME = "demo-setup"
@@ -84,6 +85,7 @@ class DemoFleet:
                 extra_soak=timedelta(seconds=scenario.soak_secs),
                 redeliver_after=REDELIVER_AFTER,
             ),
+            hosts=folder / HOSTS,
             port=port,
         )
 
@@ -110,7 +112,7 @@ class DemoFleet:
             mark=str(self.folder),
             pace=max(1.0, len(self.names) / FULL_PACE_AGENTS),
         )
-        self.hosts = {name: Host(name, self.folder / "hosts" / name, around) for name in self.names}
+        self.hosts = {name: Host(name, self.folder / HOSTS / name, around) for name in self.names}
 
     def install(self) -> None:
         """Make every host, with the installer's system on it."""

@@ -44,6 +44,7 @@ class ControlPlaneProcess:
     """One control plane in ``folder``. After ``kill`` it can be started again: same port, same CA, same database.
 
     Args:
+        hosts: where the folders of the hosts are, whose agents its status page may ask.
         port: 0 takes a free one at the first start.
         watcher: called from a thread of this object for each thing that happens there.
 
@@ -59,6 +60,7 @@ class ControlPlaneProcess:
         watcher: Callable[[Notification], None],
         pace: Pace,
         *,
+        hosts: Path,
         port: int = 0,
     ) -> None:
         durable.make_directory(folder)
@@ -72,6 +74,7 @@ class ControlPlaneProcess:
         self._ports = [port, 0]
         self._options = [
             f"--dir={folder}",
+            f"--hosts={hosts}",
             f"--org-root={base64.b64encode(org_root).decode('ascii')}",
             f"--certificate-secs={pace.certificate_lifetime.total_seconds()}",
             f"--extra-soak={pace.extra_soak.total_seconds()}",

@@ -60,9 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
             SystemClock(),
             options.org_root,
             port=options.port,
-            options=Options(
-                timedelta(seconds=options.extra_soak), timedelta(seconds=options.redeliver_after), strict=True
-            ),
+            options=_options(options),
             watcher=lambda happening: told.tell({"happening": happening.to_json()}),
             certificate_lifetime=timedelta(seconds=options.certificate_secs),
         )
@@ -84,6 +82,11 @@ def main(arguments: list[str] | None = None) -> int:
     pages.stop()
     plane.stop()
     return 0
+
+
+def _options(told: argparse.Namespace) -> Options:
+    soak, patience = timedelta(seconds=told.extra_soak), timedelta(seconds=told.redeliver_after)
+    return Options(soak, patience, strict=True, hosts=told.hosts)
 
 
 class _JsonWriter:
@@ -131,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--certificate-secs", type=_seconds, default=lifetime, metavar="SECS")
     parser.add_argument("--extra-soak", type=_seconds, default=0.0, metavar="SECS", help="added to every soak hint")
     parser.add_argument("--redeliver-after", type=_seconds, default=patience, metavar="SECS")
+    parser.add_argument("--hosts", type=Path, metavar="DIR", help="of agents on this machine: the page asks them")
     parser.add_argument("--orders", action="store_true", help="take orders from standard input, and end with it")
     return parser
 

@@ -21,11 +21,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from nixfleet_agent.errors import ProtoError, TrustError
 from nixfleet_agent.journal import chain
 from nixfleet_agent.journal.entries import HASH
-from nixfleet_agent.local_cp import identity_api, status_page
+from nixfleet_agent.local_cp import host_page, identity_api, markup, status_page
 from nixfleet_agent.local_cp.control import ControlPlane
 from nixfleet_agent.local_cp.errors import RequestRefused
 from nixfleet_agent.local_cp.identity_api import Registrar
-from nixfleet_agent.local_cp.overview import overview
+from nixfleet_agent.local_cp.overview import of_host, overview
 from nixfleet_agent.local_cp.server import Peer, Request, Response
 from nixfleet_agent.local_cp.wire import heartbeat, read_object
 from nixfleet_agent.proto import ids
@@ -186,9 +186,21 @@ def bootstrap_report(api: Api, request: Request) -> Response:
 
 def page(api: Api, request: Request) -> Response:
     """The status page for a browser."""
-    body = status_page.render(overview(api.control, api.clock.now())).encode()
+    return _html(status_page.render(overview(api.control, api.clock.now()), status_page.View.of(request.params)))
+
+
+def host(api: Api, request: Request) -> Response:
+    """``GET /host?name=web-01``: the timeline of one host for a browser."""
+    name = request.params.get("name", "")
+    picture = of_host(api.control, name, api.clock.now())
+    if picture is None:
+        raise RequestRefused(HTTPStatus.NOT_FOUND, f"no such host: {printable(name, 200)}")
+    return _html(host_page.render(picture))
+
+
+def _html(body: str) -> Response:
     kind = "text/html; charset=utf-8"
-    return Response(status=HTTPStatus.OK, body=body, content_type=kind, headers=status_page.headers())
+    return Response(status=HTTPStatus.OK, body=body.encode(), content_type=kind, headers=markup.headers())
 
 
 def status(api: Api, request: Request) -> Response:
@@ -208,8 +220,8 @@ ROUTES: dict[tuple[str, str], Endpoint] = {
     ("POST", "/v1/agent/bootstrap-report"): bootstrap_report,
 }
 
-#: For people; the server listens on the loopback address, and neither page changes anything.
-PAGES: dict[str, Endpoint] = {"/": page, "/status.json": status}
+#: For people; the server listens on the loopback address, and no page changes anything.
+PAGES: dict[str, Endpoint] = {"/": page, "/host": host, "/status.json": status}
 
 
 def caller(api: Api, request: Request) -> Peer:

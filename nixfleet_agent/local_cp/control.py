@@ -49,6 +49,8 @@ class ControlPlane:
         self.catalogue = catalogue
         self.faults = faults
         self.waiters = Waiters(clock)
+        #: What agents on this machine say that they wait for, by host name.
+        self.own_words: Callable[[], Mapping[str, str]] = dict
         self._clock = clock
         self._options = options or Options()
         self._watcher = watcher

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from nixfleet_agent.local_cp.catalogue import Catalogue
 from nixfleet_agent.local_cp.planner import REDELIVER_AFTER, FleetView, Order, Plan, plan
@@ -35,13 +36,15 @@ NEAREST_LOOK = 0.05
 class Options:
     """How this control plane deviates from plain: an extra soak hint, patience before a turn is offered again, whether
     a heartbeat that reports the target completes the record, as on the deployed control plane, and whether each
-    request is held against the contract of the wire, which takes 2 ms.
+    request is held against the contract of the wire, which takes 2 ms. ``hosts`` holds the folders of agents on this
+    machine, whose own words the status page then shows.
     """
 
     extra_soak: timedelta = timedelta(0)
     redeliver_after: timedelta = REDELIVER_AFTER
     complete_from_heartbeat: bool = False
     strict: bool = False
+    hosts: Path | None = None
 
 
 class Dispatcher:

@@ -17,6 +17,7 @@ from nixfleet_agent.local_cp.dispatcher import Options
 from nixfleet_agent.local_cp.faults import Faults
 from nixfleet_agent.local_cp.happenings import Notification
 from nixfleet_agent.local_cp.identity_api import Registrar
+from nixfleet_agent.local_cp.neighbours import MOST_ASKED, Neighbours
 from nixfleet_agent.local_cp.server import HttpsServer, tls_context
 from nixfleet_agent.threads.clock import Clock
 
@@ -70,6 +71,10 @@ class LocalControlPlane:
         except OSError as error:
             self.control.store.close()
             raise ConfigError(f"can't listen on {HOST}:{port}: {error.strerror or error}: free it or use 0") from error
+        self._neighbours = None
+        if options is not None and options.hosts is not None:
+            self._neighbours = Neighbours(options.hosts, lambda: self.control.store.under_way(MOST_ASKED), clock)
+            self.control.own_words = self._neighbours.words
         self._dispatcher = threading.Thread(target=self.control.dispatcher.run, name="local-cp-dispatcher")
 
     @property
@@ -80,9 +85,13 @@ class LocalControlPlane:
         """Serve and plan, in threads of this process."""
         self.server.start()
         self._dispatcher.start()
+        if self._neighbours is not None:
+            self._neighbours.start()
 
     def stop(self) -> None:
         """End every thread and connection."""
+        if self._neighbours is not None:
+            self._neighbours.stop()
         self.control.stop()
         self.server.stop()
         self._dispatcher.join()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -133,6 +133,17 @@ class Store(Database):
             for row in rows
         }
 
+    def records_in(self, rollout_id: str, states: Iterable[State]) -> dict[str, Mapping[str, Any]]:
+        """The stored form of the records of one rollout in these states, by host name (``records.dump``)."""
+        sql = "SELECT hostname, record FROM records WHERE rollout_id = ? AND state IN (SELECT value FROM json_each(?))"
+        rows = self.rows(sql, rollout_id, json.dumps([state.value for state in states]))
+        return {hostname: json.loads(record) for hostname, record in rows}
+
+    def under_way(self, limit: int) -> list[str]:
+        """Hosts that have a turn and have not switched yet."""
+        sql = "SELECT DISTINCT hostname FROM records WHERE state IN (?, ?) LIMIT ?"
+        return [row[0] for row in self.rows(sql, State.PENDING.value, State.ACTIVATING.value, limit)]
+
     def append_event(
         self, hostname: str, rollout_id: str, event: Mapping[str, Any], signature: str | None, now: datetime
     ) -> None:
@@ -187,6 +198,19 @@ class Store(Database):
             "SELECT event FROM events WHERE hostname = ? AND rollout_id = ? ORDER BY seq", hostname, rollout_id
         )
         return [json.loads(row[0]) for row in rows]
+
+    def timeline(self, hostname: str, rollout_id: str) -> list[tuple[str, bool, dict[str, Any]]]:
+        """(received at, whether it was signed, event) of the log of one rollout on one host, by seq."""
+        sql = (
+            "SELECT received_at, signature IS NOT NULL, event FROM events "
+            "WHERE hostname = ? AND rollout_id = ? ORDER BY seq"
+        )
+        return [(at, bool(signed), json.loads(event)) for at, signed, event in self.rows(sql, hostname, rollout_id)]
+
+    def deferred_by(self, rollout_id: str) -> dict[str, str]:
+        """What keeps a release from being switched to live, by the host that has deferred it."""
+        sql = "SELECT hostname, event FROM events WHERE rollout_id = ? AND kind = 'ActivationDeferred'"
+        return {hostname: str(json.loads(event)["component"]) for hostname, event in self.rows(sql, rollout_id)}
 
     def arrivals(self, hostname: str, rollout_id: str) -> list[int]:
         """Seqs of the log of one rollout on one host, in the order in which they came."""

@@ -52,6 +52,7 @@ class PlaneCase(unittest.TestCase):
                 extra_soak=timedelta(0),
                 redeliver_after=timedelta(seconds=1),
             ),
+            hosts=self.folder / "hosts",
             port=port,
         )
 

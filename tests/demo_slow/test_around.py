@@ -149,6 +149,33 @@ class KeptRunning(DemoCase):
         self.assertFalse(self.folder.exists())
 
 
+class StatusPage(DemoCase):
+    def test_it_says_what_an_agent_waits_for_in_the_agents_own_words(self) -> None:
+        """No wire has them: the control plane of the demo asks the agents that it has beside it."""
+        scenario = self.outer / "waits.toml"
+        steps = ('do = "hooks"', 'do = "clients"\nconnected = true', 'do = "release"\nversion = "v1"')
+        steps += ('do = "waits"\nreason = "clients are still connected"', 'do = "watch"\nseconds = 600')
+        end = '[[end]]\nhosts = "all"\nruns = "v1"\nrollouts = { v1 = "Converged" }\n'
+        told = "".join(f"[[steps]]\n{step}\n" for step in steps)
+        scenario.write_text(f'title = "a hook that vetoes"\nagents = 1\n{told}{end}')
+        process = self.start("--scenario", str(scenario))
+        output = self.until(process, "waits: the hook")
+        page = output.partition("for a browser: ")[2].split()[0]
+        deadline = time.monotonic() + PATIENCE
+        for path in ("", "host?name=web-01"):
+            while b"the hook 10-drain refuses it: clients are still connected" not in self.read(page + path):
+                self.assertLess(time.monotonic(), deadline)
+                time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=PATIENCE)
+        self.assertEqual(marked(self.folder), [])
+
+    def read(self, url: str) -> bytes:
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            body: bytes = answer.read()
+        return body
+
+
 class TwoAtOnce(DemoCase):
     def test_each_has_its_own_ports_files_and_processes(self) -> None:
         environment = {**os.environ, "TMPDIR": str(self.outer)}

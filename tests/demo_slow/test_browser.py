@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import html
 import re
-import shutil
 import subprocess
 import tempfile
 import unittest
@@ -17,28 +16,14 @@ from nixfleet_agent.local_cp.api import PAGES
 from nixfleet_agent.local_cp.page_server import PageServer
 from nixfleet_agent.local_cp.server import Request, Response
 from tests.local_cp.scripted import ControlPlaneCase, ScriptedAgent, to_converged, to_reverted
+from tests.support.browser import FLAGS, PROGRAM
 
-BROWSERS = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome")
-BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--hide-scrollbars",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--enable-logging=stderr",
-]
 PICTURES = Path(__file__).resolve().parent.parent.parent / "build" / "screenshots"
 PRIOR = "0" * 32 + "-nixos-system-before"
 PHONE = 390
 
 
-@unittest.skipIf(BROWSER is None, "needs a browser (Debian: apt-get install chromium-headless-shell)")
+@unittest.skipIf(PROGRAM is None, "needs a browser (Debian: apt-get install chromium-headless-shell)")
 class Browser(ControlPlaneCase):
     def setUp(self) -> None:
         super().setUp()
@@ -70,9 +55,9 @@ class Browser(ControlPlaneCase):
         self.cp.control.dispatcher.plan_once()
 
     def browse(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        assert BROWSER is not None
+        assert PROGRAM is not None
         done = subprocess.run(
-            [BROWSER, *FLAGS, f"--user-data-dir={self.profile}", *arguments],
+            [PROGRAM, *FLAGS, "--enable-logging=stderr", f"--user-data-dir={self.profile}", *arguments],
             capture_output=True,
             text=True,
             timeout=120,

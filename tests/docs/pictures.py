@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,9 +23,9 @@ from nixfleet_agent.demo.fleet import DemoFleet
 from nixfleet_agent.demo.live import Live
 from nixfleet_agent.demo.main import DemoOptions, run
 from nixfleet_agent.state_machine import State
+from tests.support.browser import FLAGS, NAMES, PROGRAM
 
 PICTURES = Path(__file__).resolve().parents[2] / "packaging" / "docs" / "pictures"
-BROWSERS = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome")
 #: Columns and lines of the terminal, and pixels of the browser's window.
 TERMINAL, WINDOW = (104, 26), (1100, 640)
 #: The exported picture names a font on a server; the reader's own will do.
@@ -71,15 +70,14 @@ def photograph(view: Photographed, fleet: DemoFleet) -> None:
 
 
 def screenshot(url: str, path: Path) -> None:
-    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if browser is None:
-        sys.exit(f"needs a browser for {path.name}: install one of {', '.join(BROWSERS)}")
+    if PROGRAM is None:
+        sys.exit(f"needs a browser for {path.name}: install one of {', '.join(NAMES)}")
     with tempfile.TemporaryDirectory() as profile:
-        flags = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=3000")
         subprocess.run(
             [
-                browser,
-                *flags,
+                PROGRAM,
+                *FLAGS,
+                "--virtual-time-budget=3000",
                 f"--user-data-dir={profile}",
                 f"--window-size={WINDOW[0]},{WINDOW[1]}",
                 f"--screenshot={path}",

@@ -10,12 +10,13 @@ import unittest
 from datetime import datetime, timedelta, timezone
 from html.parser import HTMLParser
 
-from nixfleet_agent.local_cp import status_page
+from nixfleet_agent.local_cp import markup
 from nixfleet_agent.local_cp.api import PAGES
 from nixfleet_agent.local_cp.ci import ChannelDescription, FleetDescription, WaveDescription
 from nixfleet_agent.local_cp.page_server import PageServer
+from nixfleet_agent.local_cp.status_page import View
 from nixfleet_agent.local_cp.store import HostRow
-from tests.local_cp.scripted import ControlPlaneCase, to_converged, to_reverted
+from tests.local_cp.scripted import ControlPlaneCase, now, result, to_converged, to_reverted, until_soaking
 from tests.support.signing import closure_name
 
 VOID = {"meta", "link", "br"}
@@ -82,8 +83,8 @@ class Page(ControlPlaneCase):
         outline = self.outline(body)
         for said in ("1 Reverted", "Wave 1", "Wave 2", "halted: failed on web-01", "RollbackComplete", "Quarantine"):
             self.assertIn(said, body)
-        self.assertRegex(body, r"<li>web-02 <span class=note>waits</span>")
-        self.assertEqual(body.count("halted: failed on web-01"), 1)
+        self.assertRegex(body, r"<li><a [^>]*>web-02</a> <span class=note>waits</span>")
+        self.assertEqual(body.count("halted: failed on web-01"), 2)  # of the rollout, and of the host that waits
         # What a reader with a screen reader, a phone or a zoom needs.
         self.assertIn(("html", {"lang": "en"}), outline.tags)
         names = [tag for tag, _ in outline.tags]
@@ -119,7 +120,7 @@ class Page(ControlPlaneCase):
         _, _, body = self.get()
         self.outline(body)
         for name, state in (("web-01", "Converged"), ("web-02", "Pending"), ("db-01", "Pending")):
-            row = rf'<th scope=row>{name}</th><td data-label="newest rollout"><span class="state {state}">'
+            row = rf'<th scope=row><a [^>]*>{name}</a></th><td data-label="newest rollout"><span class="state {state}">'
             self.assertRegex(body, row)
         self.assertRegex(body, r'<p id="now"[^>]*>3 hosts; .*stable@aaa1: .*1 Converged.*, .*1 Pending')
         self.assertRegex(body, r'<p id="now"[^>]*>3 hosts; .*edge@aaa1: .*1 Pending')
@@ -134,6 +135,96 @@ class Page(ControlPlaneCase):
         seen = re.findall(r'<td data-label="last heard of"[^>]*>(.*?)</td>', body)
         self.assertRegex(seen[0], "^2[0-9] s ago$")
         self.assertEqual(seen[1:], ["<span class=late>5 min ago</span>", "<span class=late>48 h ago</span>"])
+
+    def waits(self, body: str) -> dict[str, str]:
+        """What each row of the hosts' table says is waited for."""
+        rows = re.findall(
+            r"<th scope=row><a [^>]*>([^<]*)</a></th>.*?<td data-label=\"waits for\"[^>]*>(.*?)</td>", body
+        )
+        return dict(rows)
+
+    def test_what_a_host_waits_for_is_told_at_every_step(self) -> None:
+        rollout_id = self.publish("aaa1", ("web-01",), ("web-02",))
+        agent, other = self.agent("web-01"), self.agent("web-02")
+        agent.beat()
+        other.beat()
+        target = self.target(rollout_id, "web-01")
+        self.cp.control.dispatcher.plan_once()
+        told = self.waits(self.get()[2])
+        self.assertEqual(told["web-01"], "its turn is ready: it has not asked for it yet")
+        self.assertIn("wave", told["web-02"])
+        self.assertIsNotNone(agent.poll(wait=10))
+        self.assertRegex(
+            self.waits(self.get()[2])["web-01"], "^it fetched its turn at ..:..:.. UTC, and has not accepted it yet$"
+        )
+        self.cp.control.own_words = lambda: {"web-01": "no maintenance <window> is open"}
+        self.assertEqual(self.waits(self.get()[2])["web-01"], "no maintenance &lt;window&gt; is open")
+        events = until_soaking(target, PRIOR)
+        self.play(agent, rollout_id, events[:2])
+        self.assertEqual(self.waits(self.get()[2])["web-01"], "no maintenance &lt;window&gt; is open")
+        self.play(agent, rollout_id, [("ActivationDeferred", {"component": "kernel", "deferredAt": now()})])
+        self.assertEqual(self.waits(self.get()[2])["web-01"], "a reboot, for kernel")
+        self.play(agent, rollout_id, events[2:])
+        self.assertRegex(self.waits(self.get()[2])["web-01"], "^its soak, until ..:..:.. UTC or later$")
+        self.play(agent, rollout_id, [result("fail")])
+        self.assertRegex(self.waits(self.get()[2])["web-01"], "^its soak, until .*; failing: app$")
+        self.play(agent, rollout_id, to_reverted(target, PRIOR)[-2:-1])
+        self.assertEqual(self.waits(self.get()[2])["web-01"], "its way back")
+        self.play(agent, rollout_id, to_reverted(target, PRIOR)[-1:])
+        self.assertEqual(self.waits(self.get()[2])["web-01"], "")
+
+    def test_a_host_leads_to_its_timeline(self) -> None:
+        rollout_id = self.publish("aaa1", ("web-01",))
+        agent = self.agent("web-01")
+        agent.beat(closure=PRIOR)
+        self.assertIsNotNone(agent.poll(wait=10))
+        events = to_reverted(self.target(rollout_id, "web-01"), PRIOR)
+        events[4][1]["failureReason"] = "<b>no database</b>"
+        self.play(agent, rollout_id, events, link=True)
+        (path,) = set(re.findall(r'href="(/host[^"]*)"', self.get()[2]))
+        status, _, body = self.get(path)
+        self.assertEqual(status, 200)
+        self.outline(body)
+        for said in (
+            "<title>web-01</title>",
+            "7 events, each signed together with the one before it",
+            "&lt;b&gt;no database&lt;/b&gt;",
+            "7 RollbackComplete",
+            'href="/"',
+        ):
+            self.assertIn(said, body)
+        self.assertEqual(body.count("✓ follows"), 7)
+
+    def test_a_broken_chain_is_told_on_both_pages(self) -> None:
+        rollout_id = self.publish("aaa1", ("web-01",))
+        agent = self.agent("web-01")
+        agent.beat()
+        self.assertIsNotNone(agent.poll(wait=10))
+        events = until_soaking(self.target(rollout_id, "web-01"))
+        self.play(agent, rollout_id, events[:2], link=True)
+        agent.tails[rollout_id] = "e" * 64
+        with self.assertLogs("nixfleet_agent.local_cp", "WARNING"):
+            self.play(agent, rollout_id, events[2:3], link=True)
+        self.assertIn("<p>web-01, stable@aaa1: event 3: gap</p>", self.get()[2])
+        self.assertIn("<span class=halted>links: 1 gap</span>", self.get("/host?name=web-01")[2])
+
+    def test_a_host_that_nobody_knows_is_not_found(self) -> None:
+        status, _, body = self.get("/host?name=%3Cscript%3E")
+        self.assertEqual(status, 404)
+        self.assertIn("no such host", body)
+        self.assertEqual(self.get("/host")[0], 404)
+
+    def test_strange_wishes_show_the_first_hosts(self) -> None:
+        for params, view in (
+            ({}, View()),
+            ({"state": "Failed", "page": "2"}, View("Failed", 2)),
+            ({"state": "<b>", "page": "-1"}, View()),
+            ({"page": "9" * 400}, View()),
+            ({"page": "\u00b2"}, View()),
+        ):
+            self.assertEqual(View.of(params), view)
+        self.agent_row("web-01", timedelta(seconds=1))
+        self.assertIn("web-01", self.get("/?page=999")[2])
 
     def agent_row(self, name: str, silent: timedelta) -> None:
         seen_at = datetime.now(timezone.utc) - silent
@@ -174,7 +265,7 @@ class Page(ControlPlaneCase):
         self.assertEqual(self.get("/status.json")[0], 200)
 
     def test_without_script_it_comes_up_to_date_too(self) -> None:
-        self.assertIn('<noscript><meta http-equiv="refresh"', status_page.frame())
+        self.assertIn('<noscript><meta http-equiv="refresh"', markup.frame())
 
 
 if __name__ == "__main__":
