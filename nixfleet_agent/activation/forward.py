@@ -57,7 +57,7 @@ class ForwardRun:
             way_back.secure(context, self._parts.backend, intent, patience)
         with context.phase("lock"):
             self._parts.switches.wait_for_lock()
-        if host.read_current(context.config) == intent.target:
+        if self._runs_already(host.read_current(context.config)):
             return self._noop()
         self._realise(patience)
         found = inhibitors.between(context, host.read_current(context.config), intent.target)
@@ -85,7 +85,7 @@ class ForwardRun:
             self._await_older()
         current = self._readable_current()
         if record is None:
-            if current == intent.target:
+            if self._runs_already(current):
                 return self._noop()
             self._refuse_third(current, (intent.prior, *self._left_by_ours()) if intent.prior else (current,))
             return self.run()
@@ -108,9 +108,24 @@ class ForwardRun:
         """The work begins: told before anything can fail, be deferred or complete, and so as it is planned."""
         if self._announced:
             return
-        nothing_to_do = host.read_current(self._context.config) == self._intent.target
+        nothing_to_do = self._runs_already(host.read_current(self._context.config))
         self._started(NOOP if nothing_to_do else self._parts.backend.method)
         self._announced = True
+
+    def _runs_already(self, current: str | None) -> bool:
+        """Whether there is nothing to switch: the target is current, and nothing has left it half switched.
+
+        The last switch of this boot that may have touched a unit may have flipped the link and then failed, for another
+        rollout: its units were stopped and never started, and only another switch does that.
+        """
+        if current != self._intent.target:
+            return False
+        fired = [r for r in self._parts.records.all() if r.intent.direction != BOOT and self._same_boot(r)]
+        changed = [record for record in fired if record.live_changed]
+        if not changed:
+            return True
+        code = changed[-1].exit_code
+        return code == 0 or (code in verify_poll.DONE and self._context.config.failed_units != "fail")
 
     def _switch(self) -> Completed | Deferred:
         self._parts.switches.wait_for_lock()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unittest
 
-from nixfleet_agent.activation.model import Completed, Failed, Rollback, RollbackFailed, RolledBack
+from nixfleet_agent.activation.model import Completed, Failed, Forward, Rollback, RollbackFailed, RolledBack
 from tests.activation.case import ROLLOUT, PipelineCase
 
 FLIP = 'flip "$self"\necho "restarting nothing" >&2\n'
@@ -26,6 +26,19 @@ class AfterTheFlip(PipelineCase):
                 self.assertIn("restarting nothing", outcome.stderr_tail)
                 self.assertEqual(self.host.switches().count(f"switch {target}"), 1, "what a script says, it says again")
                 self.pipeline().release(ROLLOUT)
+
+    def test_the_same_closure_in_another_rollout_is_switched_to_again(self) -> None:
+        """Its link is current, and half of its units were never started: that is no host to watch and call well."""
+        mark = self.host.root / "failed-once"
+        target = self.nixery.system("fails-once", f"{FLIP}[ -e {mark} ] || {{ : >{mark}; exit 2; }}\n")
+        self.assertIsInstance(self.forward(target), Failed)
+        heir = Forward("edge@def4567abc", target, self.v1, "rollback-and-halt")
+        self.assertEqual(self.pipeline().forward(heir, self.methods.append), Completed(target, 0, ()))
+        self.assertEqual(self.host.switches(), [f"switch {target}"] * 2)
+        self.assertEqual(self.methods[-1], "setsid", "told as the switch that it is")
+        third = Forward("edge@abc4567def", target, self.v1, "rollback-and-halt")
+        self.assertEqual(self.pipeline().forward(third, self.methods.append), Completed(target, 0, ()))
+        self.assertEqual(len(self.host.switches()), 2, "a switch that came to its end is not repeated")
 
     def test_a_group_that_is_killed_is_fired_again_once_and_completes(self) -> None:
         mark = self.host.root / "killed-once"
