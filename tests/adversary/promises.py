@@ -1,14 +1,13 @@
-"""What must hold in every state (I1 to I5), and what makes two states the same."""
+"""What must hold in every state: I1 to I5."""
 
 from __future__ import annotations
-
-from collections.abc import Hashable
 
 from nixfleet_agent.runtime.rollout.orders import Forward, Rollback
 from nixfleet_agent.runtime.rollout.rollouts import Rollout
 from nixfleet_agent.runtime.rollout.succession import in_charge, watched
 from nixfleet_agent.state_machine import State
-from tests.adversary.model import NAMES, THRESHOLD, Node, rollout_of, tick
+from tests.adversary.machine import tick
+from tests.adversary.node import NAMES, Node
 
 
 def violation(node: Node) -> str:
@@ -17,8 +16,15 @@ def violation(node: Node) -> str:
 
 
 def _settled(node: Node) -> str:
-    """A second later: what only the next tick would put right is no violation."""
+    """A second later: what only the next tick would put right is no violation.
+
+    While the agent is down, or its disk refuses an event, nobody can decide anything: the state after it counts.
+    """
+    if not node.decides:
+        return ""
     after = tick(node)
+    if after.stuck is not None:
+        return after.wrong
     return after.wrong or _watched_or_proven(after) or _has_its_order(after) or _boot_is_told(after) or _timed(after)
 
 
@@ -38,6 +44,8 @@ def _answers(node: Node, rollout: Rollout) -> bool:
         return brought and node.probing == record.rollout_id and not node.half and _has_way_back(node, rollout)
     if record.rollback_owed:
         return True  # it has its order, or its successor has: see below
+    if brought and isinstance(node.order, Forward) and node.order.rollout_id == record.rollout_id:
+        return not node.half  # the worker finds it there, and its soak begins
     # An heir has taken over what the one before it owed, after a try that failed: it goes first, and then goes back.
     return record.state is State.ACTIVATING and (rollout.begun or rollout.accepted.inherited)
 
@@ -64,8 +72,10 @@ def _has_way_back(node: Node, rollout: Rollout) -> bool:
 
 
 def _has_its_order(node: Node) -> str:
-    """I5. Whoever is in charge and waits for the worker has its order with the worker."""
+    """I5. Whoever is in charge and waits for the worker has its order with the worker; no other takes the host back."""
     first = in_charge(node.host)
+    if isinstance(node.order, Rollback) and (first is None or first.rollout_id != node.order.rollout_id):
+        return f"I1: the worker goes back for {node.order.rollout_id}, which answers for nothing"
     if first is None or first.record.terminal or first.accepted.adopted:
         return ""
     record, order = first.record, node.order
@@ -101,63 +111,3 @@ def _timed(node: Node) -> str:
                 f"I1: {rollout.rollout_id} has failed since {node.bad_since}, and is timed from {timer.failing_since}"
             )
     return ""
-
-
-def key(node: Node) -> Hashable:
-    """Equal for states that nothing can tell apart from here on: times as what is left of them, no event numbers."""
-    order, switch = node.order, node.switch
-    has = None if order is None else (type(order).__name__, order.rollout_id, getattr(order, "already_started", None))
-    return (
-        node.world.name,
-        node.wrong,
-        node.current,
-        node.entry,
-        node.half,
-        None if switch is None else (switch.rollout_id, switch.flipped),
-        has,
-        node.probing,
-        node.by_hand,
-        node.entry_by_hand,
-        node.by_boot,
-        None if node.bad_since is None else min(node.seconds - node.bad_since, THRESHOLD),
-        node.proven,
-        node.marks.manifest,
-        node.newest,
-        node.fired,
-        node.host.active_id,
-        node.host.attempted if rollout_of(node, node.host.attempted) else None,
-        tuple(_rollout(node, rollout_id) for rollout_id, _, _ in node.log),
-    )
-
-
-def _rollout(node: Node, rollout_id: str) -> Hashable:
-    rollout = node.host.rollouts[rollout_id]
-    record, timers = rollout.record, rollout.timers
-    soak = None if timers.soak_ends is None else max(0.0, timers.soak_ends - node.seconds)
-    return (
-        rollout_id,
-        record.state,
-        rollout.begun,
-        record.rollback_owed,
-        record.switch_fired,
-        record.deferred_boot_id in (None, node.boot_id),
-        rollout.boot_id in (None, node.boot_id),
-        rollout.accepted.inherited,
-        rollout.accepted.prior_closure,
-        rollout.probes_started,
-        record.activation_started_at is None,
-        record.observed_at_failure,
-        soak if record.state is State.SOAKING else None,
-        tuple(
-            (
-                name,
-                timer.status,
-                timer.seen,
-                min(timer.failures_in_row, 2),
-                None if timer.failing_since is None else min(node.seconds - timer.failing_since, THRESHOLD),
-            )
-            for name, timer in timers.probes.items()
-        )
-        if record.state is State.SOAKING
-        else (),
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from nixfleet_agent.journal.header import Acceptance
@@ -22,6 +22,9 @@ CLOSURES = {name: letter * 32 + f"-{name}" for name, letter in zip("PABC", "pabc
 #: Every soak in the model, in minutes; one move of time is longer.
 SOAK_MINUTES = 2
 _ANY: Any = None
+PARTIES = ("absent", "disk", "people", "planner")
+#: When the releases of a world are signed, in minutes: one after the other.
+IN_ORDER = (1, 2, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Release:
         key: PublicKey = _ANY
         return VerifiedManifest(manifest, f"{self.rollout_id}-{self.minute}", signed_at, "ci", key)
 
-    def acceptance(self, current: str | None, marks: dict[str, object]) -> Acceptance:
+    def acceptance(self, current: str | None, marks: dict[str, object], at: datetime) -> Acceptance:
         """As the check of a Dispatch hands it to the reducer."""
         signed_at = T0 + timedelta(minutes=self.minute)
         return Acceptance(
@@ -55,7 +58,7 @@ class Release:
             target_closure=CLOSURES[self.target],
             current_closure=current,
             soak_due_at=T0,
-            accepted_at=T0,
+            accepted_at=at,
             soak_floor=SOAK_MINUTES,
             policy=self.policy,
             manifest_hash="m" * 64,
@@ -68,17 +71,22 @@ class Release:
 
 @dataclass(frozen=True)
 class World:
-    """Four manifests in two channels, and what each of them brings."""
+    """Four manifests in two channels, what each of them brings, and who takes part besides a hostile control plane.
+
+    ``parties``: ``absent`` (the agent dies, and others act before it starts), ``disk`` (it is full, or refuses),
+    ``people`` (give up, hold, refuse its certificate), ``planner`` (the local control plane's, in its own order).
+    """
 
     name: str
     releases: tuple[Release, ...]
+    parties: frozenset[str] = frozenset()
     manifests: tuple[VerifiedManifest, ...] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "manifests", tuple(release.verified() for release in self.releases))
 
 
-def world(targets: str, policies: str = "rrrr", minutes: tuple[int, ...] = (1, 2, 3, 4)) -> World:
+def world(targets: str, policies: str = "rrrr", minutes: tuple[int, ...] = IN_ORDER, party: str = "") -> World:
     """Releases of ``targets`` in turn on two channels; policies ``r`` (rollback-and-halt) and ``h`` (halt)."""
     releases = tuple(
         Release(
@@ -90,7 +98,8 @@ def world(targets: str, policies: str = "rrrr", minutes: tuple[int, ...] = (1, 2
         )
         for index, (target, policy, minute) in enumerate(zip(targets, policies, minutes, strict=True))
     )
-    return World(f"{targets}-{policies}-{''.join(map(str, minutes))}", releases)
+    name = f"{targets}-{policies}-{''.join(map(str, minutes))}"
+    return World(f"{name} with {party}" if party else name, releases, frozenset({party} if party else ()))
 
 
 def worlds() -> Iterator[World]:
@@ -101,5 +110,7 @@ def worlds() -> Iterator[World]:
     for targets, policies in itertools.chain(first, rest):
         if (targets, policies) not in seen:
             seen.add((targets, policies))
-            for minutes in ((1, 2, 3, 4), (2, 1, 2, 3)):
+            for minutes in (IN_ORDER, (2, 1, 2, 3)):
                 yield world(targets, policies, minutes)
+            for party in PARTIES:
+                yield world(targets, policies, IN_ORDER, party)

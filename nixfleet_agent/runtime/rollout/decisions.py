@@ -18,6 +18,7 @@ from nixfleet_agent.runtime.rollout.orders import (
     ActivationOrder,
     ProbeOrder,
     ResetProbes,
+    StandDown,
     StopProbes,
     forward_order,
     rollback_order,
@@ -118,9 +119,10 @@ class Turn:
     def tick(self) -> None:
         """A second went by: what was superseded in vain goes on, and what is watched may come to its end."""
         self.hand_back()
+        before = self.host
         # The newest first: what a reboot has brought is then no fallback of the one before it.
-        for rollout_id in [rollout.rollout_id for rollout in reversed(watched(self.host))]:
-            if any(rollout.rollout_id == rollout_id for rollout in watched(self.host)):
+        for rollout_id in [rollout.rollout_id for rollout in reversed(watched(before))]:
+            if self.host is before or any(rollout.rollout_id == rollout_id for rollout in watched(self.host)):
                 self._look_at(rollout_id)
         active = self.host.active
         earlier = None if active is None else lost_its_entry(self.host, active)
@@ -266,13 +268,16 @@ class Turn:
             self._probes(StopProbes())
 
     def _pass_on(self, before: Rollout | None, *, resume: bool = False) -> None:
-        """Whoever is in charge now, and was not before, gets its order."""
+        """Whoever is in charge now, and was not before, gets its order; a rollback of before is not carried out."""
         first = in_charge(self.host)
         if first is None or before is None or first.rollout_id == before.rollout_id:
             return
         if any(isinstance(deed, Ordered) and deed.order.rollout_id == first.rollout_id for deed in self.deeds):
             return
-        self._order(first, resume=resume or first.begun)
+        ordered = self._order(first, resume=resume or first.begun)
+        if not ordered and self.host.rollouts[before.rollout_id].record.rollback_owed:
+            # A deferred release may have come to life under a rollback that stood still: it is not to end its soak.
+            self.deeds.append(Ordered(StandDown(before.rollout_id)))
 
     def _order(self, rollout: Rollout, *, resume: bool) -> bool:
         """Give out the order that a rollout waits for the end of; False when it waits for none."""

@@ -15,7 +15,14 @@ class Release:
     rollout_id: str
 
 
-ActivationOrder = Forward | Rollback | Release
+@dataclass(frozen=True, slots=True)
+class StandDown:
+    """The rollback of that rollout is wanted no more: another one answers for what runs, and has nothing to order."""
+
+    rollout_id: str
+
+
+ActivationOrder = Forward | Rollback | Release | StandDown
 
 
 def outranks(waiting: ActivationOrder, new: ActivationOrder) -> bool:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
+from types import MappingProxyType
 
 from nixfleet_agent.errors import ProtoError
 from nixfleet_agent.journal.entries import Entry
@@ -35,9 +36,8 @@ def recover(journal: Journal, current: str | None, monotonic: float, fired: Coll
 
 def host_of(rollouts: Iterable[Rollout], current: str | None, monotonic: float, fired: Collection[str] = ()) -> Host:
     """The host with the rollouts as their logs prove them, each for itself; for the rest see ``recover``."""
-    host = Host()
-    for rollout in rollouts:
-        host = host.with_rollout(replace(rollout, begun=_begun(rollout, rollout.rollout_id in fired)))
+    begun = (replace(rollout, begun=_begun(rollout, rollout.rollout_id in fired)) for rollout in rollouts)
+    host = Host(MappingProxyType({rollout.rollout_id: rollout for rollout in begun}))
     for rollout in host.rollouts.values():
         host = host.with_rollout(_continued(host, rollout, monotonic, rollout.rollout_id in fired))
     newest = max(host.rollouts.values(), key=_acceptance, default=None)

@@ -81,7 +81,10 @@ def predecessor(host: Host) -> Rollout | None:
         return None
     if active.accepted.inherited and not _waits_for_boot(active):
         return None  # it has taken over the debt; but no reboot may be waited for with a host that is to go back
-    return next((rollout for rollout in _not_overtaken(host, active) if _answers(rollout)), None)
+    for rollout in _not_overtaken(host, active):
+        if _answers(rollout):
+            return rollout
+    return None
 
 
 def _answers(rollout: Rollout) -> bool:

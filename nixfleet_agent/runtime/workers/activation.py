@@ -33,7 +33,7 @@ from nixfleet_agent.runtime.rollout.inputs import (
     RollbackAttemptFailed,
     SwitchStarting,
 )
-from nixfleet_agent.runtime.rollout.orders import ActivationOrder, Release
+from nixfleet_agent.runtime.rollout.orders import ActivationOrder, Release, StandDown
 from nixfleet_agent.runtime.rollout.outcomes import event_of
 from nixfleet_agent.runtime.services import Services
 from nixfleet_agent.state_machine import SwitchMethod
@@ -108,6 +108,8 @@ class ActivationWorker(Worker):
                         self._roll_back(order)
                     case Release(rollout_id):
                         self._release(rollout_id)
+                    case StandDown():
+                        self._status.rolled_back()
             self._order = None
             # Only now, when everything that somebody waits for is done.
             self._pipeline.keep_changes()

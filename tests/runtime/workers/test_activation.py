@@ -32,7 +32,7 @@ from nixfleet_agent.errors import StorageError
 from nixfleet_agent.operator.rollback_control import RollbackControl
 from nixfleet_agent.runtime.rollout.input_queue import InputQueue
 from nixfleet_agent.runtime.rollout.inputs import Answer, HostEvent, ReducerInput, RollbackAttemptFailed, SwitchStarting
-from nixfleet_agent.runtime.rollout.orders import ActivationOrder, Release, outranks
+from nixfleet_agent.runtime.rollout.orders import ActivationOrder, Release, StandDown, outranks
 from nixfleet_agent.runtime.workers import activation
 from nixfleet_agent.runtime.workers.activation import GIVEN_UP_RECHECK, ActivationWorker
 from nixfleet_agent.state_machine import RolloutRecord, State
@@ -625,6 +625,16 @@ class ADeadWorker(Case):
         self.run_worker()
         self.event(LocalRollbackCompleted)
         until(lambda: S in self.pipeline.released, "the release")
+
+
+class StandsDown(Case):
+    def test_a_rollback_that_stands_still_ends_without_a_word_when_it_is_wanted_no_more(self) -> None:
+        self.start(BACK, RollbackDrift(NEWER), RollbackDrift(NEWER))
+        until(lambda: self.board.get("rollback") == {"rollout_id": R, "drift": NEWER}, "the rollback that stands still")
+        self.mailbox.put(StandDown(R), replace=True)
+        until(lambda: self.board.get("rollback") is None, "the end of the rollback")
+        self.idle()
+        self.assertEqual(list(self.calls()), ["rollback"])
 
 
 class Releases(Case):
