@@ -10,7 +10,7 @@ from typing import Any
 from unittest import mock
 
 from nixfleet_agent.activation import verify_poll
-from nixfleet_agent.runtime.rollout import decisions, evaluate, succession
+from nixfleet_agent.runtime.rollout import decisions, evaluate, recovery, succession
 from nixfleet_agent.trust import resolve
 from tests.adversary.worlds import World, world
 
@@ -97,7 +97,20 @@ def _a_debt_goes_before_the_switch_that_runs() -> Any:
     return mock.patch.object(succession, "_takes_over_debt", of_old)
 
 
+def _only_records_tell_what_has_begun() -> Any:
+    """A boot into a release whose deferral never became durable is nobody's doing."""
+    return mock.patch.object(recovery, "_was_brought", lambda rollout, current: False)
+
+
 HOLES: dict[str, Hole] = {
+    "a boot brings a release whose deferral the disk never took": Hole(
+        world("AABC", party="disk"),
+        (
+            *("dispatch stable@c0", "begins", "dispatch stable@c2", "the disk is full", "takes a reboot after all"),
+            "reboot into A",
+        ),
+        _only_records_tell_what_has_begun,
+    ),
     "a debt goes on under a release that somebody brought to life meanwhile": Hole(
         world("AABC", minutes=(2, 1, 2, 3)),
         (

@@ -44,8 +44,8 @@ def _answers(node: Node, rollout: Rollout) -> bool:
         return brought and node.probing == record.rollout_id and not node.half and _has_way_back(node, rollout)
     if record.rollback_owed:
         return True  # it has its order, or its successor has: see below
-    if brought and isinstance(node.order, Forward) and node.order.rollout_id == record.rollout_id:
-        return not node.half  # the worker finds it there, and its soak begins
+    if brought and not node.half and isinstance(node.order, Forward) and node.order.rollout_id == record.rollout_id:
+        return True  # the worker finds it there, and its soak begins
     # An heir has taken over what the one before it owed, after a try that failed: it goes first, and then goes back.
     return record.state is State.ACTIVATING and (rollout.begun or rollout.accepted.inherited)
 

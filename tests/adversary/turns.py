@@ -11,6 +11,7 @@ from nixfleet_agent.runtime.rollout.evaluate import BOOT_FALLBACK
 from nixfleet_agent.runtime.rollout.event_writer import is_urgent
 from nixfleet_agent.runtime.rollout.orders import ActivationOrder, ResetProbes, StandDown, StopProbes
 from nixfleet_agent.runtime.rollout.rollouts import Host
+from nixfleet_agent.runtime.rollout.succession import watched
 from nixfleet_agent.state_machine import EmitEvent, Mode, State, events
 from nixfleet_agent.state_machine.record import DeclaredProbe
 from tests.adversary.node import NAMES, THRESHOLD, Node, Stuck, broken, but
@@ -87,7 +88,7 @@ def _written(node: Node, deed: Stepped) -> Node:
             node = broken(node, "I3: converged on half a system, or on another one")
         return but(node, proven=node.proven | {record.target_closure})
     if isinstance(deed.event, events.Failed) and deed.event.failing_probes == (BOOT_FALLBACK,):
-        waiting = [r.record for r in node.host.rollouts.values() if r.record.state is State.DEFERRED]
+        waiting = [each.record for each in watched(node.host) if each.record.state is State.DEFERRED]
         if any(each.target_closure == node.current for each in waiting):
             node = broken(node, f"I3: the boot that was waited for is told as a fallback of {record.rollout_id}")
     tried = isinstance(deed.event, events.Failed) or (

@@ -36,7 +36,7 @@ def recover(journal: Journal, current: str | None, monotonic: float, fired: Coll
 
 def host_of(rollouts: Iterable[Rollout], current: str | None, monotonic: float, fired: Collection[str] = ()) -> Host:
     """The host with the rollouts as their logs prove them, each for itself; for the rest see ``recover``."""
-    begun = (replace(rollout, begun=_begun(rollout, rollout.rollout_id in fired)) for rollout in rollouts)
+    begun = (replace(rollout, begun=_begun(rollout, rollout.rollout_id in fired, current)) for rollout in rollouts)
     host = Host(MappingProxyType({rollout.rollout_id: rollout for rollout in begun}))
     for rollout in host.rollouts.values():
         host = host.with_rollout(_continued(host, rollout, monotonic, rollout.rollout_id in fired))
@@ -50,12 +50,22 @@ def host_of(rollouts: Iterable[Rollout], current: str | None, monotonic: float, 
     return host
 
 
-def _begun(rollout: Rollout, fired: bool) -> bool:
+def _begun(rollout: Rollout, fired: bool, current: str | None) -> bool:
     record = rollout.record
+    if record.state is State.ACTIVATING and record.switch_fired is None and _was_brought(rollout, current):
+        return True
     if record.state is State.DEFERRED or record.switch_fired is False:
         return False
     over = record.switch_fired is True or record.activation_completed_at is not None
     return over or fired or (rollout.accepted.adopted and record.state is not State.PENDING)
+
+
+def _was_brought(rollout: Rollout, current: str | None) -> bool:
+    """Its target runs and did not at its acceptance: a boot into what it had deferred unheard, or an operator did it.
+
+    A newer release that still fetches doesn't answer for that; the one whose target runs does, until that one switches.
+    """
+    return current == rollout.record.target_closure and rollout.accepted.ran not in (None, current)
 
 
 def _continued(host: Host, rollout: Rollout, monotonic: float, fired: bool) -> Rollout:

@@ -175,15 +175,13 @@ class ActivationWorker(Worker):
         fired = self._pipeline.forward_fired(order.rollout_id) if known is None else known
         if fired:
             self._on_quarantine(order.rollout_id, order.failed, "rolled back")
-        undo = fired or order.inherited
-        intent = replace(order, forward_fired=undo)
+        intent = replace(order, forward_fired=fired or order.inherited)
         self._backoff.reset()
         self._status.rollback_begins()
         self._room_made = False
         over = False
         while not over and not self.shutdown.is_set:
-            given_up = self._control.given_up(order.rollout_id)
-            over = self._stand_by(order) if given_up else self._attempt(order, intent)
+            over = self._stand_by(order) if self._control.given_up(order.rollout_id) else self._attempt(order, intent)
 
     def _stand_by(self, order: Rollback) -> bool:
         """An operator gave the rollback up: do nothing until one asks for it again; True when a newer order waits.
