@@ -99,7 +99,7 @@ def _a_debt_goes_before_the_switch_that_runs() -> Any:
 
 def _only_records_tell_what_has_begun() -> Any:
     """A boot into a release whose deferral never became durable is nobody's doing."""
-    return mock.patch.object(recovery, "_was_brought", lambda rollout, current: False)
+    return mock.patch.object(recovery, "_brought_unheard", lambda host, current: None)
 
 
 HOLES: dict[str, Hole] = {

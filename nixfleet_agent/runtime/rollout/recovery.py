@@ -36,8 +36,10 @@ def recover(journal: Journal, current: str | None, monotonic: float, fired: Coll
 
 def host_of(rollouts: Iterable[Rollout], current: str | None, monotonic: float, fired: Collection[str] = ()) -> Host:
     """The host with the rollouts as their logs prove them, each for itself; for the rest see ``recover``."""
-    begun = (replace(rollout, begun=_begun(rollout, rollout.rollout_id in fired, current)) for rollout in rollouts)
+    begun = (replace(rollout, begun=_begun(rollout, rollout.rollout_id in fired)) for rollout in rollouts)
     host = Host(MappingProxyType({rollout.rollout_id: rollout for rollout in begun}))
+    if (unheard := _brought_unheard(host, current)) is not None:
+        host = host.with_rollout(replace(unheard, begun=True))
     for rollout in host.rollouts.values():
         host = host.with_rollout(_continued(host, rollout, monotonic, rollout.rollout_id in fired))
     newest = max(host.rollouts.values(), key=_acceptance, default=None)
@@ -50,22 +52,25 @@ def host_of(rollouts: Iterable[Rollout], current: str | None, monotonic: float, 
     return host
 
 
-def _begun(rollout: Rollout, fired: bool, current: str | None) -> bool:
+def _begun(rollout: Rollout, fired: bool) -> bool:
     record = rollout.record
-    if record.state is State.ACTIVATING and record.switch_fired is None and _was_brought(rollout, current):
-        return True
     if record.state is State.DEFERRED or record.switch_fired is False:
         return False
     over = record.switch_fired is True or record.activation_completed_at is not None
     return over or fired or (rollout.accepted.adopted and record.state is not State.PENDING)
 
 
-def _was_brought(rollout: Rollout, current: str | None) -> bool:
-    """Its target runs and did not at its acceptance: a boot into what it had deferred unheard, or an operator did it.
+def _brought_unheard(host: Host, current: str | None) -> Rollout | None:
+    """The rollout that had started and whose target runs, although nothing says that its switch ever began.
 
-    A newer release that still fetches doesn't answer for that; the one whose target runs does, until that one switches.
+    The disk did not take its deferral, and a boot has brought it. A newer one that still fetches answers for nothing.
     """
-    return current == rollout.record.target_closure and rollout.accepted.ran not in (None, current)
+    brought = [rollout for rollout in host.rollouts.values() if rollout.record.target_closure == current]
+    over = (State.FAILED, State.REVERTED)
+    if any(rollout.begun and (rollout.record.state not in over or rollout.record.rollback_owed) for rollout in brought):
+        return None
+    started = [r for r in brought if r.record.state is State.ACTIVATING and r.record.activation_started_at is not None]
+    return max((each for each in started if each.accepted.ran != current), key=_acceptance, default=None)
 
 
 def _continued(host: Host, rollout: Rollout, monotonic: float, fired: bool) -> Rollout:
