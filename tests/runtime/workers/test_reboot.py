@@ -20,6 +20,7 @@ from nixfleet_agent.operator.maintenance import MaintenanceGate
 from nixfleet_agent.operator.run_now import RunNowStore
 from nixfleet_agent.reboots.decision import RebootStatus, WaitsFor
 from nixfleet_agent.reboots.ledger import RebootLedger
+from nixfleet_agent.reboots.required import require
 from nixfleet_agent.runtime.platform import Platform
 from nixfleet_agent.runtime.workers.reboot import RebootWorker
 from nixfleet_agent.state_machine import State
@@ -106,11 +107,12 @@ class Host(unittest.TestCase):
 
 class Reboots(Host):
     def test_nothing_is_said_before_the_rollouts_are_known_and_none_where_none_is_due(self) -> None:
-        self.required.write_bytes(b"another's\n")
+        require(self.required, ["kernel"])
         self.assertIsNone(self.look())
+        self.assertTrue(self.required.exists(), "of the process before, in the same boot")
         self.board.publish_rollouts(RolloutsView())
         self.assertIsNone(self.look())
-        self.assertEqual((self.said(), self.required.read_bytes()), ([], b"another's\n"))
+        self.assertEqual((self.said(), self.required.exists()), ([], False))
 
     def test_a_deferred_release_is_rebooted_into_once(self) -> None:
         self.deferred()
