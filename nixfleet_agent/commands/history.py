@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -19,14 +20,17 @@ from nixfleet_agent.commands.invocation import Invocation, Parser
 from nixfleet_agent.commands.journal_view import Replay, Step
 from nixfleet_agent.commands.timeline_svg import draw
 from nixfleet_agent.commands.times import length, local_time, utc_time
-from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_OK, EXIT_USAGE, AgentError
+from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_OK, EXIT_USAGE, AgentError, StorageError
 from nixfleet_agent.hooks.ledger import HookOutput, outputs
 from nixfleet_agent.identity.event_signer import EventSigner
 from nixfleet_agent.identity.host_key import load_host_key
 from nixfleet_agent.journal.entries import Entry
 from nixfleet_agent.proto.times import format_time
+from nixfleet_agent.reboots.ledger import Asked, RebootLedger
 from nixfleet_agent.threads.clock import SystemClock
 
+#: Of a timeline: its time, how long after the acceptance, seq, event, state, where, details.
+Row = tuple[object, ...]
 _AUDIT_LIMIT = 64 * 1024 * 1024
 #: Fields of events that a timeline has in columns of its own, or that say nothing to a person.
 _COLUMNS = {"kind", "seq", "marks", "acceptance", "manifest", "fleet"}
@@ -148,13 +152,16 @@ def _timeline(call: Invocation, replay: Replay) -> None:
     call.print(f"accepted {local_time(begin)}, policy {replay.accepted.policy}; times below in UTC")
     if (changed := _changes(call, record.rollout_id)) is not None:
         call.print(f"changes {changed.words}")
-    rows = []
+    rows: list[Row] = []
+    reboots = _reboots(call, record.rollout_id)
     hooks: dict[int, list[HookOutput]] = {}
     for said in outputs(call.config.state_dir, record.rollout_id):
         hooks.setdefault(said.seq, []).append(said)
     for step in replay.steps:
         state = str(step.after) if step.after is step.before else f"{step.before} -> {step.after}"
         shown = step.refused or _details(step.entry)
+        while reboots and reboots[0].at < step.at:
+            rows.append(_asked(reboots.pop(0), begin))
         rows.append(
             (
                 utc_time(step.at),
@@ -168,6 +175,7 @@ def _timeline(call: Invocation, replay: Replay) -> None:
         )
         for said in hooks.get(step.entry.seq, ()):
             rows.append(("", "", step.entry.seq, f"hook {said.hook}", "", said.moment, _words(said)))
+    rows.extend(_asked(each, begin) for each in reboots)
     call.table(("TIME", "AFTER", "SEQ", "EVENT", "STATE", "WHERE", "DETAILS"), rows)
     for problem in replay.unreadable:
         call.print(f"unreadable: {problem}")
@@ -175,6 +183,21 @@ def _timeline(call: Invocation, replay: Replay) -> None:
 
 def _changes(call: Invocation, rollout_id: str) -> Changes | None:
     return of_rollout(Records(call.config.state_dir, read_boot_id()), rollout_id)
+
+
+def _reboots(call: Invocation, rollout_id: str) -> list[Asked]:
+    """The reboots that the agent has asked for, oldest first."""
+    try:
+        return [each for each in RebootLedger(call.config.state_dir).all() if each.rollout_id == rollout_id]
+    except StorageError as error:
+        call.print(f"unreadable: {error}")
+        return []
+
+
+def _asked(asked: Asked, begin: datetime) -> Row:
+    times = "" if asked.tries == 1 else f" {asked.tries} times"
+    after = f"+{length(asked.at - begin)}"
+    return utc_time(asked.at), after, "", "reboot", "", asked.direction, f"asked for by the agent{times}"
 
 
 def _words(said: HookOutput) -> str:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from nixfleet_agent.artifacts.trust_store import MARKS_FILE, TrustStore
 from nixfleet_agent.config.model import Config
-from nixfleet_agent.errors import AgentError, IdentityError, ProtoError
+from nixfleet_agent.errors import AgentError, IdentityError, ProtoError, StorageError
 from nixfleet_agent.identity.certificate import check_answer
 from nixfleet_agent.journal.entries import decode, parse_name
 from nixfleet_agent.journal.header import Acceptance
@@ -35,6 +35,7 @@ from nixfleet_agent.proto.dispatch import Dispatch
 from nixfleet_agent.proto.enrollment import BootstrapToken, CertificateAnswer
 from nixfleet_agent.proto.heartbeat import snapshots
 from nixfleet_agent.proto.strict_json import loads_strict
+from nixfleet_agent.reboots.ledger import Asked, RebootLedger
 from nixfleet_agent.runtime.dispatch.pending import FILE_NAME, PendingDispatch
 from nixfleet_agent.threads.clock import SystemClock
 from nixfleet_agent.trust.errors import TrustFileError, VerificationError
@@ -204,12 +205,14 @@ class World:
             "run": {"kind": "exec", "command": ["true"], "timeoutSecs": 3},
             "proof": {"kind": "evidence", "framework": "nis2", "controlOverrides": {"c": {"mode": "observe"}}},
         }
+        asked = Asked("stable@def", "forward", "boot-1", self.now)
         quarantined = {"channel": "stable", "closure": CLOSURE, "rolloutId": "stable@def", "since": AT, "reason": "r"}
         return [
             Target("journal file: acceptance", entry, self._journal, (ProtoError,)),
             Target("journal file: event", {**entry, "seq": 1, "event": ack}, self._journal, (ProtoError,)),
             Target("kept order", kept, self._kept),
             Target("hold", {"reason": "r", "since": AT, "until": AT}, self._hold),
+            Target("reboots", [asked.to_json()], self._reboots, (StorageError,)),
             Target("quarantine", {"schemaVersion": 1, "entries": [quarantined]}, self._quarantine),
             Target("high-water marks", mark, self._marks),
             Target("rollback given up", {"rolloutId": "stable@def"}, self._given_up),
@@ -232,6 +235,11 @@ class World:
     def _hold(self, raw: bytes) -> object:
         (self.folder / "hold.json").write_bytes(raw)
         return HoldStore(self.folder, SystemClock()).current()
+
+    def _reboots(self, raw: bytes) -> object:
+        ledger = RebootLedger(self.folder)
+        ledger.path.write_bytes(raw)
+        return ledger.last("stable@def", "forward")
 
     def _quarantine(self, raw: bytes) -> object:
         (self.folder / "quarantine.json").write_bytes(raw)

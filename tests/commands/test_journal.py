@@ -11,6 +11,7 @@ import unittest
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from unittest import mock
 
@@ -22,6 +23,7 @@ from nixfleet_agent.activation.host import read_boot_id
 from nixfleet_agent.activation.records import FORWARD, Intent, Records
 from nixfleet_agent.errors import StorageError
 from nixfleet_agent.journal.folders import CORRUPT, DROPPED, QUEUE, REJECTED, SENT
+from nixfleet_agent.reboots.ledger import RebootLedger
 from nixfleet_agent.runtime.state_dir import StateDir
 from nixfleet_agent.state_machine.events import LocalActivationCompleted, Phase
 from nixfleet_agent.telemetry.status_socket import Handler, StatusSocketWorker
@@ -221,6 +223,21 @@ class History(Case):
         steps = self.call("history", "--json").json["steps"]
         self.assertEqual(steps[3]["phases"], [{"name": "realise", "seconds": 61.5}, {"name": "fire", "seconds": 0.021}])
         self.assertEqual([step["phases"] for step in steps[:3]], [[]] * 3)
+
+    def test_a_reboot_that_the_agent_asked_for_stands_where_it_came(self) -> None:
+        accepted = self.accept(ROLLOUT)
+        events = self.activated(accepted)
+        self.log(accepted, *events)
+        ledger = RebootLedger(self.state)
+        ledger.note("stable@other", "forward", "boot-0", self.now)
+        for _ in range(2):
+            ledger.note(ROLLOUT, "forward", "boot-1", events[-1].at - timedelta(seconds=1))
+        *_, asked, completed = self.call("history").out.splitlines()
+        self.assertRegex(asked, r" reboot +forward +asked for by the agent 2 times$")
+        self.assertIn("ActivationCompleted", completed)
+        self.assertNotIn("stable@other", asked)
+        ledger.path.write_text("{")
+        self.assertIn("unreadable: ", self.call("history").out)
 
     def test_the_newest_or_the_one_that_is_named(self) -> None:
         for number, rollout_id in enumerate(("stable@aa", "stable@ab", "edge@cc"), 1):
