@@ -92,15 +92,19 @@ class Facts:
     maintenance: MaintenanceStatus | None
 
 
-def due_reboot(view: RolloutsView, rollback: object) -> Due | None:
-    """The reboot that this host needs; ``rollback`` is the status section of that name. A way back comes first."""
+def due_reboot(view: RolloutsView, rollback: object, boot_id: str) -> Due | None:
+    """The reboot that this host needs in this boot; ``rollback`` is the status section of that name.
+
+    A way back comes first. What was deferred in another boot has had its reboot, whoever made it: what came of that is
+    the reducer's to find out, and until then nothing is due.
+    """
     if isinstance(rollback, Mapping) and rollback.get("deferred"):
         for record in view.records:
             if record.rollout_id == rollback["rollout_id"] and record.rollback_owed:
                 closure, component = str(rollback["closure"]), str(rollback["deferred"])
                 return Due(record.rollout_id, BACK, closure, component, record.failed_at)
     active = view.active
-    if active is None or active.state is not State.DEFERRED:
+    if active is None or active.state is not State.DEFERRED or not same_boot(active.deferred_boot_id, boot_id):
         return None
     component = active.deferred_component or "a part of it"
     return Due(active.rollout_id, FORWARD, active.target_closure, component, active.deferred_at)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nixfleet_agent.activation.context import Context
+from nixfleet_agent.activation.machine import SystemMachine
 from nixfleet_agent.activation.model import ROLLBACK_AND_HALT, Forward, Rollback
 from nixfleet_agent.activation.pipeline import Pipeline
 from nixfleet_agent.config.model import MaintenanceConfig, RebootConfig
@@ -100,6 +101,7 @@ def deferred() -> dict[str, Any]:
         target_closure=new,
         dispatched_at=clock.now(),
         state=State.DEFERRED,
+        deferred_boot_id=SystemMachine().boot_id(),
         deferred_component="dbus-implementation",
     )
     board.publish_rollouts(RolloutsView(ROLLOUT, True, records=(record,)))

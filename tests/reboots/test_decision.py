@@ -62,33 +62,38 @@ def view(*records: RolloutRecord, watched: tuple[str, ...] = ()) -> RolloutsView
     return RolloutsView(records[-1].rollout_id, True, "t", None, watched=watched, records=records)
 
 
-DEFERRED = record("stable@aa", State.DEFERRED, deferred_at=EPOCH, deferred_component="kernel")
+DEFERRED = record("stable@aa", State.DEFERRED, deferred_at=EPOCH, deferred_boot_id=BOOT, deferred_component="kernel")
 
 
 class DueReboot(unittest.TestCase):
     def test_only_a_deferred_active_rollout_needs_one(self) -> None:
         for state in State:
-            due = due_reboot(view(replace(DEFERRED, state=state)), None)
+            due = due_reboot(view(replace(DEFERRED, state=state)), None, BOOT)
             self.assertEqual(due is not None, state is State.DEFERRED, state)
         self.assertEqual(
-            due_reboot(view(DEFERRED), None), Due("stable@aa", FORWARD, DEFERRED.target_closure, "kernel", EPOCH)
+            due_reboot(view(DEFERRED), None, BOOT), Due("stable@aa", FORWARD, DEFERRED.target_closure, "kernel", EPOCH)
         )
-        self.assertIsNone(due_reboot(RolloutsView(), None))
+        self.assertIsNone(due_reboot(RolloutsView(), None, BOOT))
+
+    def test_one_that_was_deferred_in_another_boot_has_had_its_reboot(self) -> None:
+        """An operator's too: the agent starts, and looks before the reducer has seen what the boot has brought."""
+        self.assertIsNone(due_reboot(view(DEFERRED), None, NEXT_BOOT))
+        self.assertIsNone(due_reboot(view(replace(DEFERRED, deferred_boot_id=None)), None, BOOT), "nobody can tell")
 
     def test_a_superseded_one_needs_none(self) -> None:
-        self.assertIsNone(due_reboot(view(DEFERRED, record("stable@bb", State.SOAKING)), None))
+        self.assertIsNone(due_reboot(view(DEFERRED, record("stable@bb", State.SOAKING)), None, BOOT))
 
     def test_a_way_back_that_waits_for_a_boot_comes_first(self) -> None:
         failed = record("stable@00", State.FAILED, rollback_owed=True, failed_at=EPOCH)
         section = {"rollout_id": "stable@00", "deferred": "systemd", "closure": "old"}
-        due = due_reboot(view(failed, DEFERRED), section)
+        due = due_reboot(view(failed, DEFERRED), section, BOOT)
         self.assertEqual(due, Due("stable@00", BACK, "old", "systemd", EPOCH))
 
     def test_a_way_back_that_is_paid_or_only_fails_needs_none(self) -> None:
         section = {"rollout_id": "stable@00", "deferred": "systemd", "closure": "old"}
-        self.assertIsNone(due_reboot(view(record("stable@00", State.REVERTED)), section))
+        self.assertIsNone(due_reboot(view(record("stable@00", State.REVERTED)), section, BOOT))
         failed = record("stable@00", State.FAILED, rollback_owed=True)
-        self.assertIsNone(due_reboot(view(failed), {"rollout_id": "stable@00", "failures": 2}))
+        self.assertIsNone(due_reboot(view(failed), {"rollout_id": "stable@00", "failures": 2}, BOOT))
 
 
 class BusyWith(unittest.TestCase):

@@ -73,7 +73,7 @@ class RebootWorker(Worker):
         config, board = self._config, self._board
         if board.read(ROLLOUTS) is None:
             return
-        due = due_reboot(board.rollouts, board.get("rollback"))
+        due = due_reboot(board.rollouts, board.get("rollback"), self._boot_id)
         if due != self._due:
             self._due, self._warned_at, self._refused = due, None, None
         self._tell_file(config, due)

@@ -124,8 +124,17 @@ class Reboots(Host):
         self.assertEqual(self.said(), ["systemctl reboot"])
         self.boot_id = "boot-2"
         self.restart()
+        self.assertIsNone(self.look(), "the reducer has not seen yet what the boot has brought")
+        self.deferred(view(replace(DEFERRED, deferred_boot_id="boot-2")))
         self.assertEqual(self.waits_for(86400), WaitsFor.OPERATOR)
         self.assertEqual(self.said(), ["systemctl reboot"])
+
+    def test_an_operators_reboot_is_not_followed_by_the_agents(self) -> None:
+        self.boot_id = "boot-2"
+        self.restart()
+        self.deferred()
+        self.assertIsNone(self.look())
+        self.assertEqual(self.said(), [])
 
     def test_it_is_on_disk_before_it_is_asked_for(self) -> None:
         ledger = RebootLedger(self.state)
