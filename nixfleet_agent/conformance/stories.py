@@ -125,6 +125,21 @@ def defers(stand: Stand, judge: Judge) -> None:
     judge.row("boots-it", unless(booting == target, f"{booting} would boot, not {target}"))
 
 
+def unreadable(stand: Stand, judge: Judge) -> None:
+    link, before = stand.host.current_system, stand.host.running_closure()
+    target = link.readlink()
+    link.unlink()
+    try:
+        rollout = stand.publish("readable")
+        stand.until_refused(rollout)
+        judge.row("waits", unless(not log_of(stand, rollout), "it said something"))
+    finally:
+        link.symlink_to(target)
+    stand.until_state(rollout, State.CONVERGED)
+    judge.row("ack", judging.fields(log_of(stand, rollout), "DispatchAck", seq=1, currentClosureAtDispatch=before))
+    judge.row("goes-on", runs(stand, "readable"))
+
+
 def absent(stand: Stand, judge: Judge) -> None:
     before, switched = stand.host.running_closure(), stand.host.switches()
     rollout = stand.publish_absent()
@@ -232,6 +247,17 @@ GOOD_DAYS = (
             "component": "ActivationDeferred names the component",
             "untouched": "what ran before runs on",
             "boots-it": "the target is what boots next",
+        },
+    ),
+    Story(
+        name="unreadable",
+        title="a turn while it can't be read what runs",
+        tell=unreadable,
+        systems=(System("readable"),),
+        rows={
+            "waits": "nothing is said while it can't be read what runs",
+            "ack": "once it can, DispatchAck has it as currentClosureAtDispatch",
+            "goes-on": "the release converges",
         },
     ),
     Story(
