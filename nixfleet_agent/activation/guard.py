@@ -45,12 +45,12 @@ class Guard:
         """Make ready to go back unless the agent that unit ``agent`` starts is ready in time; the time begins anew.
 
         Raises:
-            PhaseFailed: phase ``guard-arm``: the agent must not leave; ``guard``: it has acted before.
+            PhaseFailed: phase ``guard-arm``: the agent must not leave; ``guard``: one has acted for it, or does.
             StorageError: the guard before it can't be withdrawn.
-            PhaseInterrupted: shutdown while one that acts is awaited.
         """
+        if (acting := self.mark(intent.rollout_id)) is not None:
+            raise PhaseFailed(PHASE, f"the guard takes the host back to {acting.intent.target}")
         self.disarm()
-        self.raise_if_acted(intent.rollout_id)
         seconds = min(SUCCESSOR_SECS, self._context.config.guard_secs)
         self._arm(intent, HAND_OVER, ("-", "-", agent), seconds)
 
@@ -100,11 +100,6 @@ class Guard:
     def armed_for(self) -> str | None:
         """The rollout whose guard waits to act, or None."""
         waiting = self._records.armed_guards()
-        return waiting[-1].intent.rollout_id if waiting else None
-
-    def awaits_successor(self) -> str | None:
-        """The rollout whose guard waits for its agent to be ready, or None."""
-        waiting = [record for record in self._records.armed_guards() if record.intent.action == HAND_OVER]
         return waiting[-1].intent.rollout_id if waiting else None
 
     def _cancel(self, record: Record) -> None:

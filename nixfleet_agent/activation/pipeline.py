@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 from nixfleet_agent.activation import changes, host, way_back
@@ -22,7 +23,7 @@ from nixfleet_agent.activation.model import (
     RollbackFailed,
     RollbackOutcome,
 )
-from nixfleet_agent.activation.records import Records
+from nixfleet_agent.activation.records import Records, awaits_successor
 from nixfleet_agent.activation.rollback import RollbackRun
 from nixfleet_agent.activation.steps import Parts
 from nixfleet_agent.activation.switches import Switches
@@ -46,6 +47,11 @@ class Pipeline:
         backend = choose(context)
         self._switches = Switches(self._context, self._records, backend)
         self._guard = Guard(self._context, self._records, backend, self._switches)
+        # A guard that is being renewed is none: a shutdown has to wait for it, for milliseconds.
+        steady = dataclasses.replace(context, interrupted=lambda: None)
+        self._steady_guard = Guard(
+            steady, self._records, choose(steady), Switches(steady, self._records, choose(steady))
+        )
         self._parts = Parts(self._context, self._records, backend, self._switches, self._guard)
 
     def forward(
@@ -101,14 +107,19 @@ class Pipeline:
             Why that can't be done, or None; also where nothing is to be taken back.
         """
         try:
-            self._guard.arm_for_successor(intent, agent)
+            self._steady_guard.arm_for_successor(intent, agent)
         except (StorageError, ActivationError) as error:
             return str(error)
         return None
 
     def awaits_successor(self) -> str | None:
         """The rollout whose guard waits for its own agent to be ready, or None."""
-        return self._guard.awaits_successor()
+        return awaits_successor(self._records)
+
+    def successor_ready(self, rollout_id: str) -> bool:
+        """The agent that is waited for is this one, and ready: whether the guard is disarmed and has not acted."""
+        self.disarm()
+        return self.awaits_successor() is None and self._guard.mark(rollout_id) is None
 
     def release(self, rollout_id: str) -> None:
         """The rollout is terminal: its guard, its garbage collector's roots and its notes go.

@@ -261,6 +261,12 @@ def fired_rollouts(state_dir: Path, boot: str) -> frozenset[str]:
     return frozenset(rollout_id for record in started for rollout_id in record.rollouts)
 
 
+def awaits_successor(records: Records) -> str | None:
+    """The rollout whose guard waits, in this boot, for the release's own agent to be ready."""
+    waiting = [record for record in records.armed_guards() if record.intent.action == HAND_OVER]
+    return waiting[-1].intent.rollout_id if waiting else None
+
+
 def taken_back(state_dir: Path, boot: str) -> dict[str, str]:
     """The rollouts whose guard has acted, with what it said first (one line)."""
     acted = [r for r in Records(state_dir, boot).all() if r.intent.direction == GUARD and r.started is not None]

@@ -11,17 +11,20 @@ from nixfleet_agent.certificates.renewal import Renewal
 from nixfleet_agent.config.model import Config
 from nixfleet_agent.errors import EnrollmentRefusedError
 from nixfleet_agent.identity.event_signer import EventSigner
+from nixfleet_agent.runtime.agent_change import AgentChange, Pipeline
 from nixfleet_agent.runtime.dispatch.check import Gates
 from nixfleet_agent.runtime.dispatch.snapshot import verify_snapshot
 from nixfleet_agent.runtime.exposure import publish_sections, scraping, status_socket
-from nixfleet_agent.runtime.own_unit import own_unit_workers
+from nixfleet_agent.runtime.own_unit import OwnUnit
 from nixfleet_agent.runtime.platform import Platform
 from nixfleet_agent.runtime.restore import restore
 from nixfleet_agent.runtime.rollout.applier import Applier
 from nixfleet_agent.runtime.rollout.decisions import Rules
+from nixfleet_agent.runtime.rollout.inputs import AgentReady, SuccessorTried
 from nixfleet_agent.runtime.rollout.reducer import Reducer
 from nixfleet_agent.runtime.rollout.rollouts import Host
 from nixfleet_agent.runtime.services import Services, open_services
+from nixfleet_agent.runtime.start_gate import StartGate
 from nixfleet_agent.runtime.workers.activation import ActivationWorker
 from nixfleet_agent.runtime.workers.advance_ticker import AdvanceTicker
 from nixfleet_agent.runtime.workers.cert_renewal import CertRenewalWorker
@@ -30,6 +33,7 @@ from nixfleet_agent.runtime.workers.hooks import HooksWorker
 from nixfleet_agent.runtime.workers.longpoll import LongPollWorker
 from nixfleet_agent.runtime.workers.manifest_poll import ManifestPollWorker
 from nixfleet_agent.runtime.workers.outbound import Outbound
+from nixfleet_agent.runtime.workers.own_unit import OwnUnitWorker
 from nixfleet_agent.runtime.workers.prefetch import PrefetchWorker
 from nixfleet_agent.runtime.workers.probe import ProbeWorker
 from nixfleet_agent.runtime.workers.reboot import RebootWorker
@@ -72,15 +76,15 @@ def assemble(config: Config, platform: Platform, events: Events, logs: Logs) -> 
     outbound = Outbound(services, EventSigner(config.ssh_host_key_file).sign)
     hooks = HooksWorker(services, host)
     reboot = RebootWorker(services)
+    unit = OwnUnit.of_this_process()
     reducer = _reducer(services, host, outbound.kick, hooks)
     workers = [
         outbound,
         hooks,
         reboot,
-        *_workers(services, events),
+        *_workers(services, events, unit),
         *([status_socket(services, logs, outbound.retry_now)] if platform.listens else []),
         *scraped.workers(services),
-        *own_unit_workers(services.shutdown, clock, board, events.put),
     ]
     supervisor = Supervisor(
         workers,
@@ -136,8 +140,8 @@ def _reducer(services: Services, host: Host, kick_outbound: Callable[[], None], 
     return Reducer(services, applier, rules, host)
 
 
-def _workers(services: Services, events: Events) -> list[Worker]:
-    """Those that neither the reducer nor another part has to know."""
+def _workers(services: Services, events: Events, unit: OwnUnit | None) -> list[Worker]:
+    """Those that neither the reducer nor another part has to know; ``unit`` is the service that starts this agent."""
     config, clock, shutdown = services.config, services.clock, services.shutdown
     platform = services.platform
     identity = (config, services.control_plane, services.credentials, clock, services.anchors)
@@ -146,8 +150,21 @@ def _workers(services: Services, events: Events) -> list[Worker]:
         if not services.board.rollouts.active_open:
             events.put(error)
 
+    probe = ProbeWorker(
+        shutdown,
+        clock,
+        config=config,
+        mailbox=services.probes,
+        emit=services.inputs.put,
+        runner=platform.probe,
+        threads=platform.threads,
+    )
+
+    def change(pipeline: Pipeline) -> AgentChange:
+        return AgentChange(pipeline, unit, events.put, lambda rollout_id: services.inputs.put(AgentReady(rollout_id)))
+
     return [
-        ActivationWorker(services, services.quarantine_closure),
+        ActivationWorker(services, services.quarantine_closure, change),
         AdvanceTicker(shutdown, clock, services.inputs, services.read_current, config.tuning.advance_interval),
         CertRenewalWorker(
             services, Enrollment(*identity), Renewal(*identity), enrollment_refused=refused, rng=platform.rng()
@@ -156,13 +173,14 @@ def _workers(services: Services, events: Events) -> list[Worker]:
         LongPollWorker(services, Gates.of(services), platform.rng()),
         ManifestPollWorker(services),
         PrefetchWorker(services),
-        ProbeWorker(
-            shutdown,
-            clock,
-            config=config,
-            mailbox=services.probes,
-            emit=services.inputs.put,
-            runner=platform.probe,
-            threads=platform.threads,
-        ),
+        probe,
+        *_watching(unit, services, probe, events),
     ]
+
+
+def _watching(unit: OwnUnit | None, services: Services, probe: ProbeWorker, events: Events) -> list[Worker]:
+    """What looks after the service that starts this agent."""
+    if unit is None:
+        return []
+    probe.gated_by(StartGate(unit, lambda rollout_id: services.inputs.put(SuccessorTried(rollout_id))))
+    return [OwnUnitWorker(services.shutdown, services.clock, unit, lambda: services.board.idle, events.put)]

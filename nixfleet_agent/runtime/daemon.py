@@ -166,7 +166,7 @@ class MainLoop:
             case WorkerDied() if not self._agent.supervisor.died(event):
                 return EXIT_INTERNAL
             case UnitChanged():
-                log.info("the unit starts another version now, and nothing is under way: ending to make room for it")
+                log.info("ending to make room for what the unit starts now: %s", event.command)
                 return EXIT_OK
             case EnrollmentRefusedError():
                 log.error("%s", event)

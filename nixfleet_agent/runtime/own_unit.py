@@ -1,86 +1,125 @@
-"""Notices that the agent's own systemd unit now starts something else, so that an idle agent can make room for it.
+"""The service that runs this agent: what it starts now, whether that is another agent, and whether this one is ready.
 
-A switch that brings a new agent does not restart the old one, which still watches that switch. Once nothing is under
-way the old one ends, and systemd starts what the unit says now.
+No switch restarts the agent, which watches the switch. So systemd may long know a unit that starts another program,
+with other arguments or another environment, before the agent that runs makes room for it.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import shlex
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nixfleet_agent.telemetry.status import StatusBoard
-from nixfleet_agent.threads.clock import Clock
-from nixfleet_agent.threads.shutdown import ShutdownToken
-from nixfleet_agent.threads.timers import Timer
-from nixfleet_agent.threads.worker import Worker
+from nixfleet_agent.config.schema import CONFIG_VARIABLE
+from nixfleet_agent.config.sources import DEFAULT_FILE
 from nixfleet_agent.trouble import Trouble
 
-#: How often the unit is looked at, in seconds; each look starts a process.
-INTERVAL_SECS = 300.0
+log = logging.getLogger("nixfleet_agent.own_unit")
+
 _ASK_TIMEOUT_SECS = 10.0
 _COMMAND = re.compile(r"path=(.*?) ; argv\[\]=(.*?) ;")
+_OPTIONAL = " (ignore_errors=yes)"
+_ASKED = ("ExecStart", "Environment", "EnvironmentFiles")
 
 
 @dataclass(frozen=True, slots=True)
 class UnitChanged:
-    """Sent to the main thread: the unit starts ``command`` now, and nothing is under way."""
+    """Sent to the main thread: the unit starts ``command`` now, and this process is to make room for it."""
 
     command: str
 
 
-class OwnUnitWorker(Worker):
-    """Asks systemd for the unit's command line; ``idle`` says whether the agent may end now."""
+@dataclass(frozen=True, slots=True)
+class UnitStart:
+    """What a unit starts: its command, its variables, and the files of more variables (path, may be missing).
 
-    name = "own_unit"
-    limit = 2 * INTERVAL_SECS
+    ``places`` is where the links to the program, the configuration and these files lead: in a system of NixOS each
+    leads into the store, so another content is another place. A file that is edited where it lies changes nothing.
+    """
 
-    def __init__(
-        self,
-        shutdown: ShutdownToken,
-        clock: Clock,
-        unit: str,
-        idle: Callable[[], bool],
-        tell: Callable[[UnitChanged], None],
-    ) -> None:
-        super().__init__(shutdown, clock)
-        self._unit = unit
-        self._idle = idle
-        self._tell = tell
-        self._started_by: str | None = None
-        self._trouble = Trouble(self.log, f"can't ask systemd about {unit}")
+    command: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...] = ()
+    files: tuple[tuple[Path, bool], ...] = ()
+    places: tuple[str, ...] = ()
 
-    def run(self) -> None:
-        """The first answer is what started this process; any other one means a new version or new arguments."""
-        timer = Timer(INTERVAL_SECS, self.clock, self.shutdown)
-        while timer.wait():
-            self.alive()
-            command = self.ask()
-            self._started_by = self._started_by or command
-            if command is not None and command != self._started_by and self._idle():
-                self._tell(UnitChanged(command))
+    def __str__(self) -> str:
+        return " ".join(self.command)
 
-    def ask(self) -> str | None:
-        """The command line that the unit has now; None when systemd does not say."""
+
+class OwnUnit:
+    """Asks systemd about the service ``name``, of which this process, ``pid``, is the main one. Any thread may ask."""
+
+    def __init__(self, name: str, pid: int) -> None:
+        self.name = name
+        self._pid = str(pid)
+        self._trouble = Trouble(log, f"can't ask systemd about {name}")
+        self._started = self.ask()
+
+    @classmethod
+    def of_this_process(cls) -> OwnUnit | None:
+        """None under another init system, or in a terminal."""
+        name = own_unit(os.environ, os.getpid())
+        return None if name is None else cls(name, os.getpid())
+
+    def ask(self) -> UnitStart | None:
+        """What the unit starts now; None when systemd does not say."""
+        said = self._show(*_ASKED)
+        return None if said is None else parse(said)
+
+    def differs(self) -> bool:
+        """Whether the unit starts something else than it started this process with, as far as systemd says."""
+        return self._started is not None and self.ask() != self._started
+
+    def changed(self) -> UnitStart | None:
+        """What the unit starts now, where that is something else; None also when systemd does not say."""
+        start = self.ask()
+        # The first answer is what started this process: it is asked for at the start.
+        self._started = self._started or start
+        return None if start == self._started else start
+
+    def is_ready(self) -> bool:
+        """Whether systemd counts this very process as up, so that it has heard READY from it."""
+        said = self._show("ActiveState", "MainPID") or ""
+        return set(said.split()) == {"ActiveState=active", f"MainPID={self._pid}"}
+
+    def _show(self, *properties: str) -> str | None:
+        asked = [f"--property={name}" for name in properties]
         try:
             done = subprocess.run(  # nosec B603 B607 # fixed words, and the unit's name after --
-                ["systemctl", "show", "--property=ExecStart", "--value", "--", self._unit],
+                ["systemctl", "show", *asked, "--", self.name],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=_ASK_TIMEOUT_SECS,
                 text=True,
                 check=True,
             )
-        except (OSError, subprocess.SubprocessError) as error:
+        except (OSError, subprocess.SubprocessError, UnicodeDecodeError) as error:
             self._trouble.failed(error)
             return None
         self._trouble.over()
-        match = _COMMAND.search(done.stdout)
-        return match[2] if match else None
+        return done.stdout
+
+
+def parse(said: str) -> UnitStart | None:
+    """What ``systemctl show`` says of a unit; None when it has no command."""
+    lines = [line.partition("=")[::2] for line in said.splitlines()]
+    match = next((found for name, value in lines if name == "ExecStart" and (found := _COMMAND.search(value))), None)
+    if match is None:
+        return None
+    command = (match[1], *_words(match[2])[1:])
+    variables = [word.partition("=")[::2] for name, value in lines if name == "Environment" for word in _words(value)]
+    files = [
+        (Path(value.partition(" (ignore_errors=")[0]), value.endswith(_OPTIONAL))
+        for name, value in lines
+        if name == "EnvironmentFiles" and value
+    ]
+    named = (command[0], _configuration(command, dict(variables)), *(str(path) for path, _ in files))
+    return UnitStart(command, tuple(sorted(variables)), tuple(files), tuple(os.path.realpath(place) for place in named))
 
 
 def own_unit(environ: Mapping[str, str], pid: int, cgroup: Path = Path("/proc/self/cgroup")) -> str | None:
@@ -94,9 +133,18 @@ def own_unit(environ: Mapping[str, str], pid: int, cgroup: Path = Path("/proc/se
     return name if name.endswith(".service") else None
 
 
-def own_unit_workers(
-    shutdown: ShutdownToken, clock: Clock, board: StatusBoard, tell: Callable[[UnitChanged], None]
-) -> list[Worker]:
-    """The worker, where this process is the main process of a service."""
-    unit = own_unit(os.environ, os.getpid())
-    return [] if unit is None else [OwnUnitWorker(shutdown, clock, unit, lambda: board.idle, tell)]
+def _configuration(command: tuple[str, ...], variables: Mapping[str, str]) -> str:
+    for flag, value in zip(command, (*command[1:], ""), strict=True):
+        if flag == "--config":
+            return value
+        if flag.startswith("--config="):
+            return flag.partition("=")[2]
+    return variables.get(CONFIG_VARIABLE) or str(DEFAULT_FILE)
+
+
+def _words(text: str) -> list[str]:
+    """systemd shows a list with its words quoted where need be."""
+    try:
+        return shlex.split(text)
+    except ValueError:
+        return text.split()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 
-from nixfleet_agent.activation.records import fired_rollouts
+from nixfleet_agent.activation.records import Records, awaits_successor, fired_rollouts, taken_back
 from nixfleet_agent.errors import ProtoError, StorageError
 from nixfleet_agent.operator import quarantine
-from nixfleet_agent.runtime.rollout.recovery import recover
+from nixfleet_agent.runtime.rollout.recovery import Guards, recover
 from nixfleet_agent.runtime.rollout.rollouts import Host
 from nixfleet_agent.runtime.services import Services
 from nixfleet_agent.trust.marks import Marks
@@ -21,8 +21,10 @@ def restore(services: Services) -> Host:
     Raises:
         StorageError: a log can't be read.
     """
-    fired = fired_rollouts(services.config.state_dir, services.platform.machine.boot_id())
-    host = recover(services.journal, services.read_current(), services.clock.monotonic(), fired)
+    state_dir, boot = services.config.state_dir, services.platform.machine.boot_id()
+    fired = fired_rollouts(state_dir, boot)
+    guards = Guards(taken_back(state_dir, boot), awaits_successor(Records(state_dir, boot)))
+    host = recover(services.journal, services.read_current(), services.clock.monotonic(), fired, guards)
     services.trust.recover_marks(marks_of(host))
     recover_quarantine(services.quarantine, host)
     return host

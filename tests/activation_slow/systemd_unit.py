@@ -16,10 +16,8 @@ import unittest
 from pathlib import Path
 from typing import ClassVar
 
-from nixfleet_agent.runtime.own_unit import OwnUnitWorker, own_unit
+from nixfleet_agent.runtime.own_unit import OwnUnit, own_unit
 from nixfleet_agent.state_machine import State
-from nixfleet_agent.threads.clock import SystemClock
-from nixfleet_agent.threads.shutdown import ShutdownToken
 from tests.activation_slow.systemd_pipeline import loaded, show, systemctl
 from tests.faults.rig import Rig
 from tests.faults.world import World
@@ -62,7 +60,7 @@ class PackagedUnitCase(unittest.TestCase):
         (self.rig.folder / "health-checks.json").write_text(json.dumps(checks))
         CONFIG.parent.mkdir(exist_ok=True)
         self.configure()
-        wanted = {n: v for n, v in self.rig.host.environment.items() if n.startswith(("NIX_", "TEST_"))}
+        wanted = {n: v for n, v in self.rig.host.environment.items() if n.startswith(("NIX_", "TEST_", "SWITCH_"))}
         lines = [f'{name}="{value}"' for name, value in wanted.items()]
         Path("/etc/nixfleet/environment").write_text("\n".join(lines) + "\n")
 
@@ -165,12 +163,21 @@ class LifeTest(PackagedUnitCase):
         environ = Path(f"/proc/{pid}/environ").read_text().split("\0")
         variables = dict(entry.partition("=")[::2] for entry in environ if entry)
         self.assertEqual(own_unit(variables, pid, Path(f"/proc/{pid}/cgroup")), UNIT)
-        worker = OwnUnitWorker(ShutdownToken(SystemClock()), SystemClock(), UNIT, lambda: True, lambda change: None)
-        before = worker.ask()
-        self.assertEqual(before, "/usr/bin/nixfleet-agent run")
-        DROP_IN.write_text("[Service]\nExecStart=\nExecStart=/usr/bin/nixfleet-agent run --debug\n")
+        unit = OwnUnit(UNIT, pid)
+        self.assertEqual(
+            (str(unit.ask()), unit.changed(), unit.is_ready()), ("/usr/bin/nixfleet-agent run", None, True)
+        )
+        self.assertFalse(OwnUnit(UNIT, pid + 1).is_ready())
+        DROP_IN.write_text(
+            "[Service]\nExecStart=\nExecStart=/usr/bin/nixfleet-agent run --debug\n"
+            'Environment="WORDS=one two"\nEnvironmentFile=-/etc/none\n'
+        )
         systemctl("daemon-reload")
-        self.assertEqual(worker.ask(), "/usr/bin/nixfleet-agent run --debug")
+        start = unit.changed()
+        assert start is not None
+        self.assertEqual(str(start), "/usr/bin/nixfleet-agent run --debug")
+        self.assertIn(("WORDS", "one two"), start.environment)
+        self.assertIn((Path("/etc/none"), True), start.files)
 
     def test_a_crash_is_followed_by_a_start(self) -> None:
         pid = self.start()
@@ -216,21 +223,6 @@ class ReleaseTest(PackagedUnitCase):
         calls = [call for call in self.rig.host.switches() if not call.startswith("boot")]
         self.assertEqual(calls, [f"switch {self.world.closures[name]}" for name in ("restarting", "killing")])
         self.assertEqual(systemctl("is-active", "nixfleet-guard.timer"), "inactive")
-
-    def test_a_release_that_changes_the_agents_own_unit_is_seen_to_its_end_by_the_agent_that_fired_it(self) -> None:
-        """As on NixOS: the unit has ``X-RestartIfChanged=false``, so that no switch takes that agent away."""
-        service = r"[Service]\nExecStart=\nExecStart=/usr/bin/nixfleet-agent run --debug\n"
-        act = f'printf "{service}" >{DROP_IN}; systemctl daemon-reload; sleep 0.5; flip "$self"'
-        self.world.closures["own-unit"] = self.world._system("own-unit", act, {"healthy": "yes\n"})
-        pid = self.start()
-        self.rig.publish("own-unit")
-        self.rig.until_state("own-unit", State.CONVERGED)
-        self.assertEqual((self.main_pid(), show(UNIT, "NRestarts")), (pid, "0"))
-        self.assertEqual(self.rig.host.switches(), [f"switch {self.world.closures['own-unit']}"])
-        worker = OwnUnitWorker(ShutdownToken(SystemClock()), SystemClock(), UNIT, lambda: True, lambda change: None)
-        self.assertEqual(
-            worker.ask(), "/usr/bin/nixfleet-agent run --debug", "what has it end once nothing is under way"
-        )
 
     def test_an_agent_that_a_release_took_away_is_no_obstacle_to_the_guard(self) -> None:
         gone = self.world._system("gone", 'systemctl stop --no-block nixfleet-agent.service; flip "$self"', {})

@@ -59,7 +59,7 @@ class GuardTest(PipelineCase):
 
     def test_a_switch_that_was_turned_away_once_is_tried_again_when_the_boot_entry_could_be_written(self) -> None:
         """A process that is being killed holds the lock a moment longer."""
-        once = '"$TEST_SWITCH_LOG.once"'
+        once = '"$SWITCH_LOG.once"'
         script = f'if [ "$1" = switch ] && [ ! -e {once} ]; then : >{once}; exit 1; fi\n'
         prior = self.nixery.system("turned-away", script + 'flip "$self"\n')
         self.guarded_by(prior)
@@ -159,7 +159,8 @@ class GuardTest(PipelineCase):
             taken_back(self.host.state_dir, self.guard_record().intent.boot),
             {ROLLOUT: f"{words}: ActiveState=failed"},
         )
-        self.assertIn("guard: the guard has taken", str(self.pipeline().guard_successor(self.intent(self.v2), "x")))
+        self.assertFalse(self.pipeline().successor_ready(ROLLOUT), "it came too late")
+        self.assertIn("guard: the guard takes", str(self.pipeline().guard_successor(self.intent(self.v2), "x")))
 
     def test_the_time_of_the_new_agent_begins_anew_and_ends_when_it_is_ready(self) -> None:
         self.assertIsNone(self.hand_over())
@@ -167,10 +168,18 @@ class GuardTest(PipelineCase):
         self.assertIsNone(self.pipeline().guard_successor(self.intent(self.v2), "nixfleet-agent.service"))
         (second,) = self.records("guard")
         self.assertNotEqual(first, second.waiting)
-        self.pipeline().disarm()
+        self.assertTrue(self.pipeline().successor_ready(ROLLOUT))
         self.assertIsNone(self.pipeline().awaits_successor())
         until(lambda: not processes_of(self.host.root), "the end of the guard's wait")
         self.assertEqual(self.host.running(), self.v2)
+
+    def test_a_shutdown_in_the_middle_does_not_leave_the_new_agent_without_a_guard(self) -> None:
+        self.assertIsNone(self.hand_over())
+        self.interrupt("shutdown")
+        self.assertIsNone(self.pipeline().guard_successor(self.intent(self.v2), "nixfleet-agent.service"))
+        self.assertEqual(self.pipeline().awaits_successor(), ROLLOUT)
+        self.reason = None
+        self.pipeline().release(ROLLOUT)
 
     def test_the_guard_of_a_switch_does_not_wait_for_an_agent(self) -> None:
         self.leave_armed()

@@ -39,7 +39,7 @@ from nixfleet_agent.runtime.rollout.inputs import (
     SwitchStarting,
 )
 from nixfleet_agent.runtime.rollout.orders import ActivationOrder, ProbeOrder, outranks
-from nixfleet_agent.runtime.rollout.recovery import recover
+from nixfleet_agent.runtime.rollout.recovery import Guards, recover
 from nixfleet_agent.runtime.rollout.reducer import Reducer
 from nixfleet_agent.runtime.services import Services
 from nixfleet_agent.state_machine import KINDS, Policy, RecordTransition, RolloutRecord
@@ -91,6 +91,7 @@ class TestHost:
         self.quarantined: list[tuple[str, str]] = []
         self.died: list[BaseException] = []
         self.fired: set[str] = set()
+        self.guards = Guards()
         self.running = False
         test.addCleanup(self.stop)
 
@@ -120,7 +121,7 @@ class TestHost:
             self.services(),
             applier,
             Rules(threshold=120.0, repeat_interval=60.0, boot_id=self.boot_id),
-            recover(self.journal, current, self.clock.monotonic(), self.fired),
+            recover(self.journal, current, self.clock.monotonic(), self.fired, self.guards),
         )
         self._thread = threading.Thread(target=self._run, name="reducer")
         self._thread.start()

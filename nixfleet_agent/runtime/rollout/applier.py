@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nixfleet_agent.runtime.rollout.decisions import Ordered, Stepped
-from nixfleet_agent.runtime.rollout.evaluate import BOOT_FALLBACK, expected_of
+from nixfleet_agent.runtime.rollout.evaluate import AGENT_START, BOOT_FALLBACK, expected_of
 from nixfleet_agent.runtime.rollout.orders import ActivationOrder, ProbeOrder, Release
 from nixfleet_agent.runtime.rollout.rollouts import Host
 from nixfleet_agent.runtime.rollout.succession import watched
@@ -100,6 +100,8 @@ def reason_of(event: Event) -> str:
             return ", ".join(part for part in (clip(said[-1], REASON_LIMIT, "...") if said else "", code) if part)
         case Failed(failing_probes=(probe,)) if probe == BOOT_FALLBACK:
             return f"{BOOT_FALLBACK}: the host came up with {event.observed_at_failure}"
+        case Failed(failing_probes=(probe,), sustained_duration_secs=0) if probe == AGENT_START:
+            return f"{AGENT_START}: the release's own agent was not ready in time: the guard took the host back"
         case Failed():
             probes = ", ".join(event.failing_probes) or "no probe"
             return f"{probes} failed for {event.sustained_duration_secs} s"

@@ -16,6 +16,7 @@ from nixfleet_agent.runtime.rollout.dedup import Journaled, retain_declared, sho
 from nixfleet_agent.runtime.rollout.evaluate import Moment, due_event, needs_probes, probes_mislead
 from nixfleet_agent.runtime.rollout.orders import (
     ActivationOrder,
+    HandOver,
     ProbeOrder,
     ResetProbes,
     StandDown,
@@ -160,6 +161,18 @@ class Turn:
         self.host = replace(self.host, attempted=rollout_id)
         self._pass_on(before)
 
+    def hand_over(self, rollout_id: str) -> bool:
+        """The release's own agent is to go on with the soak, while no more than a reboot is waited for."""
+        rollout = self.host.rollouts.get(rollout_id)
+        if rollout is None or not _soaks(rollout) or rollout.hands_over:
+            return False
+        rollout = replace(rollout, hands_over=True)
+        self.host = self.host.with_rollout(rollout)
+        first = in_charge(self.host)
+        if first is rollout or (first is not None and first.record.state is State.DEFERRED):
+            self._order(rollout, resume=False)
+        return True
+
     def accepted(self, entry: Acceptance, hostname: str) -> None:
         """A Dispatch became durable: it is acknowledged, and supersedes whatever was active."""
         self.host = self.host.accepting(entry, hostname)
@@ -286,6 +299,8 @@ class Turn:
             self.deeds.append(Ordered(forward_order(rollout, resume=resume)))
         elif record.rollback_owed and record.prior_closure is not None:
             self.deeds.append(Ordered(rollback_order(rollout, record.prior_closure)))
+        elif _soaks(rollout) and rollout.hands_over:
+            self.deeds.append(Ordered(HandOver(forward_order(rollout))))
         else:
             return False
         return True

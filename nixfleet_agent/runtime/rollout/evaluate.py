@@ -13,11 +13,18 @@ from nixfleet_agent.state_machine.events import (
     LocalActivationCompleted,
     LocalActivationFailed,
     LocalConvergedReached,
+    LocalProbeResult,
     LocalSustainedFailureCrossed,
 )
+from nixfleet_agent.state_machine.states import Mode, ProbeStatus
+from nixfleet_agent.text import clip
 
+#: UTF-8 bytes of a gate's reason.
+REASON_LIMIT = 512
 #: What a boot into another system is called where a probe's or a phase's name would stand.
 BOOT_FALLBACK = "boot-fallback"
+#: The gate of a release that changes the agent itself: whether its own agent can start.
+AGENT_START = "agent-start"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,8 @@ def due_event(rollout: Rollout, moment: Moment, threshold: float) -> Event | Non
                 boot_fallback=True,
             )
         return None
+    if record.state is State.SOAKING and rollout.taken_back is not None:
+        return _taken_back(rollout, rollout.taken_back, moment)
     if record.state is State.SOAKING and fell_back(rollout, moment):
         return LocalSustainedFailureCrossed(
             failed_at=moment.now,
@@ -57,6 +66,26 @@ def due_event(rollout: Rollout, moment: Moment, threshold: float) -> Event | Non
             observed_at_failure=current,
         )
     return _soaking(rollout, moment, threshold)
+
+
+def _taken_back(rollout: Rollout, words: str, moment: Moment) -> Event:
+    """The guard has acted, for the release's own agent was not ready in time: the gate's last word, then the end."""
+    record, gate = rollout.record, rollout.record.probes.get(AGENT_START)
+    if AGENT_START in record.gates and (gate is None or gate.status is ProbeStatus.PASS):
+        return LocalProbeResult(
+            probe_name=AGENT_START,
+            mode=Mode.ENFORCE,
+            status=ProbeStatus.FAIL,
+            observed_at=moment.now,
+            failure_reason=clip(words, REASON_LIMIT, "..."),
+        )
+    return LocalSustainedFailureCrossed(
+        failed_at=moment.now,
+        sustained_duration_secs=0,
+        failing_probes=(AGENT_START,),
+        policy_applied=rollout.accepted.policy,
+        observed_at_failure=moment.current,
+    )
 
 
 def _came_up(target: str, current: str) -> str:
@@ -82,7 +111,8 @@ def _soaking(rollout: Rollout, moment: Moment, threshold: float) -> Event | None
             policy_applied=rollout.accepted.policy,
             observed_at_failure=moment.current,
         )
-    if isinstance(verdict, timing.Convergence) and moment.current is not None:
+    goes_on = rollout.hands_over or rollout.awaits_ready
+    if isinstance(verdict, timing.Convergence) and moment.current is not None and not goes_on:
         # A wall clock that was set back since would stamp this before the soak's end, which the measured time refutes.
         at = max(moment.now, record.soak_due_at or moment.now)
         return LocalConvergedReached(converged_at=at, current_closure=moment.current)

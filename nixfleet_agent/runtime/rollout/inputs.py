@@ -75,6 +75,20 @@ class RollbackAttemptFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class SuccessorTried:
+    """The release of this rollout changes the agent, and its own was tried by itself: it can start."""
+
+    rollout_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentReady:
+    """This process is the agent that the release of this rollout has brought, and systemd counts it as ready."""
+
+    rollout_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class HealthChecksReload:
     """An operator asked for the declarations to be read again: probes of a soaking rollout start anew."""
 
@@ -132,6 +146,8 @@ ReducerInput = (
     | BootstrapHost
     | ReplayRequested
     | RollbackAttemptFailed
+    | SuccessorTried
+    | AgentReady
     | HealthChecksReload
     | Activate
 )

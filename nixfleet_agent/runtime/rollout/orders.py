@@ -22,7 +22,18 @@ class StandDown:
     rollout_id: str
 
 
-ActivationOrder = Forward | Rollback | Release | StandDown
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """The release changes the agent, and its own can start: it is to go on, guarded until it is ready."""
+
+    intent: Forward
+
+    @property
+    def rollout_id(self) -> str:
+        return self.intent.rollout_id
+
+
+ActivationOrder = Forward | Rollback | Release | StandDown | HandOver
 
 
 def outranks(waiting: ActivationOrder, new: ActivationOrder) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import MappingProxyType
 
@@ -21,17 +21,38 @@ from nixfleet_agent.state_machine.events import ActivationCompleted, ProbeResult
 log = logging.getLogger("nixfleet_agent.recovery")
 
 
-def recover(journal: Journal, current: str | None, monotonic: float, fired: Collection[str] = ()) -> Host:
+@dataclass(frozen=True, slots=True)
+class Guards:
+    """What their records say: who was ``taken_back``, with the guard's words, and whose own agent is ``awaited``."""
+
+    taken_back: Mapping[str, str] = field(default_factory=dict)
+    awaited: str | None = None
+
+    def told(self, rollout: Rollout) -> Rollout:
+        """The rollout with what is known of its guard."""
+        words = self.taken_back.get(rollout.rollout_id)
+        return replace(rollout, taken_back=words, awaits_ready=rollout.rollout_id == self.awaited)
+
+
+def recover(
+    journal: Journal,
+    current: str | None,
+    monotonic: float,
+    fired: Collection[str] = (),
+    guards: Guards | None = None,
+) -> Host:
     """Every rollout in the journal as its log proves it, and the active one among them.
 
     ``current`` is the closure that runs now, ``monotonic`` the start of this process's own measuring, ``fired`` are the
-    rollouts of which the switch records say that a forward switch has started.
+    rollouts of which the switch records say that a forward switch has started, ``guards`` what they say of those.
     """
     folded = (
         fold(journal.read(rollout_id), journal.hostname, journal.last_seq(rollout_id), monotonic)
         for rollout_id in journal.rollouts()
     )
-    return host_of([rollout for rollout in folded if rollout is not None], current, monotonic, fired)
+    guards = guards or Guards()
+    rollouts = [guards.told(rollout) for rollout in folded if rollout is not None]
+    return host_of(rollouts, current, monotonic, fired)
 
 
 def host_of(rollouts: Iterable[Rollout], current: str | None, monotonic: float, fired: Collection[str] = ()) -> Host:

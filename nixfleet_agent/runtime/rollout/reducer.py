@@ -24,6 +24,7 @@ from nixfleet_agent.runtime.rollout.event_writer import RetryingEventWriter
 from nixfleet_agent.runtime.rollout.inputs import (
     Activate,
     AdvanceTick,
+    AgentReady,
     Answer,
     BootstrapHost,
     HealthChecksReload,
@@ -31,6 +32,7 @@ from nixfleet_agent.runtime.rollout.inputs import (
     ManifestSetUpdated,
     ReplayRequested,
     RollbackAttemptFailed,
+    SuccessorTried,
     SwitchStarting,
 )
 from nixfleet_agent.runtime.rollout.orders import Release, ResetProbes, StopProbes
@@ -68,6 +70,8 @@ class Reducer(Worker):
             AdvanceTick: self._on_tick,
             Activate: self._on_activate,
             RollbackAttemptFailed: self._on_attempt_failed,
+            SuccessorTried: self._on_successor,
+            AgentReady: self._on_ready,
             ReplayRequested: self._on_replay,
             BootstrapHost: self._on_snapshot,
             ManifestSetUpdated: self._on_manifests,
@@ -159,6 +163,12 @@ class Reducer(Worker):
 
     def _on_attempt_failed(self, item: RollbackAttemptFailed) -> None:
         self._take(lambda turn: turn.attempt_failed(item.rollout_id))
+
+    def _on_successor(self, item: SuccessorTried) -> None:
+        self._take(lambda turn: turn.hand_over(item.rollout_id))
+
+    def _on_ready(self, item: AgentReady) -> None:
+        self._host = self._host.ready(item.rollout_id)
 
     def _on_replay(self, item: ReplayRequested) -> None:
         self._replays.run(item)

@@ -25,6 +25,9 @@ class Rollout:
 
     ``probes_started``: its probes run in this process. ``begun``: its switch was allowed to start, so that the host may
     be changed by it. ``boot_id``: the last boot in which its target was seen to run, None in logs that don't tell.
+    ``hands_over``: the release changes the agent, and its own is to go on with the soak; this process does not end it.
+    ``awaits_ready``: this process is that agent, and not known to be ready.
+    ``taken_back``: what the guard said that has taken the host back meanwhile, None where none has.
     """
 
     record: RolloutRecord
@@ -34,6 +37,9 @@ class Rollout:
     probes_started: bool = False
     begun: bool = False
     boot_id: str | None = None
+    hands_over: bool = False
+    awaits_ready: bool = False
+    taken_back: str | None = None
 
     @property
     def rollout_id(self) -> str:
@@ -66,6 +72,11 @@ class Host:
         """This host with one rollout replaced or added."""
         rollouts = MappingProxyType({**self.rollouts, rollout.rollout_id: rollout})
         return Host(rollouts, self.active_id, self.newest_number, self.attempted)
+
+    def ready(self, rollout_id: str) -> Host:
+        """This host once this process, the agent that this release has brought, may end its soak."""
+        rollout = self.rollouts.get(rollout_id)
+        return self if rollout is None else self.with_rollout(replace(rollout, awaits_ready=False))
 
     def without(self, rollout_id: str) -> Host:
         """This host once a rollout's log was pruned."""

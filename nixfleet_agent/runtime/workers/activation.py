@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Container
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -25,6 +26,7 @@ from nixfleet_agent.errors import StorageError
 from nixfleet_agent.prefetch.handover import Handover
 from nixfleet_agent.proto.ids import channel_of
 from nixfleet_agent.runtime.activation_status import ActivationStatus
+from nixfleet_agent.runtime.agent_change import AgentChange, no_change
 from nixfleet_agent.runtime.rollout.inputs import (
     Ack,
     Answer,
@@ -33,7 +35,7 @@ from nixfleet_agent.runtime.rollout.inputs import (
     RollbackAttemptFailed,
     SwitchStarting,
 )
-from nixfleet_agent.runtime.rollout.orders import ActivationOrder, Release, StandDown
+from nixfleet_agent.runtime.rollout.orders import ActivationOrder, HandOver, Release, StandDown
 from nixfleet_agent.runtime.rollout.outcomes import event_of
 from nixfleet_agent.runtime.services import Services
 from nixfleet_agent.state_machine import SwitchMethod
@@ -51,21 +53,30 @@ LONGEST_STEP = 120.0
 
 
 class ActivationWorker(Worker):
-    """``on_quarantine(rollout_id, closure, reason)`` is told of each closure that failed after its switch was fired."""
+    """``on_quarantine(rollout_id, closure, reason)`` is told of each closure that failed after its switch was fired.
+
+    ``change`` makes what leaves for a release's own agent.
+    """
 
     name = "activation"
 
-    def __init__(self, services: Services, on_quarantine: Callable[[str, str, str], None]) -> None:
+    def __init__(
+        self,
+        services: Services,
+        on_quarantine: Callable[[str, str, str], None],
+        change: Callable[[Pipeline], AgentChange] = no_change,
+    ) -> None:
         super().__init__(services.shutdown, services.clock)
         config = services.config.activation
         self.limit = max(self.limit, LONGEST_STEP + config.poll_interval_secs)
         self._mailbox, self._inputs = services.activation, services.inputs
-        self._board = services.board
         self._backoff = services.backoff()
         self._control = services.rollback
         self._on_quarantine = on_quarantine
         self._prefetch = services.prefetch
-        self._read_current = services.read_current
+        self._still_open: Callable[[], Container[str]] = lambda: services.board.rollouts.undecided(
+            services.read_current()
+        )
         self._make_room = services.reserve.release
         self._window_of = services.cache.window_of
         self._order: ActivationOrder | None = None
@@ -87,12 +98,15 @@ class ActivationWorker(Worker):
             )
         )
 
+        self._change = change(self._pipeline)
+
     def run(self) -> None:
         """One order after the other; the mailbox holds only the latest.
 
         An order that this thread died of is still in hand when it is started again: it is taken up as after a
         restart of the process, unless a newer one waits.
         """
+        self._change.take_over(self.shutdown.wait, lambda: self._interrupted() == SHUTDOWN)
         while not self.shutdown.is_set:
             self.alive()
             if self._order is None or self._interrupted() == SUPERSEDED:
@@ -107,9 +121,13 @@ class ActivationWorker(Worker):
                     case Rollback() as order:
                         self._roll_back(order)
                     case Release(rollout_id):
-                        self._release(rollout_id)
+                        _release(self._pipeline, rollout_id, self._still_open(), self.log)
                     case StandDown():
                         self._status.rolled_back()
+                    case HandOver(intent):
+                        self._change.hand_over(intent, self._interrupted, self._wait, self._backoff)
+                    case None if not self.shutdown.is_set:
+                        self._change.renew()
             self._order = None
             # Only now, when everything that somebody waits for is done.
             self._pipeline.keep_changes()
@@ -124,8 +142,9 @@ class ActivationWorker(Worker):
                 outcome = self._pipeline.resume(intent, self._started, order.already_started, self._starting)
             else:
                 outcome = self._pipeline.forward(intent, self._started, self._starting)
-            if isinstance(outcome, Completed) and outcome.failed_units:
-                self.log.warning("units failed to start: %s", ", ".join(outcome.failed_units))
+            if isinstance(outcome, Completed):
+                _note_units(outcome, self.log)
+                self._change.switched(intent)
             if isinstance(outcome, Failed) and outcome.switch_fired:
                 self._on_quarantine(order.rollout_id, order.target, outcome.phase)
             if not isinstance(outcome, Interrupted):
@@ -136,7 +155,7 @@ class ActivationWorker(Worker):
 
     def _started(self, method: str) -> None:
         """That it begins is durable before anything comes of it; raises PhaseInterrupted when it is not to go on."""
-        order = self._forward_in_hand()
+        order = _in_hand(self._order)
         if order.already_started:
             return  # before an earlier rollout had to be taken back first
         event = LocalActivationStarted(started_at=self.clock.now(), switch_method=SwitchMethod(method))
@@ -145,14 +164,9 @@ class ActivationWorker(Worker):
 
     def _starting(self) -> None:
         """The switch may only be fired while no other rollout answers for what runs; raises as ``_started``."""
-        order = self._forward_in_hand()
+        order = _in_hand(self._order)
         self._ask(lambda ack: SwitchStarting(order.rollout_id, ack))
         self._status.switching(True)
-
-    def _forward_in_hand(self) -> Forward:
-        if not isinstance(self._order, Forward):
-            raise RuntimeError("a switch was announced without a forward order in hand")
-        return self._order
 
     def _ask(self, make: Callable[[Ack], ReducerInput]) -> None:
         answered = self.shutdown.wakeup()
@@ -261,18 +275,6 @@ class ActivationWorker(Worker):
                 return False
         return False
 
-    def _release(self, rollout_id: str) -> None:
-        """Let go of what a finished rollout held, and of what any other left behind that is over or superseded."""
-        still_open = self._board.rollouts.undecided(self._read_current())
-        for held in {rollout_id, *self._pipeline.holding()}:
-            if held == rollout_id or held not in still_open:
-                try:
-                    self._pipeline.release(held)
-                except PhaseInterrupted:
-                    return  # shutdown; the next start's first release comes back to it
-                except StorageError as error:
-                    self.log.warning("could not release what %s held: %s", held, error)
-
     # -- what the pipeline asks of its surroundings --------------------------------------------
 
     def _interrupted(self) -> str | None:
@@ -307,3 +309,26 @@ def _right_of_way(handover: Handover, order: ActivationOrder | None) -> Abstract
         case Rollback():
             return handover.at_work(None)
     return nullcontext()
+
+
+def _in_hand(order: ActivationOrder | None) -> Forward:
+    if not isinstance(order, Forward):
+        raise RuntimeError("a switch was announced without a forward order in hand")
+    return order
+
+
+def _note_units(outcome: Completed, log: logging.Logger) -> None:
+    if outcome.failed_units:
+        log.warning("units failed to start: %s", ", ".join(outcome.failed_units))
+
+
+def _release(pipeline: Pipeline, rollout_id: str, still_open: Container[str], log: logging.Logger) -> None:
+    """Let go of what a finished rollout held, and of what any other left behind that is over or superseded."""
+    for held in {rollout_id, *pipeline.holding()}:
+        if held == rollout_id or held not in still_open:
+            try:
+                pipeline.release(held)
+            except PhaseInterrupted:
+                return  # shutdown; the next start's first release comes back to it
+            except StorageError as error:
+                log.warning("could not release what %s held: %s", held, error)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from nixfleet_agent.config.model import Config
 from nixfleet_agent.probes import health_checks, runners
-from nixfleet_agent.probes.declarations import BadDecl, DeclaredProbes
+from nixfleet_agent.probes.declarations import BadDecl, DeclaredProbes, ProbeDecl
+from nixfleet_agent.probes.runners import RunnerContext, RunnerOutcome
 from nixfleet_agent.probes.set import ProbeSet, Runner
 from nixfleet_agent.reading import read_regular
 from nixfleet_agent.runtime.rollout.inputs import HostEvent
 from nixfleet_agent.runtime.rollout.orders import ProbeOrder, ResetProbes, StopProbes
+from nixfleet_agent.runtime.start_gate import AgentStartDecl, StartGate
 from nixfleet_agent.state_machine.events import Event
 from nixfleet_agent.text import printable
 from nixfleet_agent.threads.clock import Clock
@@ -59,10 +62,16 @@ class ProbeWorker(Worker):
         self._mailbox = mailbox
         self._emit = emit
         self._runner = runner
+        self._gate: StartGate | None = None
         self._context = runners.make_context(config, clock, threads)
         self._rollout_id: str | None = None
         self._set: ProbeSet | None = None
+        self._declared = DeclaredProbes()
         self._read_again: float | None = None
+
+    def gated_by(self, gate: StartGate) -> None:
+        """Put the gate of a release that changes the agent beside the declared probes; before ``run``."""
+        self._gate = gate
 
     def run(self) -> None:
         """Until shutdown; after a crash of this loop the rollout that was being probed is probed again."""
@@ -94,13 +103,31 @@ class ProbeWorker(Worker):
         self._rollout_id = rollout_id
         if declared is None:
             declared = read_declarations(self._file, self._min_interval)
+        self._declared = declared
         self._plan_reading(declared)
+        declared = self._with_gate(declared)
         bad = [printable(decl.name, 80) for decl in declared.probes if isinstance(decl, BadDecl)]
         fields = {"rollout_id": rollout_id, "probes": len(declared.probes), "bad": bad}
         self.log.info("probing: %d declared, %d of them bad", len(declared.probes), len(bad), extra=fields)
         context = self._context.for_new_set()
-        self._set = ProbeSet(rollout_id, declared, context, self._emit_event, self.log, self._runner)
+        self._set = ProbeSet(rollout_id, declared, context, self._emit_event, self.log, self._runner_of(rollout_id))
         self._set.start()
+
+    def _with_gate(self, declared: DeclaredProbes) -> DeclaredProbes:
+        """With the gate of a release that changes the agent, which takes its name before any declared probe."""
+        own = None if self._gate is None else self._gate.declaration(self._min_interval)
+        if own is None:
+            return declared
+        others = tuple(decl for decl in declared.probes if decl.name != own.name)
+        return replace(declared, probes=(*others, own))
+
+    def _runner_of(self, rollout_id: str) -> Runner:
+        def run(decl: ProbeDecl, ctx: RunnerContext) -> RunnerOutcome:
+            if self._gate is not None and isinstance(decl, AgentStartDecl):
+                return self._gate.run(rollout_id, ctx)
+            return self._runner(decl, ctx)
+
+        return run
 
     def _emit_event(self, rollout_id: str, event: Event) -> None:
         self._emit(HostEvent(rollout_id, event))
@@ -121,7 +148,7 @@ class ProbeWorker(Worker):
         self._set.tend()
         if self._read_again is not None and self.clock.monotonic() >= self._read_again:
             declared = read_declarations(self._file, self._min_interval)
-            if declared == self._set.declared:
+            if declared == self._declared:
                 self._plan_reading(declared)
                 return
             rollout_id = self._set.rollout_id

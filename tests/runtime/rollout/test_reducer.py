@@ -12,11 +12,13 @@ from typing import Any
 from nixfleet_agent.activation.model import Forward, Rollback
 from nixfleet_agent.journal.entries import decode, entry_of
 from nixfleet_agent.proto.heartbeat import Snapshot
+from nixfleet_agent.runtime.rollout.evaluate import AGENT_START
 from nixfleet_agent.runtime.rollout.event_writer import STASH
 from nixfleet_agent.runtime.rollout.input_queue import CAPACITY
 from nixfleet_agent.runtime.rollout.inputs import (
     Ack,
     Activate,
+    AgentReady,
     Answer,
     BootstrapHost,
     HealthChecksReload,
@@ -24,8 +26,10 @@ from nixfleet_agent.runtime.rollout.inputs import (
     ManifestSetUpdated,
     ReplayRequested,
     RollbackAttemptFailed,
+    SuccessorTried,
 )
-from nixfleet_agent.runtime.rollout.orders import Release, ResetProbes, StopProbes
+from nixfleet_agent.runtime.rollout.orders import HandOver, Release, ResetProbes, StopProbes
+from nixfleet_agent.runtime.rollout.recovery import Guards
 from nixfleet_agent.state_machine import ProbeStatus, State
 from tests.runtime.harness import HALT, NEWER, PRIOR, TARGET, THIRD, TestHost, bad_disk, until
 from tests.state_machine.machine import T0, event
@@ -950,6 +954,144 @@ class OldLogs(Case):
             self.host.tell("stable@15", "ActivationFailed", switch_fired=True)
         self.assertIs(self.host.record("stable@15").state, State.FAILED)
         self.assertEqual(len(self.host.names("outbound-sent")), 22)
+
+
+class ItsOwnAgent(Case):
+    """The release changes the agent, whose own is to go on with the soak."""
+
+    WORDS = f"the guard has taken the host back to {PRIOR}: it was not ready in time"
+
+    def soaking(self) -> None:
+        self.host.soaking(R)
+        self.host.declare(R, "web", AGENT_START)
+        self.probe(PASS)
+        self.host.order()
+
+    def tried(self, rollout_id: str = R) -> None:
+        self.host.put(SuccessorTried(rollout_id))
+        self.host.settle()
+
+    def test_it_is_handed_over_to_once_and_this_agent_does_not_end_the_soak(self) -> None:
+        self.soaking()
+        self.tried()
+        order = self.host.order()
+        assert isinstance(order, HandOver)
+        self.assertEqual((order.rollout_id, order.intent.target, order.intent.prior), (R, TARGET, PRIOR))
+        self.assertTrue(order.intent.takes_back)
+        self.tried()
+        self.assertIsNone(self.host.order())
+        self.probe(PASS, probe_name=AGENT_START)
+        self.host.clock.advance(3600)
+        self.host.tick()
+        self.assertIs(self.host.record().state, State.SOAKING)
+
+    def test_the_next_process_ends_it(self) -> None:
+        self.soaking()
+        self.tried()
+        self.probe(PASS, probe_name=AGENT_START)
+        self.host.clock.advance(3600)
+        self.host.restart(TARGET)
+        self.host.tick()
+        self.assertIs(self.host.record().state, State.SOAKING, "its own probes have not been declared yet")
+        self.host.declare(R, "web")
+        self.probe(PASS)
+        self.host.clock.advance(3600)
+        self.host.tick()
+        self.assertIs(self.host.record().state, State.CONVERGED)
+
+    def test_but_not_before_it_is_ready(self) -> None:
+        self.host.soaking(R)
+        self.host.guards = Guards(awaited=R)
+        self.host.restart(TARGET)
+        self.host.tick()
+        self.host.declare(R, "web")
+        self.probe(PASS)
+        self.host.clock.advance(3600)
+        self.host.tick()
+        self.assertIs(self.host.record().state, State.SOAKING)
+        self.assertIsNone(self.host.order())
+        self.host.put(AgentReady(R))
+        self.host.tick()
+        self.assertIs(self.host.record().state, State.CONVERGED)
+
+    def test_one_that_can_not_start_fails_the_release_with_its_words(self) -> None:
+        self.soaking()
+        for _ in range(3):
+            self.probe(FAIL, probe_name=AGENT_START, failure_reason="no module named ssl")
+            self.probe(PASS)
+            self.host.clock.advance(60)
+        self.host.tick()
+        record = self.host.record()
+        self.assertEqual(
+            (record.state, record.probes[AGENT_START].failure_reason), (State.FAILED, "no module named ssl")
+        )
+        self.assertIsInstance(self.host.order(), Rollback)
+
+    def test_without_a_result_of_the_gate_nothing_converges(self) -> None:
+        self.soaking()
+        self.host.clock.advance(3600)
+        self.host.tick()
+        self.assertIs(self.host.record().state, State.SOAKING)
+
+    def test_one_that_could_not_be_tried_is_no_obstacle(self) -> None:
+        self.soaking()
+        self.probe(PASS, probe_name=AGENT_START)
+        self.host.clock.advance(3600)
+        self.probe(PASS)
+        self.host.tick()
+        self.assertIs(self.host.record().state, State.CONVERGED)
+
+    def test_a_rollout_that_does_not_soak_is_not_handed_over(self) -> None:
+        self.tried()
+        self.host.dispatch(R, TARGET)
+        self.host.order()
+        self.tried()
+        self.assertIsNone(self.host.order())
+        self.assertFalse(self.host.reducer.host.rollouts[R].hands_over)
+
+    def test_the_order_of_a_newer_release_is_not_replaced(self) -> None:
+        self.soaking()
+        self.host.dispatch(S, THIRD)
+        self.tried()
+        order = self.host.order()
+        assert isinstance(order, Forward)
+        self.assertEqual(order.rollout_id, S)
+
+    def test_but_it_is_handed_over_to_when_the_newer_one_came_to_nothing(self) -> None:
+        self.soaking()
+        self.host.dispatch(S, THIRD)
+        self.tried()
+        self.host.order()
+        self.host.tell(S, "ActivationStarted")
+        self.host.tell(S, "ActivationFailed", switch_fired=False)
+        self.host.tell(S, "RollbackComplete")
+        self.host.tick()
+        order = self.host.order()
+        assert isinstance(order, HandOver), order
+        self.assertEqual(order.rollout_id, R)
+
+    def test_what_the_guard_took_back_meanwhile_is_told_as_that_and_reverted(self) -> None:
+        self.soaking()
+        self.tried()
+        self.probe(PASS, probe_name=AGENT_START)
+        self.host.guards = Guards({R: self.WORDS})
+        self.host.restart(PRIOR)
+        self.host.tick()
+        record = self.host.record()
+        self.assertEqual((record.state, record.rollback_owed), (State.FAILED, True))
+        told = [entry.event for entry in self.host.journal.read(R)][-2:]
+        self.assertEqual((told[0]["kind"], told[0]["failureReason"]), ("ProbeResult", self.WORDS))
+        self.assertEqual((told[1]["kind"], told[1]["failingProbes"]), ("Failed", [AGENT_START]))
+        self.assertIsInstance(self.host.order(), Rollback)
+        self.assertIn((R, TARGET), self.host.quarantined)
+
+    def test_also_when_the_agent_crashed_before_its_gate_was_declared_and_the_host_is_not_back(self) -> None:
+        self.host.soaking(R)
+        self.host.guards = Guards({R: self.WORDS})
+        self.host.restart(TARGET)
+        self.host.tick()
+        self.host.tick()
+        self.assertIs(self.host.record().state, State.FAILED)
 
 
 if __name__ == "__main__":

@@ -30,11 +30,13 @@ from nixfleet_agent.activation.model import (
 )
 from nixfleet_agent.errors import StorageError
 from nixfleet_agent.operator.rollback_control import RollbackControl
+from nixfleet_agent.runtime.agent_change import READY_STEP_SECS, AgentChange
+from nixfleet_agent.runtime.own_unit import UnitChanged
 from nixfleet_agent.runtime.rollout.input_queue import InputQueue
 from nixfleet_agent.runtime.rollout.inputs import Answer, HostEvent, ReducerInput, RollbackAttemptFailed, SwitchStarting
-from nixfleet_agent.runtime.rollout.orders import ActivationOrder, Release, StandDown, outranks
+from nixfleet_agent.runtime.rollout.orders import ActivationOrder, HandOver, Release, StandDown, outranks
 from nixfleet_agent.runtime.workers import activation
-from nixfleet_agent.runtime.workers.activation import GIVEN_UP_RECHECK, ActivationWorker
+from nixfleet_agent.runtime.workers.activation import GIVEN_UP_RECHECK, IDLE, ActivationWorker
 from nixfleet_agent.state_machine import RolloutRecord, State
 from nixfleet_agent.state_machine.events import (
     LocalActivationCompleted,
@@ -80,6 +82,9 @@ class ScriptedPipeline:
         self.fired: set[str] = set()
         self.told_when_kept: list[int] = []
         self.guarded = True
+        self.waiting_for: str | None = None
+        self.refusals: list[str] = []
+        self.stubborn = 0
         self.under_way = 0
         ScriptedPipeline.made = self
 
@@ -108,7 +113,25 @@ class ScriptedPipeline:
         return outcome
 
     def disarm(self) -> None:
-        self.guarded = False
+        self.guarded, self.waiting_for = False, None
+
+    def awaits_successor(self) -> str | None:
+        return self.waiting_for
+
+    def successor_ready(self, rollout_id: str) -> bool:
+        """``stubborn``: so often the guard can't be disarmed."""
+        if self.stubborn:
+            self.stubborn -= 1
+            return False
+        self.waiting_for = None
+        return True
+
+    def guard_successor(self, intent: Forward, agent: str) -> str | None:
+        self.calls.append(("guard", intent.rollout_id, agent))
+        if self.refusals:
+            return self.refusals.pop(0)
+        self.waiting_for = intent.rollout_id
+        return None
 
     def release(self, rollout_id: str) -> None:
         if isinstance(refusal := self.script.pop(0) if self.script else None, Exception):
@@ -168,6 +191,26 @@ class Reserves:
         return bool(self.left and self.left.pop())
 
 
+class Unit:
+    """Stands for the service that starts the agent; ``another`` is what it starts now, where that is another one."""
+
+    name = "nixfleet-agent.service"
+
+    def __init__(self) -> None:
+        self.another: str | None = None
+        self.ready = False
+        self.looks = 0
+
+    def changed(self) -> str | None:
+        return self.another
+
+    ask = changed
+
+    def is_ready(self) -> bool:
+        self.looks += 1
+        return self.ready
+
+
 class Windows:
     """Stands for the cache of signed artifacts: how old those of each channel may be."""
 
@@ -195,6 +238,9 @@ class Case(unittest.TestCase):
         self.control = RollbackControl(temporary(self))
         self.quarantined: list[tuple[str, str, str]] = []
         self.reserves: list[str] = []
+        self.left: list[UnitChanged] = []
+        self.ready: list[str] = []
+        self.unit: Any = Unit()
         with mock.patch.object(activation, "Pipeline", ScriptedPipeline):
             self.worker = ActivationWorker(
                 services(
@@ -210,6 +256,7 @@ class Case(unittest.TestCase):
                     cache=Windows(),
                 ),
                 lambda *words: self.quarantined.append(words),
+                lambda pipeline: AgentChange(pipeline, self.unit, self.left.append, self.ready.append),
             )
         self.pipeline = ScriptedPipeline.made
         self.thread: threading.Thread | None = None
@@ -666,6 +713,108 @@ class Releases(Case):
         until(lambda: self.pipeline.script == [], "the release")
         self.idle()
         self.assertEqual(self.pipeline.released, [])
+
+
+class AnotherAgent(Case):
+    """A release that changes the agent: guarded from its switch on, left for, and taken over from."""
+
+    GUARD = ("guard", R, "nixfleet-agent.service")
+
+    def guards(self) -> int:
+        return self.pipeline.calls.count(self.GUARD)
+
+    def switched(self) -> None:
+        self.unit.another = "/nix/b/bin/nixfleet-agent run"
+        self.start(FORWARD, starts(Completed(TARGET, 0, ())))
+        self.accept_start()
+        self.event(LocalActivationCompleted)
+
+    def test_its_start_is_guarded_before_the_success_is_told_and_as_long_as_this_one_lives(self) -> None:
+        self.switched()
+        self.assertEqual((self.guards(), self.left), (1, []))
+        for turn in (2, 3):
+            self.clock.until_waiting()
+            self.clock.advance(IDLE)
+            until(lambda turn=turn: self.guards() == turn, "a renewed guard")
+
+    def test_a_shutdown_renews_nothing(self) -> None:
+        self.switched()
+        self.clock.until_waiting()
+        self.stop()
+        self.assertEqual(self.guards(), 1)
+
+    def test_one_that_stays_the_same_is_not(self) -> None:
+        self.start(FORWARD, starts(Completed(TARGET, 0, ())))
+        self.accept_start()
+        self.event(LocalActivationCompleted)
+        self.clock.until_waiting()
+        self.clock.advance(IDLE)
+        self.clock.until_waiting()
+        self.assertEqual(self.guards(), 0)
+
+    def test_what_was_disarmed_since_is_not_renewed(self) -> None:
+        self.switched()
+        self.clock.until_waiting()
+        self.pipeline.disarm()
+        self.clock.advance(IDLE)
+        self.clock.until_waiting()
+        self.assertEqual(self.guards(), 1)
+
+    def test_it_is_left_for_only_when_its_time_is_guarded(self) -> None:
+        self.unit.another = "/nix/b/bin/nixfleet-agent run"
+        self.pipeline.refusals = ["no space"]
+        self.start(HandOver(FORWARD))
+        self.clock.until_waiting()
+        self.assertEqual((self.guards(), self.left), (1, []))
+        self.clock.advance(16)
+        until(lambda: self.left, "that it leaves")
+        self.assertEqual((self.guards(), self.left), (2, [UnitChanged(self.unit.another)]))
+
+    def test_a_newer_order_comes_first(self) -> None:
+        self.pipeline.refusals = ["no space"] * 9
+        self.start(HandOver(FORWARD))
+        self.clock.until_waiting()
+        self.mailbox.put(Release(S))
+        self.mailbox.put(BACK, replace=True)
+        self.pipeline.script = [RolledBack(PRIOR, 0)]
+        self.event(LocalRollbackCompleted)
+        self.assertEqual(self.left, [])
+
+    def test_the_new_one_ends_the_guard_when_systemd_counts_it_as_ready_and_takes_no_order_before(self) -> None:
+        self.pipeline.waiting_for = R
+        self.pipeline.script = [RolledBack(PRIOR, 0)]
+        self.mailbox.put(BACK)
+        self.run_worker()
+        for turn in (1, 2):
+            self.clock.until_waiting()
+            self.assertEqual((self.unit.looks, self.pipeline.waiting_for, self.pipeline.calls), (turn, R, []))
+            self.unit.ready = turn == 2
+            self.clock.advance(READY_STEP_SECS)
+        self.event(LocalRollbackCompleted)
+
+    def test_it_tells_that_it_is_ready_once_the_guard_is_disarmed(self) -> None:
+        self.pipeline.waiting_for, self.pipeline.stubborn, self.unit.ready = R, 1, True
+        self.run_worker()
+        self.clock.until_waiting()
+        self.assertEqual(self.ready, [])
+        self.clock.advance(READY_STEP_SECS)
+        until(lambda: self.ready == [R], "that it is ready")
+
+    def test_one_that_the_guard_came_before_is_not_ready(self) -> None:
+        self.pipeline.waiting_for = R
+        self.run_worker()
+        self.clock.until_waiting()
+        self.pipeline.waiting_for, self.unit.ready = None, True
+        self.clock.advance(READY_STEP_SECS)
+        self.clock.until_waiting()
+        self.assertEqual(self.ready, [])
+
+    def test_a_shutdown_before_that_leaves_the_guard(self) -> None:
+        self.pipeline.waiting_for = R
+        self.run_worker()
+        self.clock.until_waiting()
+        self.stop()
+        self.assertEqual(self.pipeline.waiting_for, R)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,103 @@
+"""Leaving for a release's own agent, and taking over from the agent before: a guard stands where no agent does."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from nixfleet_agent.activation.model import Forward
+from nixfleet_agent.runtime.own_unit import OwnUnit, UnitChanged
+from nixfleet_agent.threads.backoff import Backoff
+
+log = logging.getLogger("nixfleet_agent.agent_change")
+
+#: Seconds between two looks whether systemd counts this process as ready.
+READY_STEP_SECS = 0.5
+
+
+class Pipeline(Protocol):
+    """What is used of the activation pipeline."""
+
+    def guard_successor(self, intent: Forward, agent: str) -> str | None: ...
+
+    def awaits_successor(self) -> str | None: ...
+
+    def successor_ready(self, rollout_id: str) -> bool: ...
+
+
+class AgentChange:
+    """For the activation worker alone, whose the pipeline is.
+
+    ``leave`` has the main thread end this process; ``ready`` is told the rollout that this process may end now.
+    ``unit`` is None where no systemd starts the agent: then no release replaces it, and nothing here does anything.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        unit: OwnUnit | None,
+        leave: Callable[[UnitChanged], object],
+        ready: Callable[[str], object],
+    ) -> None:
+        self._pipeline = pipeline
+        self._unit = unit
+        self._leave = leave
+        self._ready = ready
+        self._guarded: Forward | None = None
+
+    def switched(self, intent: Forward) -> None:
+        """A switch has ended well. Where it changed the agent, a crash of this one would start that: guard it."""
+        if self._unit is not None and self._unit.changed() is not None:
+            self._guard_while_here(intent, self._unit)
+
+    def renew(self) -> None:
+        """As long as this process lives, the time of the next one does not pass."""
+        intent = self._guarded
+        if self._unit is None or intent is None or self._pipeline.awaits_successor() != intent.rollout_id:
+            return
+        self._guard_while_here(intent, self._unit)
+
+    def hand_over(
+        self,
+        intent: Forward,
+        interrupted: Callable[[], str | None],
+        wait: Callable[[float], object],
+        backoff: Backoff,
+    ) -> None:
+        """End this process for the next one, whose time begins now; not before that is guarded, or ``interrupted``."""
+        backoff.reset()
+        while self._unit is not None and interrupted() is None:
+            why = self._guard(intent, self._unit)
+            if why is None:
+                self._guarded = None  # its time runs
+                log.info("leaving for the release's own agent", extra={"rollout_id": intent.rollout_id})
+                self._leave(UnitChanged(str(self._unit.ask() or self._unit.name)))
+                return
+            seconds = backoff.next()
+            log.error("not leaving for the release's own agent, next try in %.0f s: %s", seconds, why)
+            wait(seconds)
+
+    def take_over(self, wait: Callable[[float], object], over: Callable[[], bool]) -> None:
+        """In a new process: end the guard that waits for it, once systemd says that it is ready. Until ``over``."""
+        if self._guarded is not None:
+            return  # armed by this very process, whose worker began anew
+        while (rollout_id := self._pipeline.awaits_successor()) is not None and not over():
+            if (self._unit is None or self._unit.is_ready()) and self._pipeline.successor_ready(rollout_id):
+                log.info("ready: this agent goes on with the soak", extra={"rollout_id": rollout_id})
+                self._ready(rollout_id)
+            else:
+                wait(READY_STEP_SECS)
+
+    def _guard_while_here(self, intent: Forward, unit: OwnUnit) -> None:
+        if (why := self._guard(intent, unit)) is not None:
+            log.warning("the release's own agent is not guarded: %s", why, extra={"rollout_id": intent.rollout_id})
+
+    def _guard(self, intent: Forward, unit: OwnUnit) -> str | None:
+        self._guarded = intent
+        return self._pipeline.guard_successor(intent, unit.name)
+
+
+def no_change(pipeline: Pipeline) -> AgentChange:
+    """Where nothing replaces the agent that runs."""
+    return AgentChange(pipeline, None, lambda changed: None, lambda rollout_id: None)
