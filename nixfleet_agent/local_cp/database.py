@@ -31,6 +31,7 @@ CREATE INDEX IF NOT EXISTS events_by_time ON events (received_at);
 CREATE TABLE IF NOT EXISTS links (hostname TEXT NOT NULL, rollout_id TEXT NOT NULL, seq INTEGER NOT NULL,
     previous TEXT, chain_signature TEXT, verdict TEXT NOT NULL, following TEXT NOT NULL,
     PRIMARY KEY (hostname, rollout_id, seq)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS links_by_verdict ON links (verdict);
 CREATE TABLE IF NOT EXISTS queue (id INTEGER PRIMARY KEY, hostname TEXT NOT NULL, rollout_id TEXT NOT NULL,
     dispatch TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS queue_of_host ON queue (hostname);

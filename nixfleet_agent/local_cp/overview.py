@@ -37,7 +37,7 @@ def overview(control: ControlPlane, now: datetime) -> dict[str, Any]:
             }
             for at, hostname, rollout_id, event in store.newest_events(EVENTS)
         ],
-        "broken_links": [list(link) for link in store.broken_links()[:BROKEN]],
+        "broken_links": [list(link) for link in store.broken_links(BROKEN)],
         "quarantine": [list(pair) for pair in sorted(store.quarantined())],
         "revoked": {hostname: format_time(at) for hostname, at in sorted(store.revocations().items())},
         "bootstrap_reports": store.bootstrap_reports()[-REPORTS:],

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from nixfleet_agent.journal.chain_check import GOOD, MISSING, Standing, start
+from nixfleet_agent.journal.chain_check import BAD, GAP, STRIPPED, Standing, start
 from nixfleet_agent.local_cp import records
 from nixfleet_agent.local_cp.database import Database
 from nixfleet_agent.local_cp.planner import Placement
@@ -187,10 +187,10 @@ class Store(Database):
             self.rows("SELECT seq, verdict FROM links WHERE hostname = ? AND rollout_id = ?", hostname, rollout_id)
         )
 
-    def broken_links(self) -> list[tuple[str, str, int, str]]:
-        """(host name, rollout id, seq, verdict) of each event whose link does not hold here."""
-        sql = "SELECT hostname, rollout_id, seq, verdict FROM links WHERE verdict NOT IN (?, ?)"
-        return self.rows(sql, GOOD, MISSING)
+    def broken_links(self, limit: int) -> list[tuple[str, str, int, str]]:
+        """(host name, rollout id, seq, verdict) of events whose link does not hold here."""
+        sql = "SELECT hostname, rollout_id, seq, verdict FROM links WHERE verdict IN (?, ?, ?) LIMIT ?"
+        return self.rows(sql, GAP, STRIPPED, BAD, limit)
 
     def events(self, hostname: str, rollout_id: str) -> list[dict[str, Any]]:
         """The log of one rollout on one host, by seq."""

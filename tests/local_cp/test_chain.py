@@ -27,7 +27,7 @@ class Chain(ControlPlaneCase):
     def test_a_whole_rollout_follows_and_is_kept_as_it_came(self) -> None:
         self.play(self.agent_01, self.rollout, to_converged(self.target_01), link=True)
         self.assertEqual(self.verdicts(), ["good"] * 6)
-        self.assertEqual(self.cp.control.store.broken_links(), [])
+        self.assertEqual(self.cp.control.store.broken_links(10), [])
         rows = self.cp.control.store.rows("SELECT previous, chain_signature FROM links ORDER BY seq")
         self.assertEqual(rows[0][0], chain.beginning("web-01", self.rollout))
         events = self.cp.control.store.events("web-01", self.rollout)
@@ -52,7 +52,7 @@ class Chain(ControlPlaneCase):
         with self.assertLogs("nixfleet_agent.local_cp", "WARNING") as logged:
             self.play(self.agent_01, self.rollout, events[2:], link=True)
         self.assertEqual(self.verdicts(), ["good", "good", "gap", "good"])
-        self.assertEqual(self.cp.control.store.broken_links(), [("web-01", self.rollout, 3, "gap")])
+        self.assertEqual(self.cp.control.store.broken_links(10), [("web-01", self.rollout, 3, "gap")])
         self.assertEqual(len([line for line in logged.output if "is broken before seq 3: gap" in line]), 1)
 
     def test_events_of_an_older_agent_have_none_and_those_of_a_newer_one_cover_them(self) -> None:

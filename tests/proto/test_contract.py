@@ -97,7 +97,8 @@ class Breaches(unittest.TestCase):
         self.assertIn("at: ", faults(HEARTBEAT, beat | {"at": "2026-05-16T01:28:00Z"})[0])
 
     def test_endpoints_of_others_are_not_looked_at(self) -> None:
-        self.assertEqual(list(request_faults("GET", "/status.json", {}, b"")), [])
+        for path in ("/", "/host", "/status.json"):
+            self.assertEqual(list(request_faults("GET", path, {}, b"")), [])
 
     def test_answers(self) -> None:
         self.assertEqual(list(answer_faults(EVENTS, 204, {}, b"")), [])

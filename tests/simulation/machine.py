@@ -1,7 +1,7 @@
 """One simulated NixOS machine: store, profile, what runs, what boots next, units, and the programs that change them.
 
-The programs follow the rules of the stand-in for NixOS (``tests.support.nixos_switch``) and of the agent's own wrapper
-and guard scripts, in the same order: lock, checks, boot entry, units, flip, units, exit code.
+The programs follow the rules of the stand-in for NixOS (``nixfleet_agent.demo.nixos_switch``) and of the agent's own
+wrapper and guard scripts, in the same order: lock, checks, boot entry, units, flip, units, exit code.
 """
 
 from __future__ import annotations
