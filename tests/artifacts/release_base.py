@@ -11,8 +11,9 @@ from nixfleet_agent.artifacts.trust_store import TrustStore
 from nixfleet_agent.config.model import Config, TuningConfig
 from nixfleet_agent.telemetry.status import StatusBoard
 from tests.net.base import NetTestCase
+from tests.support.behaviours import Reply, Request
 from tests.support.clock import FakeClock
-from tests.support.https_server import HttpsServer, Reply, Request
+from tests.support.https_server import HttpsServer
 from tests.support.signing import CiSigner, Release, Signed, closure_name
 
 MINUTE = timedelta(minutes=1)

@@ -13,8 +13,8 @@ from nixfleet_agent.errors import TransportError
 from nixfleet_agent.state_machine.states import Policy
 from nixfleet_agent.trust import errors
 from tests.artifacts.release_base import FLEET_PATH, MINUTE, ROLLOUT, ReleaseTestCase, rollout_path, target
+from tests.support.behaviours import Reply, Request
 from tests.support.clock import PATIENCE
-from tests.support.https_server import Reply, Request
 from tests.support.signing import CiSigner, Signed, closure_name, manifest_value
 
 

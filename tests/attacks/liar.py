@@ -20,7 +20,8 @@ from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
 from nixfleet_agent.proto.times import format_time
-from tests.support.https_server import Behaviour, HttpsServer, Reply, Request
+from tests.support.behaviours import Behaviour, Reply, Request
+from tests.support.https_server import HttpsServer
 from tests.support.signing import Release, Signed
 from tests.support.tls import DAY, Authority, now, pem_of
 

@@ -12,7 +12,7 @@ from typing import Any
 from tests.attacks.case import AttackCase
 from tests.attacks.host import MACHINE
 from tests.attacks.liar import FLEET, ago, minutes, rollout_path
-from tests.support.https_server import Reply
+from tests.support.behaviours import Reply
 from tests.support.signing import CiSigner, Release, Signed, closure_name, manifest_value
 from tests.support.tls import now
 

@@ -6,7 +6,7 @@ import unittest
 
 from tests.attacks.case import AttackCase
 from tests.attacks.liar import DISPATCH, ENROLL, EVENTS, FLEET, HEARTBEAT, RENEW
-from tests.support.https_server import Reply, page
+from tests.support.behaviours import Reply, page
 
 FRONTS = {
     "a page with 200": page(200, "Log in to the guest network"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nixfleet_agent.errors import TransportError
 from nixfleet_agent.net.answers import replay_from, retry_after
 from tests.net.base import NetTestCase
-from tests.support.https_server import Raw
+from tests.support.behaviours import Raw
 from tests.support.tls import now
 
 LIMIT = 4096

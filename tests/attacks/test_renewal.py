@@ -15,7 +15,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from tests.attacks.case import AttackCase
 from tests.attacks.host import MACHINE, Life
 from tests.attacks.liar import DISPATCH, FLEET, HEARTBEAT, RENEW
-from tests.support.https_server import GzipBomb, Reply, Request, page
+from tests.support.behaviours import GzipBomb, Reply, Request, page
 from tests.support.tls import DAY, HOUR, Authority, new_host_key, now, pem_of
 
 Make = Callable[[Request], Any]

@@ -15,7 +15,7 @@ from nixfleet_agent.state_machine.events import LocalActivationStarted
 from tests.attacks.case import AttackCase
 from tests.attacks.host import MACHINE
 from tests.attacks.liar import DISPATCH, EVENTS, FLEET, HEARTBEAT, RENEW
-from tests.support.https_server import Raw, Reply, refusal
+from tests.support.behaviours import Raw, Reply, refusal
 from tests.support.signing import closure_name, manifest_value
 from tests.support.tls import DAY, now
 

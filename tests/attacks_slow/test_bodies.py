@@ -12,9 +12,7 @@ from nixfleet_agent.proto.times import parse_time
 from tests.attacks.case import AttackCase
 from tests.attacks.host import MACHINE
 from tests.attacks.liar import DISPATCH, FLEET, HEARTBEAT
-from tests.support.https_server import (
-    Reply,
-)
+from tests.support.behaviours import Reply
 from tests.support.signing import closure_name
 from tests.support.tls import now
 

@@ -9,7 +9,7 @@ from typing import Any
 from tests.attacks.case import AttackCase
 from tests.attacks.host import MACHINE, RUNNING
 from tests.attacks.liar import EVENTS, HEARTBEAT, rollout_path
-from tests.support.https_server import Reply
+from tests.support.behaviours import Reply
 from tests.support.signing import closure_name
 
 HUGE: tuple[Any, ...] = (-1, 2**31, 2**53 - 1, 2**53, 2**64, 10**400, 1.5, 1e300, "7", None, True, [], {})

@@ -11,18 +11,8 @@ from nixfleet_agent.artifacts import fetch
 from nixfleet_agent.runtime.workers import heartbeat, longpoll
 from tests.attacks.case import AttackCase
 from tests.attacks.liar import DISPATCH, EVENTS, FLEET, HEARTBEAT
-from tests.support.https_server import (
-    Behaviour,
-    CloseSilently,
-    Drip,
-    Endless,
-    GzipBomb,
-    HalfBody,
-    HttpsServer,
-    Raw,
-    Reply,
-    Reset,
-)
+from tests.support.behaviours import Behaviour, CloseSilently, Drip, Endless, GzipBomb, HalfBody, Raw, Reply, Reset
+from tests.support.https_server import HttpsServer
 
 MIB = 1024 * 1024
 

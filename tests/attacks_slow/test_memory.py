@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.artifacts.release_base import FLEET_PATH, ReleaseTestCase
-from tests.support.https_server import Reply
+from tests.support.behaviours import Reply
 
 MIB = 1024 * 1024
 #: Above idle, and how much more than before may stay (MiB, share).

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from tests.attacks.case import HOSTS
 from tests.attacks.host import MACHINE
 from tests.attacks.liar import DISPATCH, FLEET, HEARTBEAT, Liar, LyingServer, ago, minutes, rollout_path
-from tests.support.https_server import GzipBomb, HalfBody, Raw, Reply, Reset
+from tests.support.behaviours import GzipBomb, HalfBody, Raw, Reply, Reset
 from tests.support.nix import Nixery
 from tests.support.signing import CiSigner, Release, manifest_value
 from tests.support.tls import Authority, now, write_host_key

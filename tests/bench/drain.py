@@ -31,7 +31,8 @@ from tests.bench.figures import Figure
 from tests.runtime.harness import HOSTNAME
 from tests.runtime.parts import services
 from tests.state_machine.machine import T0, event
-from tests.support.https_server import HttpsServer, Reply
+from tests.support.behaviours import Reply
+from tests.support.https_server import HttpsServer
 from tests.support.tls import Authority, pkcs8_pem, write_host_key
 
 BAR, LONG_BAR = 0.7, 11.0

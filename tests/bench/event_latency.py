@@ -31,7 +31,8 @@ from nixfleet_agent.threads.clock import SystemClock
 from tests.bench import figures
 from tests.bench.figures import Figure, percentile
 from tests.state_machine.machine import T0, event
-from tests.support.https_server import HttpsServer, Reply, Request
+from tests.support.behaviours import Reply, Request
+from tests.support.https_server import HttpsServer
 from tests.support.signing import CiSigner
 from tests.support.tls import Authority, write_host_key
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from tests.bench import figures
 from tests.bench.figures import Figure, in_turns
 from tests.bench.processes import fresh_byte_code
-from tests.support.https_server import HttpsServer, Reply, Request
+from tests.support.behaviours import Reply, Request
+from tests.support.https_server import HttpsServer
 from tests.support.signing import CiSigner
 from tests.support.tls import Authority, write_host_key
 

@@ -18,8 +18,9 @@ from nixfleet_agent.identity.host_key import HostKey, load_host_key
 from nixfleet_agent.net.client import ControlPlane
 from nixfleet_agent.proto.times import format_time
 from tests.net.base import NetTestCase
+from tests.support.behaviours import Reply, Request
 from tests.support.clock import FakeClock
-from tests.support.https_server import HttpsServer, Reply, Request
+from tests.support.https_server import HttpsServer
 from tests.support.tls import DAY, new_host_key, now, pem_of
 
 ENROLL = ("POST", "/v1/enroll")

@@ -30,7 +30,7 @@ from nixfleet_agent.identity.token import TokenMissingError, TokenNotYetValidErr
 from nixfleet_agent.net.failures import ForeignAnswerError
 from nixfleet_agent.proto.times import format_time
 from tests.certificates.identity_base import ENROLL, NONCE, REPORT, IdentityTestCase
-from tests.support.https_server import Reply, Request, page, refusal
+from tests.support.behaviours import Reply, Request, page, refusal
 from tests.support.tls import DAY, Authority, now, pem_of
 
 

@@ -16,7 +16,7 @@ from nixfleet_agent.identity import install
 from nixfleet_agent.identity.certificate import AgentCertificate, load_certificate
 from nixfleet_agent.net.client import ControlPlane
 from tests.certificates.identity_base import PROOF, RENEW, IdentityTestCase
-from tests.support.https_server import Behaviour, Reply, Request, Reset, page, refusal
+from tests.support.behaviours import Behaviour, Reply, Request, Reset, page, refusal
 from tests.support.tls import DAY, HOUR, Authority, now, pem_of
 
 

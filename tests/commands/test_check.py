@@ -14,7 +14,7 @@ from nixfleet_agent.config.load import load
 from nixfleet_agent.identity.host_key import HostKey
 from nixfleet_agent.proto.times import format_time
 from tests.commands.host_case import MACHINE, NEW, HostCase, Ran
-from tests.support.https_server import Reply, page
+from tests.support.behaviours import Reply, page
 from tests.support.tls import DAY, Authority, new_host_key, now, write_host_key
 
 PROOF = ("GET", "/v1/fleet.resolved/sig")

@@ -23,7 +23,7 @@ from nixfleet_agent.state_machine.events import LocalProbeTopologyDeclared, Loca
 from nixfleet_agent.state_machine.states import Policy
 from tests.commands.host_case import MACHINE, NEW, OLD, HostCase
 from tests.runtime.harness import until
-from tests.support.https_server import Reply, Request
+from tests.support.behaviours import Reply, Request
 from tests.support.tls import pem_of
 
 ROLLOUT = "stable@abc123"

@@ -14,7 +14,7 @@ from nixfleet_agent.state_machine.events import LocalActivate
 from nixfleet_agent.threads.clock import SystemClock
 from tests.commands.host_case import MACHINE, Ran
 from tests.commands.test_diff import DiffCase, R
-from tests.support.https_server import Reply
+from tests.support.behaviours import Reply
 from tests.support.signing import Release
 
 

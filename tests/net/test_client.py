@@ -12,16 +12,7 @@ from nixfleet_agent import __version__
 from nixfleet_agent.errors import ConfigError, TransportError
 from nixfleet_agent.net.client import OCTETS, ControlPlane, endpoint_label
 from tests.net.base import NetTestCase
-from tests.support.https_server import (
-    CloseSilently,
-    Ended,
-    Hang,
-    KeptRaw,
-    Reply,
-    Request,
-    SayGoodbye,
-    page,
-)
+from tests.support.behaviours import CloseSilently, Ended, Hang, KeptRaw, Reply, Request, SayGoodbye, page
 
 
 class Requests(NetTestCase):

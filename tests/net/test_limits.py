@@ -16,7 +16,8 @@ from nixfleet_agent.errors import TransportError
 from nixfleet_agent.net.sockets import Route
 from nixfleet_agent.proto.strict_json import BODY_LIMIT
 from tests.net.base import NetTestCase
-from tests.support.https_server import Drip, Endless, Flood, GzipBomb, HalfBody, Hang, HttpsServer, Raw, Reply, Reset
+from tests.support.behaviours import Drip, Endless, Flood, GzipBomb, HalfBody, Hang, Raw, Reply, Reset
+from tests.support.https_server import HttpsServer
 
 MIB = 1024 * 1024
 #: Seconds after which a call that should have ended long ago was not ended by what should end it: without that it would

@@ -18,7 +18,7 @@ from nixfleet_agent.net.tls import TlsContext
 from nixfleet_agent.threads.cancel import CancelToken
 from nixfleet_agent.threads.clock import SystemClock
 from tests.net.base import NetTestCase
-from tests.support.https_server import Reply
+from tests.support.behaviours import Reply
 from tests.support.tls import Authority
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.commands.host_case import HostCase
-from tests.support.https_server import Reply, Request
+from tests.support.behaviours import Reply, Request
 
 SCRIPT = Path(__file__).resolve().parents[2] / "packaging" / "nixfleet-agent.init"
 PATIENCE = 60.0

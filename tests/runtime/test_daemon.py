@@ -18,7 +18,7 @@ from nixfleet_agent.runtime.state_dir import LOCK_NAME
 from nixfleet_agent.telemetry.status_socket import SOCKET_NAME, ask
 from tests.commands.host_case import MACHINE, HostCase
 from tests.runtime.harness import until
-from tests.support.https_server import Hang
+from tests.support.behaviours import Hang
 from tests.support.tls import DAY
 
 TOP = Path(__file__).resolve().parents[2]

@@ -9,7 +9,8 @@ import unittest
 from pathlib import Path
 
 from nixfleet_agent.runtime.lean import ENCODING_GUESSERS, SECOND_OPENSSL, without
-from tests.support.https_server import HttpsServer, Reply
+from tests.support.behaviours import Reply
+from tests.support.https_server import HttpsServer
 from tests.support.tls import Authority
 
 #: As `run` imports the agent; then an https probe, whose TLS is Python's own.

@@ -17,7 +17,7 @@ from nixfleet_agent.threads.shutdown import ShutdownToken
 from tests.certificates.identity_base import PROOF, RENEW
 from tests.runtime.parts import services
 from tests.runtime.workers.cert_renewal_case import WorkerTestCase
-from tests.support.https_server import Reply, Request, Reset
+from tests.support.behaviours import Reply, Request, Reset
 from tests.support.tls import DAY, HOUR, now
 
 

@@ -10,7 +10,7 @@ from datetime import timedelta
 from nixfleet_agent.identity.certificate import load_certificate
 from tests.certificates.identity_base import ENROLL, PROOF, RENEW
 from tests.runtime.workers.cert_renewal_case import WorkerTestCase
-from tests.support.https_server import Reply, Request, page
+from tests.support.behaviours import Reply, Request, page
 from tests.support.tls import DAY, Authority, now
 
 

@@ -23,8 +23,9 @@ from tests.net.base import NetTestCase
 from tests.runtime.harness import HOSTNAME, TARGET, until
 from tests.runtime.parts import services
 from tests.state_machine.machine import T0, event
+from tests.support.behaviours import HalfBody, Hang, Raw, Reply
 from tests.support.clock import PATIENCE, FakeClock
-from tests.support.https_server import HalfBody, Hang, HttpsServer, Raw, Reply
+from tests.support.https_server import HttpsServer
 
 R, S = "stable@aa", "edge@bb"
 SNAPSHOT: dict[str, Any] = {

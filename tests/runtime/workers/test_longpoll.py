@@ -25,8 +25,8 @@ from nixfleet_agent.threads.shutdown import ShutdownToken
 from tests.artifacts.release_base import FLEET_PATH, ROLLOUT, ReleaseTestCase, rollout_path, target
 from tests.runtime.harness import until
 from tests.runtime.parts import services
+from tests.support.behaviours import Hang, Reply, Request
 from tests.support.clock import PATIENCE
-from tests.support.https_server import Hang, Reply, Request
 from tests.support.signing import CiSigner, Release, closure_name, manifest_value
 
 PATH = "/v1/agent/dispatch"

@@ -12,7 +12,7 @@ from nixfleet_agent.runtime.workers.manifest_poll import ManifestPollWorker
 from nixfleet_agent.threads.shutdown import ShutdownToken
 from tests.artifacts.release_base import FLEET_PATH, ReleaseTestCase, rollout_path, target
 from tests.runtime.parts import services
-from tests.support.https_server import Reply
+from tests.support.behaviours import Reply
 from tests.support.signing import CiSigner, Signed
 
 BOTH = ("edge@def4567abc", "stable@def4567abc")

@@ -22,19 +22,8 @@ from tests.net.base import NetTestCase
 from tests.runtime.harness import HOSTNAME, bad_disk, until
 from tests.runtime.parts import services
 from tests.state_machine.machine import T0, event
+from tests.support.behaviours import CloseSilently, Drip, HalfBody, Hang, Raw, Reply, Request, Reset, page, refusal
 from tests.support.clock import PATIENCE, FakeClock
-from tests.support.https_server import (
-    CloseSilently,
-    Drip,
-    HalfBody,
-    Hang,
-    Raw,
-    Reply,
-    Request,
-    Reset,
-    page,
-    refusal,
-)
 
 R, S = "stable@aa", "edge@bb"
 QUEUE, REJECTED = "outbound-queue", "outbound-rejected"
