@@ -18,6 +18,8 @@ from nixfleet_agent.text import printable
 _HEAD_LIMIT = 16 * 1024
 _STATUS = re.compile(rb"HTTP/1\.[0-9] ([0-9]{3})(?: |\r|\n)")
 _END = re.compile(rb"\r?\n\r?\n")
+#: As much of an end as may have come with the piece before.
+_END_BYTES = 3
 
 
 def open_tunnel(raw: socket.socket, proxy: Proxy, host: str, port: int, budget: CallBudget) -> None:
@@ -40,14 +42,16 @@ def open_tunnel(raw: socket.socket, proxy: Proxy, host: str, port: int, budget: 
 
 
 def _read_head(raw: socket.socket, proxy: Proxy, budget: CallBudget) -> bytes:
-    """Byte by byte at the end: what follows the head belongs to TLS."""
+    """Its head and not a byte more: what follows belongs to TLS. So each piece is looked at before it is taken."""
     head = b""
-    while not _END.search(head):
+    while True:
         if len(head) >= _HEAD_LIMIT:
             raise TransportError(f"the {proxy} answers with more than {_HEAD_LIMIT // 1024} KiB of headers", "proxy")
         budget.wait(raw.fileno(), write=False)
         try:
-            piece = raw.recv(1)
+            piece = raw.recv(_HEAD_LIMIT - len(head), socket.MSG_PEEK)
+            end = _END.search(head + piece, max(0, len(head) - _END_BYTES))
+            piece = raw.recv(len(piece) if end is None else end.end() - len(head)) if piece else piece
         except BlockingIOError:
             continue
         except OSError as error:
@@ -55,8 +59,9 @@ def _read_head(raw: socket.socket, proxy: Proxy, budget: CallBudget) -> bytes:
         if not piece:
             raise TransportError(f"the {proxy} closed the connection: {_shown(head)}", "reset")
         head += piece
-        budget.received(1)
-    return head
+        budget.received(len(piece))
+        if end is not None:
+            return head
 
 
 def _send(raw: socket.socket, data: bytes, budget: CallBudget) -> None:

@@ -12,6 +12,7 @@ from nixfleet_agent.config.proxy import Proxy, ignored_variables, parse_proxy
 from nixfleet_agent.errors import ConfigError
 from nixfleet_agent.net import sockets
 from nixfleet_agent.net.budget import CallBudget
+from nixfleet_agent.net.proxy import open_tunnel
 from nixfleet_agent.net.resolver import Resolver
 from nixfleet_agent.net.sockets import Route
 from nixfleet_agent.net.tls import TlsContext
@@ -104,6 +105,28 @@ class Tunnel(NetTestCase):
         self.assertEqual("web-01", server.requests[0].client_name)
         authority = f"127.0.0.1:{server.port}".encode()
         self.assertEqual([b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n\r\n" % (authority, authority)], proxy.asked)
+
+    def test_what_follows_its_answer_belongs_to_tls_however_the_answer_comes(self) -> None:
+        for answer in (
+            b"HTTP/1.1 200 OK\n\n",
+            b"HTTP/1.1 200 OK\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nVia: " + b"x" * 9000 + b"\r\n\r\n",
+        ):
+            for size in (1, 3, 4096):
+                ours, theirs = socket.socketpair()
+                with self.subTest(answer[:20], size=size), ours, theirs:
+                    ours.setblocking(False)
+                    stream = answer + b"\x16\x03TLS"
+                    pieces = [stream[at : at + size] for at in range(0, len(stream), size)]
+                    sender = threading.Thread(
+                        target=lambda out=theirs, them=pieces: [out.sendall(each) for each in them]
+                    )
+                    sender.start()
+                    budget = CallBudget(SystemClock(), CancelToken())
+                    budget.start(30, 1 << 20)
+                    open_tunnel(ours, Proxy("proxy", 1), "cp", 443, budget)
+                    sender.join()
+                    self.assertEqual(ours.recv(100), b"\x16\x03TLS")
 
     def test_the_server_behind_it_is_checked_as_without(self) -> None:
         _, route = self.through()
