@@ -30,7 +30,7 @@ def dispatch(node: Node, index: int) -> Node:
         return node
     marks = node.marks.raised(manifest=ManifestMark(manifest.signed_at, manifest.hash))
     raised = but(node, marks=marks)
-    wanted = release.acceptance(node.current, marks.to_json(), node.moment.now)
+    wanted = release.acceptance(node.current, node.moment.now)
     accepted = decisions.accept(node.host, wanted, node.current)
     if isinstance(accepted, str) or node.disk:
         return raised if marks != node.marks else node

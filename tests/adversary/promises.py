@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nixfleet_agent.runtime.rollout.orders import Forward, Rollback
 from nixfleet_agent.runtime.rollout.rollouts import Rollout
 from nixfleet_agent.runtime.rollout.succession import in_charge, watched
@@ -25,14 +27,21 @@ def _settled(node: Node) -> str:
     after = tick(node)
     if after.stuck is not None:
         return after.wrong
-    return after.wrong or _watched_or_proven(after) or _has_its_order(after) or _boot_is_told(after) or _timed(after)
+    looked_at = watched(after.host)
+    return (
+        after.wrong
+        or _watched_or_proven(after, looked_at)
+        or _has_its_order(after)
+        or _boot_is_told(after, looked_at)
+        or _timed(after, looked_at)
+    )
 
 
-def _watched_or_proven(node: Node) -> str:
+def _watched_or_proven(node: Node, looked_at: Sequence[Rollout]) -> str:
     """I1. What an operator chose by hand is the operator's; what failed under ``halt`` stays by the signed word."""
     if node.switch is not None or node.by_hand or (node.current in node.proven and not node.half):
         return ""
-    if any(_answers(node, rollout) for rollout in watched(node.host)) or _stays(node):
+    if any(_answers(node, rollout) for rollout in looked_at) or _stays(node):
         return ""
     return f"I1: {NAMES[node.current]} runs{', half switched' if node.half else ''}, not proven and not watched"
 
@@ -80,18 +89,17 @@ def _has_its_order(node: Node) -> str:
         return ""
     record, order = first.record, node.order
     if record.rollback_owed:
-        return (
-            "" if isinstance(order, Rollback) and order.rollout_id == record.rollout_id else f"I5: no order: {record}"
-        )
+        has = isinstance(order, Rollback) and order.rollout_id == record.rollout_id
+        return "" if has else f"I5: {record.rollout_id} owes a rollback, and the worker does not have it"
     if record.state is State.ACTIVATING:
         held = isinstance(order, Forward) and order.rollout_id == record.rollout_id
         return "" if held else f"I5: nobody brings {record.rollout_id}"
     return ""
 
 
-def _boot_is_told(node: Node) -> str:
+def _boot_is_told(node: Node, looked_at: Sequence[Rollout]) -> str:
     """I3. A boot that brought another system than the one that soaks, or waits for it, ends that rollout."""
-    for rollout in watched(node.host) if node.by_boot else ():
+    for rollout in looked_at if node.by_boot else ():
         record = rollout.record
         late = record.state is State.DEFERRED and record.deferred_boot_id != node.boot_id
         ended = record.state is State.SOAKING and record.target_closure != node.current
@@ -100,13 +108,13 @@ def _boot_is_told(node: Node) -> str:
     return ""
 
 
-def _timed(node: Node) -> str:
+def _timed(node: Node, looked_at: Sequence[Rollout]) -> str:
     """I1. The failure of what runs is timed from its beginning, whoever answers for it."""
-    for rollout in watched(node.host):
+    for rollout in looked_at if node.bad_since is not None else ():
         timer = rollout.timers.probes.get("web")
-        if rollout.record.state is not State.SOAKING or timer is None or not timer.seen or node.bad_since is None:
+        if rollout.record.state is not State.SOAKING or timer is None or not timer.seen:
             continue
-        if timer.failing_since is not None and timer.failing_since > node.bad_since:
+        if timer.failing_since is not None and timer.failing_since > (node.bad_since or 0):
             return (
                 f"I1: {rollout.rollout_id} has failed since {node.bad_since}, and is timed from {timer.failing_since}"
             )

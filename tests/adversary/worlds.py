@@ -50,7 +50,7 @@ class Release:
         key: PublicKey = _ANY
         return VerifiedManifest(manifest, f"{self.rollout_id}-{self.minute}", signed_at, "ci", key)
 
-    def acceptance(self, current: str | None, marks: dict[str, object], at: datetime) -> Acceptance:
+    def acceptance(self, current: str | None, at: datetime) -> Acceptance:
         """As the check of a Dispatch hands it to the reducer."""
         signed_at = T0 + timedelta(minutes=self.minute)
         return Acceptance(
@@ -65,7 +65,6 @@ class Release:
             manifest_signed_at=signed_at,
             fleet_hash="f" * 64,
             fleet_signed_at=signed_at,
-            marks=marks,
         )
 
 

@@ -569,7 +569,7 @@ _IDENTITY = (
         "evidence: another key's",
         "probes/runners/evidence_file.py",
         "        key.verify(signature, signed)\n",
-        "",
+        "        pass\n",
         (_EVIDENCE,),
     ),
     Defence(

@@ -15,6 +15,16 @@ class TheList(unittest.TestCase):
                 source = (TOP / "nixfleet_agent" / defence.file).read_text()
                 self.assertEqual(source.count(defence.old), 1, f"{defence.old!r} in {defence.file}")
 
+    def test_without_it_the_code_still_compiles(self) -> None:
+        """A mutant that does not even start is noticed by every test, and proves nothing of any."""
+        for defence in DEFENCES:
+            with self.subTest(defence.name):
+                source = (TOP / "nixfleet_agent" / defence.file).read_text()
+                mutant = source.replace(defence.old, defence.new)
+                self.assertNotEqual(mutant, source)
+                if defence.file.endswith(".py"):
+                    compile(mutant, defence.file, "exec")
+
     def test_each_names_tests_that_exist(self) -> None:
         for name in sorted({test for defence in DEFENCES for test in defence.tests}):
             with self.subTest(name):

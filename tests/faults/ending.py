@@ -20,6 +20,7 @@ from nixfleet_agent.journal.folders import DROPPED, REJECTED, SENT
 from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.proto.ids import file_part
 from nixfleet_agent.runtime.rollout.recovery import recover
+from tests.faults.invariants import Seen, broken
 from tests.faults.processes import processes_of
 from tests.faults.rig import HOSTNAME, Rig, rollout_id
 
@@ -105,6 +106,7 @@ def flaws(rig: Rig) -> list[str]:
         *rig.control_plane.api.breaches,
         *_of_the_disk(rig),
         *_of_the_machine(rig),
+        *_of_the_promises(rig),
     ]
 
 
@@ -137,6 +139,15 @@ def _of_probes(events: list[dict[str, Any]], key: str) -> Iterator[str]:
             declared = {probe["probeName"] for probe in event["probes"]}
         elif kind.startswith("Probe") and event["probeName"] not in declared:
             yield f"{key} seq {event['seq']}: {kind} of {event['probeName']}, which was not declared"
+
+
+def _of_the_promises(rig: Rig) -> Iterator[str]:
+    journal = Journal(rig.host.state_dir, HOSTNAME)
+    journal.learn()
+    host = recover(journal, rig.host.running(), 0.0)
+    events = {key: [event for _, event in sorted(journal_events(rig, key).items())] for key in host.rollouts}
+    identity = (rig.folder / "agent-cert.pem",)
+    return broken(Seen(host, rig.host.running(), events, rig.boot > 1, identity))
 
 
 def journal_events(rig: Rig, key: str) -> dict[int, dict[str, Any]]:

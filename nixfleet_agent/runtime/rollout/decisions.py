@@ -259,14 +259,14 @@ class Turn:
 
     def hand_back(self) -> None:
         """Also at a later tick: at the end itself it may have been unreadable what runs, or an operator's own."""
-        ended, before = self.host.active_id, in_charge(self.host)
-        self.host = handed_back(self.host, self._moment.current)
-        back = self.host.active
+        before = self.host
+        self.host = handed_back(before, self._moment.current)
+        ended, back = before.active_id, self.host.active
         if ended is None or back is None or back.rollout_id == ended:
             return
         self.deeds.append(HandedBack(ended, back.rollout_id))
         # Not the order of whoever goes on: one before it may owe a rollback still, which comes first.
-        self._pass_on(before, resume=True)
+        self._pass_on(in_charge(before), resume=True)
 
     def _carry_out(self, rollout: Rollout, effects: tuple[Effect, ...], *, ended_soak: bool) -> None:
         first = in_charge(self.host)
