@@ -196,6 +196,35 @@ class Resolving(ReleaseTestCase):
             self.cache.flush()
         self.cache.terms(again.rollout_id("edge"), "web-01", target(again))
 
+    def test_what_is_remembered_is_judged_at_the_moment_it_is_asked_for_and_nobody_is_asked(self) -> None:
+        release = self.publish(self.release(freshness_minutes=30))
+        fleet = self.cache.fetch_fleet()
+        with self.assertRaisesRegex(TransportError, "not at hand"):
+            self.cache.known_terms(ROLLOUT, "web-01", target(release))
+        self.cache.fetch_pinned(ROLLOUT, fleet)
+        asked, marks = len(self.server.requests), self.store.marks
+        terms = self.cache.known_terms(ROLLOUT, "web-01", target(release))
+        self.assertEqual((terms.manifest.manifest.rollout_id, terms.window), (ROLLOUT, 30 * MINUTE))
+        for hostname, closure, refusal in (
+            ("web-01", closure_name("other"), errors.ClosureMismatchError),
+            ("web-09", target(release), errors.HostNotInManifestError),
+        ):
+            self.assertRaises(refusal, self.cache.known_terms, ROLLOUT, hostname, closure)
+        self.clock.advance(32 * 60)
+        self.assertRaises(errors.StaleError, self.cache.known_terms, ROLLOUT, "web-01", target(release))
+        self.clock.step(-32 * 60)
+        self.trust_path.write_bytes(CiSigner().trust_bytes())
+        self.assertRaises(errors.BadSignatureError, self.cache.known_terms, ROLLOUT, "web-01", target(release))
+        self.assertEqual((len(self.server.requests), self.store.marks), (asked, marks))
+
+    def test_what_is_remembered_is_refused_once_a_newer_manifest_was_accepted(self) -> None:
+        old = self.publish(self.release(hosts={"web-01": "stable"}))
+        self.cache.fetch_pinned(ROLLOUT, self.cache.fetch_fleet())
+        self.clock.advance(10)
+        newer = self.publish(self.release(hosts={"web-01": "edge"}, commit="cccc333"))
+        self.cache.terms(newer.rollout_id("edge"), "web-01", target(newer))
+        self.assertRaises(errors.VerificationError, self.cache.known_terms, ROLLOUT, "web-01", target(old))
+
     def test_the_configured_window_overrides_the_signed_one(self) -> None:
         release = self.publish()
         self.config = self.configure(manifest_freshness_window_secs=120.0)

@@ -290,7 +290,8 @@ class CacheServer:
     """Serves a folder on 127.0.0.1; ``drip`` (bytes, seconds) slows every .nar.
 
     After ``stall_after`` bytes of one it stops, after ``cut_after`` the connection is closed. ``status`` may answer a
-    path with an HTTP error. With ``endless`` every .nar is a file whose bytes never end.
+    path with an HTTP error. With ``endless`` every .nar is a file of 2^50 bytes, of
+    which 64 MiB come.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -347,8 +348,9 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         head = b"".join(struct.pack("<Q", len(word)) + word.ljust(-(-len(word) // 8) * 8, b"\0") for word in words)
         try:
             self.wfile.write(head + struct.pack("<Q", 1 << 50))
-            while not self._cache.closing.is_set():
+            for _ in range(1024):
                 self.wfile.write(bytes(65536))
+            self._cache.closing.wait(60)
         except OSError:  # the client has seen enough
             return
 
