@@ -260,7 +260,7 @@ _ENTRIES = (
         "runtime/release.py",
         "entries = manifest.entries(hostname)",
         'entries = manifest.entries(manifest.host_set[0]["hostname"])',
-        ("tests.attacks.test_prefetch.Prefetch.test_what_ci_signed_for_others",),
+        ("tests.runtime.test_release",),
     ),
     Defence(
         "before a turn: a cache sends without end",
