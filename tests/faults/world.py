@@ -78,6 +78,7 @@ class World:
             "v0": self._system("v0", _FLIP, well, needs="Failed|ActivationFailed"),
             "good": self._system("good", _FLIP, well),
             "next": self._system("next", _FLIP, well),
+            "large": self._system("large", _FLIP, well | {"data": "x" * 400_000}),
             "slow": self._system("slow", _SLOW, well),
             "settling": self._system("settling", _HANG, well),
             "sick": self._system("sick", _FLIP, {}),
