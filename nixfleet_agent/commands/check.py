@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from nixfleet_agent.activation import nix
 from nixfleet_agent.commands import checks
 from nixfleet_agent.commands.boot_check import counting
 from nixfleet_agent.commands.checks import FAIL, OK, Finding
@@ -16,10 +17,12 @@ from nixfleet_agent.commands.identity import host_of
 from nixfleet_agent.commands.invocation import GREEN, RED, YELLOW, Invocation, Parser
 from nixfleet_agent.commands.surroundings import context_of
 from nixfleet_agent.config.load import Loaded
+from nixfleet_agent.config.model import Config
 from nixfleet_agent.config.sources import ConfigProblemsError
 from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_OK, IdentityError
 from nixfleet_agent.net.client import ControlPlane
 from nixfleet_agent.net.sockets import Route
+from nixfleet_agent.prefetch import gentle
 from nixfleet_agent.threads.clock import SystemClock
 
 log = logging.getLogger("nixfleet_agent.check")
@@ -113,6 +116,7 @@ def of_the_host(loaded: Loaded, *, strict: bool = False, local: bool = False) ->
         yield from checks.reboots(config)
         yield from counting()
         yield from checks.nix(config, context_of(config, os.environ, log))
+        yield from _prefetch(config)
         yield from checks.proxy(config, os.environ)
         if local:
             return
@@ -125,6 +129,13 @@ def of_the_host(loaded: Loaded, *, strict: bool = False, local: bool = False) ->
             nobody = ControlPlane(config.control_plane_url, ca_cert=config.ca_cert, clock=clock, route=route)
             yield from checks.reachability(config, nobody, enrolled=False)
             nobody.close()
+
+
+def _prefetch(config: Config) -> Iterator[Finding]:
+    """Whether what is fetched before a turn can be limited as configured; silent where it is not."""
+    limited = config.prefetch.enabled and config.prefetch.max_rate
+    if limited and not nix.limits_speed(context_of(config, os.environ, log)):
+        yield Finding("prefetch", checks.WARN, gentle.NO_LIMIT)
 
 
 def _print_config(call: Invocation, loaded: Loaded) -> None:

@@ -198,6 +198,14 @@ class Check(HostCase):
             (line,) = self.lines(self.call("check", "--local"), "fail")
         self.assertIn("nix-store does not run (error: no store)", line)
 
+    def test_a_rate_that_this_nix_can_not_keep_is_told(self) -> None:
+        self.assertFalse([line for line in self.lines(self.call("check", "--local"), "warn") if "prefetch" in line])
+        with mock.patch.dict(self.environ, NIXFLEET_AGENT_PREFETCH_MAX_RATE="500"):
+            for limits, told in ((False, 1), (None, 1), (True, 0)):
+                with mock.patch("nixfleet_agent.activation.nix.limits_speed", return_value=limits):
+                    lines = self.lines(self.call("check", "--local"), "warn")
+                self.assertEqual(len([line for line in lines if "no setting download-speed" in line]), told)
+
     def test_a_host_that_is_not_enrolled_yet_learns_whether_anybody_is_there(self) -> None:
         self.serve()
         self.certificate.unlink()
