@@ -136,12 +136,11 @@ class PrefetchWorker(Worker):
             return replace(s, current=current)
         if job.found is not None and job.found_under != current:
             job.inspect_at = now
-        view = self._board.rollouts
         return replace(
             s,
             current=current,
             refusal=self._refusal(job),
-            in_progress=view.active is not None and view.active_open and view.active.target_closure == job.closure,
+            in_progress=self._is_under_way(job),
             had_its_turn=self._gates.knows(job.rollout_id),
             urgent=self._handover.urgent,
             quarantined=self._gates.quarantined(channel_of(job.rollout_id), job.closure),
@@ -153,6 +152,11 @@ class PrefetchWorker(Worker):
             inspect_at=job.inspect_at,
             obstructed=job.found is not None and not job.found.ready,
         )
+
+    def _is_under_way(self, job: _Job) -> bool:
+        """Whether its turn has come, and its rollout has not ended."""
+        view = self._board.rollouts
+        return view.active is not None and view.active_open and view.active.target_closure == job.closure
 
     def _refusal(self, job: _Job) -> str | None:
         """Why a Dispatch for it would be refused at this moment: only what CI signed, and what is fresh, is fetched."""
@@ -213,7 +217,7 @@ class PrefetchWorker(Worker):
     def _unwanted(self) -> str | None:
         """Why the download that runs is not wanted any more: another release, a hold, a quarantine."""
         before, decision = self._job, self._decide()
-        if self._job is before and decision.do is Do.FETCH:
+        if before is not None and self._job is before and (decision.do is Do.FETCH or self._is_under_way(before)):
             return None
         return decision.reason or "another release came, or this one is not wanted any more"
 

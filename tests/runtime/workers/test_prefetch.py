@@ -165,6 +165,18 @@ class TurnTest(PrefetchCase):
         self.until_asleep()
         self.assertIsNone(self.status)
 
+    def test_a_turn_that_waits_for_something_else_first_leaves_the_download_running(self) -> None:
+        self.enterContext(mock.patch.object(oversight, "WANTED_SECS", 0.1))
+        self.enterContext(mock.patch.object(oversight, "LOOK_SECS", 0.1))
+        target = self.fetching("waiting")
+        record = mock.Mock(target_closure=target, rollout_id=NEXT_ROLLOUT, terminal=False)
+        self.board.publish_rollouts(RolloutsView(NEXT_ROLLOUT, True, records=(record,)))
+        self.ran_here.add(NEXT_ROLLOUT)
+        with self.handover.at_work(target):
+            until(lambda: self.status is not None and self.status.fetched_bytes > 200_000, "it goes on")
+            self.assertEqual(self.forward(target), Completed(target, 0, ()))
+        self.assertEqual(len(self.nars()), 1)
+
     def test_a_download_that_stands_still_is_ended_by_its_turn_which_begins_again(self) -> None:
         target = self.big("standing")
         self.host.configure(realise_stall_secs=1.0)
