@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 
+from tests.simulation.mutants import MUTANTS, hunt
 from tests.simulation.plan import Plan, draw
 from tests.simulation.run import Outcome, run
 from tests.simulation.shrink import shrink
@@ -96,6 +97,19 @@ def explain(seed: int, outcome: Outcome) -> str:
     return "\n".join([*smallest.lines, "", f"{smallest.violation}", f"again: {again}"])
 
 
+def hunts(processes: int) -> int:
+    """The table of the mutants; 1 when one stayed hidden."""
+    print(f"{'found by seed':>13} {'core seconds':>12}  mutant: what broke")
+    hidden = 0
+    with ProcessPoolExecutor(processes, initializer=prepare) as pool:
+        for found in pool.map(hunt, range(len(MUTANTS))):
+            hidden += found.seed is None
+            seed = "-" if found.seed is None else found.seed
+            broke = found.violation or "NOT FOUND"
+            print(f"{seed:>13} {found.seconds:>12.1f}  {found.what}: {broke[:140]}", flush=True)
+    return 1 if hidden else 0
+
+
 def _plan(arguments: argparse.Namespace) -> Plan:
     plan = draw(arguments.seed)
     if arguments.keep is not None:
@@ -128,7 +142,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--first", type=int, default=None, help="the first of the new seeds (default: by the time)")
     parser.add_argument("--minutes", type=float, default=1.0, help="how long new seeds are run")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--mutants", action="store_true", help="put old bugs back one by one, and look for each")
     given = parser.parse_args(arguments)
+    if given.mutants:
+        return hunts(given.processes)
     if given.seed is not None:
         return _one(given)
     first = int(time.time()) * 1000 if given.first is None else given.first

@@ -123,7 +123,7 @@ class Disk:
         """Take back what was not durable; how many steps were lost."""
         kept = self.rng.randrange(len(self._unsynced) + 1)
         lost = self._unsynced[kept:]
-        for step in reversed(lost):
+        for step in reversed([step for step in lost if not step.path.is_dir()]):
             if step.source is not None and step.path.exists() and step.source.parent.is_dir():
                 step.path.replace(step.source)
             step.path.unlink(missing_ok=True)

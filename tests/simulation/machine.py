@@ -266,7 +266,7 @@ class Machine:
 
     def _command(self, command: list[str]) -> tuple[str, int | None]:
         if command[0].endswith("sh") and command[1].endswith("guard.sh"):
-            return self._guard(command[3], command[5], command[6:])
+            return self._guard(command[3], command[6], command[7:])
         checked = True
         if command[0] == "env":
             checked, command = False, command[2:]
@@ -274,16 +274,18 @@ class Machine:
         return self.switch(closure, command[1], checked=checked, who="agent")
 
     def _guard(self, unit: str, closure: str, command: list[str]) -> tuple[str, int | None]:
+        """What the agent's guard does when its time has come; no agent of a release is waited for here."""
         if unit != "-":
             self.stop_unit(unit)
-        words: str
-        code: int | None
+        target = command[0].split("/nix/store/")[1].split("/")[0]
         for _ in range(30):
-            target = command[0].split("/nix/store/")[1].split("/")[0]
-            words, code = self.switch(target, command[1], checked=False, who="guard")
-            if code in (0, 2, 3, 4, 100):
-                self._point(closure.rpartition("/")[2])
-                break
+            for action in (command[1], "boot", command[1]):
+                words, code = self.switch(target, action, checked=False, who="guard")
+                if action != "boot" and code in (0, 2, 3, 4, 100):
+                    self._point(closure.rpartition("/")[2])
+                    return words, code
+                if action == "boot" and code != 0:
+                    break
             self.scheduler.sleep(10)
         return words, code
 

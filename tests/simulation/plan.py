@@ -35,7 +35,7 @@ OUTCOMES: dict[str, Closure] = {
     "hangs": Closure("", healthy=False, seconds=2000.0),
 }
 #: Seconds that a fault lasts at most, and the weights of how many there are.
-LONGEST = 400.0
+LONGEST = 300.0
 INSTALLED, FINAL = "v0", "final"
 
 
@@ -83,7 +83,7 @@ class Plan:
 def draw(seed: int, *, hosts: int | None = None, faults: bool = True) -> Plan:
     """The plan of a seed; ``hosts`` overrides how many there are."""
     rng = random.Random(f"plan {seed}")
-    drawn = rng.choices((1, 2, 3, 5), (70, 15, 10, 5))[0]
+    drawn = rng.choices((1, 2, 3), (80, 15, 5))[0]
     count = drawn if hosts is None else hosts
     outcomes = _some(rng, tuple(OUTCOMES), 0.45) if faults else ()
     host_faults = _some(rng, HOST_FAULTS, 0.35) if faults else ()
@@ -92,19 +92,19 @@ def draw(seed: int, *, hosts: int | None = None, faults: bool = True) -> Plan:
     at = 5.0
     for _ in range(rng.randint(1, 6)):
         outcome = rng.choice(("good", *outcomes)) if outcomes else "good"
-        steps.append(Step(at, f"release:{outcome}", -1, 0.0, rng.choice((0, 0, 0, 1, 2))))
-        at += rng.choice((15.0, 60.0, 150.0, 300.0, 700.0)) * rng.uniform(0.3, 1.5)
+        steps.append(Step(at, f"release:{outcome}", -1, 0.0, rng.choice((0, 0, 0, 0, 1))))
+        at += rng.choice((8.0, 20.0, 60.0, 150.0, 300.0)) * rng.uniform(0.3, 1.5)
     kinds = [(kind, True) for kind in host_faults] + [(kind, False) for kind in plane_faults]
-    for _ in range(rng.choice((0, 1, 2, 4, 8, 16)) if kinds else 0):
+    for _ in range(rng.choice((0, 2, 4, 8, 16)) if kinds else 0):
         kind, on_host = rng.choice(kinds)
         host = rng.randrange(count) if on_host else -1
-        length = rng.choice((2.0, 20.0, 100.0, LONGEST)) * rng.random()
+        length = rng.choice((2.0, 20.0, 60.0, LONGEST)) * rng.random()
         steps.append(Step(rng.uniform(0.0, at), kind, host, length, rng.random()))
     return Plan(
         seed=seed,
         hosts=count,
         preempt=rng.choice((0.0, 0.05, 0.3)),
-        advance=rng.choice((1.0, 1.0, 3.0)),
+        advance=rng.choice((1.0, 3.0, 5.0)),
         disk_latency=rng.choice((0.0, 0.0, 0.02, 0.5)),
         waves=rng.randint(1, min(count, 4)),
         steps=tuple(sorted(steps, key=lambda step: (step.at, step.kind, step.host))),

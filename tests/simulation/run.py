@@ -17,6 +17,8 @@ from tests.simulation.world import Host, World
 
 #: How often it is looked whether all promises hold, in seconds.
 LOOK_SECS = 7.0
+#: An operator does not reboot a host again and again.
+REBOOT_SECS = 900.0
 #: How long after the end of all trouble the last release may take to arrive, in seconds.
 BOUND_SECS = 2 * 3600.0
 
@@ -67,11 +69,12 @@ def _play(world: World, plan: Plan) -> None:
     actors.calm()
     rollout_id = actors.release(FINAL, 0)
     bound = world.scheduler.now + BOUND_SECS
-    arrived = False
+    arrived, patience = False, dict[str, float]()
     while not arrived and world.scheduler.now < bound:
         _pass(world, checks, world.scheduler.now + LOOK_SECS)
         for host in world.hosts:
-            _reboot_where_needed(host)
+            if world.scheduler.now >= patience.get(host.name, 0.0) and _reboot_where_needed(host):
+                patience[host.name] = world.scheduler.now + REBOOT_SECS
         arrived = checks.arrived(rollout_id)
     checks.settled(rollout_id, lost=actors.wiped or actors.hostile)
 
@@ -82,18 +85,20 @@ def _pass(world: World, checks: Checks, until: float) -> None:
         checks.look()
 
 
-def _reboot_where_needed(host: Host) -> None:
-    """An operator gives a host the reboot that its release, or its rollback, waits for."""
+def _reboot_where_needed(host: Host) -> bool:
+    """An operator gives a host the reboot that its release, or its rollback, waits for; whether it was one."""
     agent = host.agent.agent
     if agent is None or host.machine.entry == host.machine.current:
-        return
+        return False
     rollouts = agent.reducer.host.rollouts.values()
     deferred = any(rollout.record.state is State.DEFERRED for rollout in rollouts)
     owed = any(rollout.record.rollback_owed for rollout in rollouts)
-    if (deferred or owed) and not host.machine._held:
+    needed = (deferred or owed) and not host.machine._held
+    if needed:
         host.agent.wanted = False
         host.agent.signal(signal.SIGTERM)
         host.machine.scheduler.sleep(30.0)
         host.disk.sync()
         host.lose_power()
         host.power_up()
+    return needed

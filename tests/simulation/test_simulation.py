@@ -6,15 +6,17 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import unittest
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 from nixfleet_agent import durable
-from nixfleet_agent.activation.forward import ForwardRun
 from tests.simulation.__main__ import prepare
 from tests.simulation.disk import Disk, Disks
-from tests.simulation.named_seeds import NAMED
+from tests.simulation.mutants import MUTANTS
+from tests.simulation.named import NAMED
 from tests.simulation.plan import INSTALLED, Plan, Step, draw
 from tests.simulation.primitives import SimClock, SimLock, SimQueue
 from tests.simulation.run import run
@@ -54,11 +56,10 @@ class Promises(unittest.TestCase):
             with self.subTest(seed=seed):
                 self.assertEqual(run(draw(seed)).violation, "")
 
-    def test_named_seeds_keep_every_promise(self) -> None:
-        for seed, keep, what in NAMED:
-            with self.subTest(seed=seed, what=what):
-                plan = draw(seed)
-                self.assertEqual(run(plan if keep is None else plan.keeping(keep)).violation, "")
+    def test_what_once_broke_one_keeps_it(self) -> None:
+        for what, plan in NAMED.items():
+            with self.subTest(what=what):
+                self.assertEqual(run(plan).violation, "")
 
     def test_without_faults_one_rollout_is_told_to_its_end(self) -> None:
         plan = Plan(1, 1, 0.1, 1.0, 0.0, 1, (Step(5.0, "release:good", -1, 0.0, 1),))
@@ -67,14 +68,17 @@ class Promises(unittest.TestCase):
         self.assertTrue(any("Soaking -> Converged" in line for line in outcome.lines))
 
     def test_a_defect_is_found_and_shrunk_to_what_it_takes(self) -> None:
-        """The named seed's own defect, put back."""
-        with mock.patch.object(ForwardRun, "_left_by_ours", lambda self: ()):
-            outcome = run(draw(NAMED[0][0]))
+        """A named plan's own defect, put back, and two steps in its plan that have nothing to do with it."""
+        mutant, named = MUTANTS[0], next(iter(NAMED.values()))
+        others = (Step(300.0, "net-slow", 0, 10.0, 0.1), Step(350.0, "terminate", 0, 1.0, 0.5))
+        plan = replace(named, steps=tuple(sorted((*named.steps, *others), key=lambda step: step.at)))
+        with mutant.patch():
+            outcome = run(plan)
             self.assertIn("liveness", outcome.violation)
-            plan, kept, smallest = shrink(outcome, tries=8)
+            smaller, kept, smallest = shrink(outcome, tries=12)
         self.assertIn("liveness", smallest.violation)
-        self.assertLess(len(kept), len(outcome.plan.steps))
-        self.assertEqual(plan.steps, outcome.plan.keeping(kept).steps)
+        self.assertLessEqual(len(kept), 3)
+        self.assertEqual(smaller.steps, plan.keeping(kept).steps)
 
 
 class Time(unittest.TestCase):
@@ -147,8 +151,6 @@ class Power(unittest.TestCase):
         self.assertTrue(lost and kept, (lost, kept))
 
     def cut(self, seed: int) -> tuple[bytes, bytes]:
-        import tempfile
-
         scheduler = Scheduler(random.Random(seed))
         root = Path(self.enterContext(tempfile.TemporaryDirectory()))
         disk = Disk(root, scheduler, SimClock(scheduler), random.Random(seed))

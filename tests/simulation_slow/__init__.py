@@ -1,0 +1,1 @@
+"""Two minutes of seeds that nobody has run before."""
