@@ -60,7 +60,7 @@ class GuardTest(PipelineCase):
     def test_a_switch_that_was_turned_away_once_is_tried_again_when_the_boot_entry_could_be_written(self) -> None:
         """A process that is being killed holds the lock a moment longer."""
         once = '"$SWITCH_LOG.once"'
-        script = f'if [ "$1" = switch ] && [ ! -e {once} ]; then : >{once}; exit 1; fi\n'
+        script = f'if [ "$action" = switch ] && [ ! -e {once} ]; then : >{once}; exit 1; fi\n'
         prior = self.nixery.system("turned-away", script + 'flip "$self"\n')
         self.guarded_by(prior)
         self.assertEqual((self.guard_record().exit_code, self.host.running(), self.host.boots()), (0, prior, prior))

@@ -868,6 +868,8 @@ _FRONTS = (
 _LOCK = "tests.activation.test_host.LocksTest.test_"
 _INHIBITORS = "tests.activation.test_inhibitors.InhibitorsTest.test_"
 _ROLLBACK = "tests.activation_slow.test_rollback.RollbackTest.test_"
+_OWN = "tests.runtime.rollout.test_reducer.ItsOwnAgent.test_"
+_CHANGE = "tests.runtime.workers.test_activation.AnotherAgent.test_"
 _GUARD = "tests.activation_slow.test_guard.GuardTest.test_"
 #: Other users of the host, and what a release brings, against a switch and the way back.
 _HOST = (
@@ -951,4 +953,60 @@ _HOST = (
         ),
     ),
 )
-DEFENCES = (*_HOST, *_FRONTS, *_VERIFIER, *_ENTRIES, *_READERS, *_IDENTITY, *_HINTS, *_LIVENESS)
+_OWN_AGENT = (
+    Defence(
+        "own agent: the one that leaves ends the soak",
+        "runtime/rollout/evaluate.py",
+        "rollout.hands_over or rollout.awaits_ready",
+        "rollout.awaits_ready",
+        (_OWN + "it_is_handed_over_to_once_and_this_agent_does_not_end_the_soak",),
+    ),
+    Defence(
+        "own agent: one that is not ready ends the soak",
+        "runtime/rollout/evaluate.py",
+        "rollout.hands_over or rollout.awaits_ready",
+        "rollout.hands_over",
+        (_OWN + "but_not_before_it_is_ready",),
+    ),
+    _gone(
+        "own agent: what the guard took back soaks for ever",
+        "runtime/rollout/evaluate.py",
+        "record.state is State.SOAKING and rollout.taken_back is not None",
+        _OWN + "what_the_guard_took_back_meanwhile_is_told_as_that_and_reverted",
+    ),
+    _gone(
+        "own agent: one whose check fails is left for",
+        "runtime/start_gate.py",
+        "trial.verdict is Verdict.BAD",
+        "tests.runtime.test_start_gate.Outcomes.test_a_bad_one_fails_with_its_words_and_is_not_told",
+    ),
+    Defence(
+        "own agent: it is left for without a guard",
+        "runtime/agent_change.py",
+        "            why = self._guard(intent, self._unit)\n",
+        "            why = None\n",
+        (_CHANGE + "it_is_left_for_only_when_its_time_is_guarded",),
+    ),
+    Defence(
+        "own agent: its guard is disarmed before it is ready",
+        "runtime/agent_change.py",
+        "(self._unit is None or self._unit.is_ready()) and",
+        "",
+        (_CHANGE + "the_new_one_ends_the_guard_when_systemd_counts_it_as_ready_and_takes_no_order_before",),
+    ),
+    Defence(
+        "guard: one switch that was turned away is the end of it",
+        "activation/scripts/guard.sh",
+        '        go_back "$@"\n        finish',
+        "        finish",
+        (_GUARD + "a_switch_that_was_turned_away_once_is_tried_again_when_the_boot_entry_could_be_written",),
+    ),
+    Defence(
+        "guard: the agent that hangs in its start is left there",
+        "activation/scripts/guard.sh",
+        '        systemctl restart --no-block "$agent"\n',
+        "",
+        (_GUARD + "an_agent_that_is_not_ready_in_time_has_the_host_taken_back_and_is_started_anew",),
+    ),
+)
+DEFENCES = (*_HOST, *_OWN_AGENT, *_FRONTS, *_VERIFIER, *_ENTRIES, *_READERS, *_IDENTITY, *_HINTS, *_LIVENESS)
