@@ -82,15 +82,15 @@ def first_heartbeat(exchanges: Sequence[Exchange], running: str) -> str | None:
 
 def events_sent(exchanges: Iterable[Exchange], rollout_id: str, since: float = 0.0) -> list[Event]:
     """The events of a rollout as they were posted, repeats included."""
-    posted = (e.sent() for e in exchanges if e.path == EVENTS and e.began >= since)
-    return [body.get("event", {}) for body in posted if body.get("rolloutId") == rollout_id]
+    posted = (e for e in exchanges if e.path == EVENTS and e.began >= since)
+    return [exchange.event() for exchange in posted if exchange.sent().get("rolloutId") == rollout_id]
 
 
 def log(exchanges: Iterable[Exchange], rollout_id: str) -> list[Event]:
     """The events of a rollout, each once, in the order in which they were first posted."""
-    found: dict[Any, Event] = {}
+    found: dict[str, Event] = {}
     for event in events_sent(exchanges, rollout_id):
-        found.setdefault(event.get("seq"), event)
+        found.setdefault(repr(event.get("seq")), event)
     return list(found.values())
 
 
@@ -111,21 +111,20 @@ def gapless(exchanges: Sequence[Exchange]) -> str | None:
 
 def same_bytes(exchanges: Iterable[Exchange]) -> str | None:
     """An event that was sent again with another content: it loses one of both for certain."""
-    first: dict[tuple[Any, Any], bytes] = {}
+    first: dict[str, bytes] = {}
     for exchange in exchanges:
         if exchange.path == EVENTS:
-            body = exchange.sent()
-            key = (body.get("rolloutId"), body.get("event", {}).get("seq"))
-            if first.setdefault(key, exchange.body) != exchange.body:
-                return f"{key[0]}: seq {key[1]} was sent with two contents"
+            which = f"{exchange.sent().get('rolloutId')}: seq {exchange.event().get('seq')}"
+            if first.setdefault(which, exchange.body) != exchange.body:
+                return f"{which} was sent with two contents"
     return None
 
 
 def one_in_flight(exchanges: Iterable[Exchange]) -> str | None:
     """Two events of a rollout under way at the same moment: the later one may come first."""
-    busy: dict[Any, Exchange] = {}
+    busy: dict[str, Exchange] = {}
     for exchange in sorted((e for e in exchanges if e.path == EVENTS), key=lambda e: e.began):
-        rollout_id = exchange.sent().get("rolloutId")
+        rollout_id = str(exchange.sent().get("rolloutId"))
         before = busy.get(rollout_id)
         if before is not None and exchange.began < before.ended:
             return f"{rollout_id}: {_named(exchange)} was sent before {_named(before)} was answered"
@@ -170,12 +169,14 @@ def fields(events: Sequence[Event], kind: str, **expected: Any) -> str | None:
 
 def probes_declared_first(events: Sequence[Event]) -> str | None:
     """A result of a probe that no topology named before, or a first result that was not announced."""
-    declared: set[Any] = set()
-    observed: set[Any] = set()
+    declared: set[str] = set()
+    observed: set[str] = set()
     for event in events:
-        kind, name = event.get("kind"), event.get("probeName")
+        kind, name = event.get("kind"), str(event.get("probeName"))
         if kind == "ProbeTopologyDeclared":
-            declared = {probe.get("probeName") for probe in event.get("probes", ())}
+            probes = event.get("probes")
+            named = probes if isinstance(probes, list) else []
+            declared = {str(probe.get("probeName")) for probe in named if isinstance(probe, Mapping)}
         elif kind == "ProbeObservedFirst":
             observed.add(name)
         elif kind in ("ProbeResult", "ProbeFailureFirst") and name not in declared & observed:
@@ -193,16 +194,17 @@ def soaked(events: Sequence[Event], until: datetime) -> str | None:
 
 def replayed(again: Sequence[Event], before: Sequence[Event]) -> str | None:
     """``again`` begins at the first event and goes up to the last one, lowest first, the same contents."""
-    wanted: dict[Any, Event] = {event.get("seq"): event for event in before}
-    seqs = [event.get("seq") for event in again if event.get("seq") in wanted]
-    if seqs[: len(wanted)] != sorted(wanted):
+    wanted = {repr(event.get("seq")): event for event in before}
+    kept = [event for event in again if repr(event.get("seq")) in wanted]
+    seqs = [event.get("seq") for event in kept]
+    if seqs[: len(wanted)] != list(range(1, len(wanted) + 1)):
         return f"of seqs 1 to {len(wanted)} came again: {seqs}"
-    changed = next((event for event in again if wanted.get(event.get("seq"), event) != event), None)
+    changed = next((event for event in kept if wanted[repr(event.get("seq"))] != event), None)
     return None if changed is None else f"seq {changed.get('seq')} came again with another content"
 
 
 def _named(exchange: Exchange) -> str:
-    event = exchange.sent().get("event", {})
+    event = exchange.event()
     return f"{event.get('kind')} (seq {event.get('seq')})"
 
 

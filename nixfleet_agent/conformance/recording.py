@@ -19,9 +19,10 @@ SLICE = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exchange:
-    """One request and its answer. ``began`` and ``ended`` are monotonic seconds, ``peer`` is the name that the client's
-    certificate has;
-    ``body`` and ``answer`` are the bytes of both.
+    """One request and its answer.
+
+    ``began`` and ``ended`` are monotonic seconds, ``peer`` is the name that the client's certificate has, ``body`` and
+    ``answer`` are the bytes of both.
     """
 
     began: float
@@ -35,13 +36,17 @@ class Exchange:
     status: int
     answer: bytes
 
-    def sent(self) -> Any:
-        """The JSON of the request; an empty object where it is none."""
-        return value_of(self.body)
+    def sent(self) -> Mapping[str, Any]:
+        """The JSON object of the request; an empty one where there is none."""
+        return object_of(self.body)
 
-    def got(self) -> Any:
-        """The JSON of the answer; an empty object where it is none."""
-        return value_of(self.answer)
+    def got(self) -> Mapping[str, Any]:
+        """The JSON object of the answer; an empty one where there is none."""
+        return object_of(self.answer)
+
+    def event(self) -> Mapping[str, Any]:
+        """The event that was posted; empty where none was."""
+        return event_in(self.path, self.body)
 
     @property
     def taken(self) -> bool:
@@ -111,16 +116,21 @@ class Recorder:
         return response
 
 
-def value_of(body: bytes) -> Any:
-    """The JSON in a body; an empty object where it is none."""
-    try:
-        return loads_strict(body)
-    except ProtoError:
-        return {}
-
-
 def event_of(request: Request) -> Mapping[str, Any]:
     """The event that a request posts; empty where it posts none."""
-    body = value_of(request.body) if request.path == EVENTS else {}
-    event = body.get("event") if isinstance(body, Mapping) else None
+    return event_in(request.path, request.body)
+
+
+def event_in(path: str, body: bytes) -> Mapping[str, Any]:
+    """The event in a body; empty where none is."""
+    event = object_of(body).get("event") if path == EVENTS else None
     return event if isinstance(event, Mapping) else {}
+
+
+def object_of(body: bytes) -> Mapping[str, Any]:
+    """The JSON object in a body; an empty one where there is none."""
+    try:
+        value = loads_strict(body)
+    except ProtoError:
+        return {}
+    return value if isinstance(value, Mapping) else {}

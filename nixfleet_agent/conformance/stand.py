@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nixfleet_agent import durable
-from nixfleet_agent.conformance.recording import Recorder, value_of
+from nixfleet_agent.conformance.recording import Recorder, object_of
 from nixfleet_agent.demo.agents import Host, Surroundings
 from nixfleet_agent.demo.cache import Cache
 from nixfleet_agent.demo.closures import HOST_VARIABLE, STORE, Maker, Release, System
@@ -225,10 +225,10 @@ class Stand:
     def _misaddress(self, request: Request, response: Response) -> Response:
         if request.path != DISPATCH or response.status != 200:
             return response
-        turn = value_of(response.body)
-        if turn["rollout_id"] not in self._misaddressed:
+        turn = object_of(response.body)
+        if turn.get("rollout_id") not in self._misaddressed:
             return response
-        return replace(response, body=json.dumps(turn | {"hostname": "web-02"}).encode())
+        return replace(response, body=json.dumps({**turn, "hostname": "web-02"}).encode())
 
     # -- waiting ------------------------------------------------------------------------------
 

@@ -179,10 +179,8 @@ def answers(stand: Stand, judge: Judge) -> None:
     got = _first(stand, lambda r: Response(status=422, body=refusal), "ProbeObservedFirst")
     rollout = stand.publish("answers-refused")
     stand.until(lambda: got, "a first observation")
-    refused = int(event_of(got[0])["seq"])
-    stand.until(
-        lambda: any(int(event.get("seq", 0)) > refused for event in log_of(stand, rollout)), "the event after it"
-    )
+    refused = event_of(got[0])
+    stand.until(lambda: log_of(stand, rollout)[-1] != refused, "the event after it")
     judge.row("refused", None)
     stand.until_state(rollout, State.CONVERGED)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from nixfleet_agent.conformance.stand import Stand, Unmet
+from nixfleet_agent.conformance.stand import Stand
 from nixfleet_agent.demo.closures import System
+from nixfleet_agent.errors import AgentError
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,8 @@ class Story:
         reason = "not reached"
         try:
             self.tell(stand, judge)
-        except Unmet as unmet:
-            reason = str(unmet)
+        except AgentError as error:  # Unmet, or what an agent sends can't be read
+            reason = str(error)
         finally:
             stand.recorder.instead = lambda request: None
         return [Verdict(self.name, row, says, judge.found.get(row, reason)) for row, says in self.rows.items()]

@@ -122,6 +122,27 @@ class Delivery(unittest.TestCase):
         self.assertIn("another content", str(judging.replayed([log[0], STARTED | {"seq": 2, "startedAt": "x"}], log)))
 
 
+class Strange(unittest.TestCase):
+    def test_whatever_an_agent_sends_is_judged_and_breaks_nothing(self) -> None:
+        bodies: tuple[Any, ...] = (
+            *([], "x", 5, {"event": "x"}, {"rolloutId": [R], "event": {}}),
+            {"rolloutId": R, "event": {"seq": [1], "kind": {}, "probes": 5, "probeName": [], "convergedAt": 7}},
+            {"rolloutId": R, "event": {"seq": "one", "kind": "ProbeTopologyDeclared", "probes": [5]}},
+        )
+        strange = [exchange(EVENTS, float(at), body=body) for at, body in enumerate(bodies)]
+        strange.append(exchange(HEARTBEAT, body=[1]))
+        self.assertIn("POST /v1/agent/events", str(judging.contract(strange)[1]))
+        self.assertIn("one", str(judging.gapless(strange)))
+        for judge in (judging.same_bytes, judging.one_in_flight, judging.signatures_or_none):
+            judge(strange)
+        log = judging.log(strange, R)
+        self.assertIsNotNone(judging.first_heartbeat(strange, RUNNING))
+        self.assertIsNotNone(judging.probes_declared_first(log))
+        self.assertIsNotNone(judging.in_order(log, "Converged"))
+        self.assertIsNotNone(judging.replayed(log, log))
+        self.assertIsNotNone(judging.soaked(log, AT))
+
+
 class Logs(unittest.TestCase):
     def test_kinds_in_their_order(self) -> None:
         log = judging.log(SOUND, R)
