@@ -13,8 +13,8 @@ from nixfleet_agent.local_cp.planner import Placement
 from nixfleet_agent.proto.times import format_time
 from nixfleet_agent.state_machine import State
 
-#: What a record of the database has beside the state; only these states are asked for.
-DETAILED = (State.DEFERRED, State.SOAKING, State.FAILED)
+#: The states of which more is told than the state itself and the events say.
+DETAILED = (State.SOAKING, State.FAILED)
 
 
 def reasons(
