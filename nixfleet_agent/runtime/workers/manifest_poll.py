@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nixfleet_agent.errors import AgentError, TransportError
 from nixfleet_agent.proto import ids
+from nixfleet_agent.runtime.first_signed import FirstSigned
 from nixfleet_agent.runtime.release import RELEASE, SignedRelease, signed_release
 from nixfleet_agent.runtime.rollout.inputs import ManifestSetUpdated
 from nixfleet_agent.runtime.services import Services
@@ -32,6 +33,7 @@ class ManifestPollWorker(Worker):
         self._cache = services.cache
         self._board = services.board
         self._prefetch = services.prefetch
+        self._first_signed = FirstSigned(services.config.state_dir)
         self._hostname = services.config.machine_id
         self._timer = Timer(interval, services.clock, services.shutdown)
         self._backoff = services.backoff()
@@ -70,7 +72,7 @@ class ManifestPollWorker(Worker):
         found: dict[str, str] = {}
         own = fleet.fleet.host(self._hostname)
         if own is None:
-            self._publish(None)
+            self._publish(None, None)
         for channel in sorted(fleet.fleet.channels_in_use & fleet.fleet.channels.keys()):
             self.alive()
             if self.shutdown.is_set:
@@ -88,14 +90,15 @@ class ManifestPollWorker(Worker):
             self._say(channel, None)
             found[channel] = rollout_id
             if own is not None and own.channel == channel:
-                known = self._board.read(RELEASE)
-                release = signed_release(manifest.manifest, manifest.signed_at, self._hostname, known)
-                self._publish(release)
+                known = self._board.read(RELEASE) or self._first_signed.read()
+                self._publish(signed_release(manifest.manifest, manifest.signed_at, self._hostname, known), known)
         self._troubles = {name: said for name, said in self._troubles.items() if name in found or said.reason}
         return found
 
-    def _publish(self, release: SignedRelease | None) -> None:
+    def _publish(self, release: SignedRelease | None, known: SignedRelease | None) -> None:
         """What CI signed for this host; whoever fetches it before its turn hears of it when it is another."""
+        if release is not None and (known is None or known.first_signed_at != release.first_signed_at):
+            self._first_signed.keep(release)
         news = release != self._board.read(RELEASE) or not self._prefetch.announced
         self._board.publish(RELEASE, release)
         if news:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import unittest
 
+from nixfleet_agent.runtime.first_signed import FILE_NAME
 from nixfleet_agent.runtime.release import RELEASE, SignedRelease
 from nixfleet_agent.runtime.rollout.input_queue import InputQueue
 from nixfleet_agent.runtime.rollout.inputs import ManifestSetUpdated
@@ -23,7 +25,14 @@ class ManifestPoll(ReleaseTestCase):
         super().setUp()
         self.shutdown = ShutdownToken(self.clock)
         self.inputs = InputQueue(self.shutdown)
-        self.worker = ManifestPollWorker(
+        self.worker = self.started()
+        self.addCleanup(self.control_plane.abort)
+        self.addCleanup(self.shutdown.set)
+
+    def started(self) -> ManifestPollWorker:
+        """The worker of a process that has just begun."""
+        self.board.publish(RELEASE, None)
+        return ManifestPollWorker(
             services(
                 shutdown=self.shutdown,
                 clock=self.clock,
@@ -33,8 +42,6 @@ class ManifestPoll(ReleaseTestCase):
                 config=self.config,
             )
         )
-        self.addCleanup(self.control_plane.abort)
-        self.addCleanup(self.shutdown.set)
 
     def updated(self) -> ManifestSetUpdated | None:
         item = self.inputs.get(0.0)
@@ -61,6 +68,29 @@ class ManifestPoll(ReleaseTestCase):
         self.publish(self.release(hosts={"web-02": "stable"}))
         self.worker.poll()
         self.assertIsNone(self.board.read(RELEASE))
+
+    def test_how_long_a_release_is_withheld_does_not_begin_anew_with_the_agent(self) -> None:
+        release, first = self.publish(), self.clock.now()
+        self.worker.poll()
+        for _ in range(2):
+            self.clock.advance(3600)
+            self.publish()  # signed again, the same closures
+            worker = self.started()
+            worker.poll()
+            self.assertEqual(self.board.read(RELEASE), SignedRelease(BOTH[1], target(release), self.clock.now(), first))
+        (self.state_dir / FILE_NAME).write_text('{"rolloutId": 1}')
+        worker = self.started()
+        with self.assertLogs("nixfleet_agent.manifest_poll", "WARNING") as logs:
+            worker.poll()
+        self.assertIn("counts from now on", logs.output[0])
+        self.assertEqual(json.loads((self.state_dir / FILE_NAME).read_text())["targetClosure"], target(release))
+
+    def test_a_disk_that_refuses_costs_nothing_else(self) -> None:
+        (self.state_dir / FILE_NAME).mkdir()
+        self.publish()
+        with self.assertLogs("nixfleet_agent.manifest_poll", "WARNING"):
+            self.assertTrue(self.worker.poll())
+        self.assertIsNotNone(self.board.read(RELEASE))
 
     def test_a_fleet_that_fails_keeps_the_set(self) -> None:
         self.publish()
