@@ -75,7 +75,7 @@ def add_action(actions: Any, name: str, summary: str) -> Parser:
 
 
 def sentence(summary: str) -> str:
-    """``what it does`` as ``What it does.``"""
+    """The text ``what it does`` as the sentence ``What it does.`` of a help page."""
     return f"{summary[:1].upper()}{summary[1:]}."
 
 

@@ -24,7 +24,8 @@ CONFIG_VARIABLE = "NIXFLEET_AGENT_CONFIG"
 @dataclass(frozen=True, slots=True)
 class Key:
     """One key; ``name`` has its table before a dot (``logging.level``), ``kind`` is path, number, boolean, choice,
-    array or text."""
+    array or text.
+    """
 
     name: str
     kind: str

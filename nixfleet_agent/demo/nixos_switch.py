@@ -1,9 +1,9 @@
-"""The stand-in for NixOS's switch-to-configuration, set up for one closure: ``switch-to-configuration.sh`` beside this.
+r"""The stand-in for NixOS's switch-to-configuration, set up for one closure; the script itself lies beside this module.
 
     Switch().script(SUCCEED)                             # flips the link, exits 0
     Switch(flavour="perl", checks={"disk": "false"})     # a pre-switch check that refuses
     Switch(bootloader="kill -9 $$")                      # dies in its bootloader step
-    units({"app.service": "1", "db.service": "2\\nFails=dependency"})
+    units({"app.service": "1", "db.service": "2\nFails=dependency"})
 
 What the script does on its own: takes the lock, asks the pre-switch checks (unless ``NIXOS_NO_CHECK=1``) and the switch
 inhibitors, writes the boot entry, stops units, activates, starts units, and ends with 0, 1, 2, 3, 4, 11 or 100.

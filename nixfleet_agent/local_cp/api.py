@@ -97,7 +97,7 @@ Endpoint = Callable[[Api, Request], Response]
 
 
 def dispatch(api: Api, request: Request) -> Response:
-    """``GET /v1/agent/dispatch?wait=60``"""
+    """``GET /v1/agent/dispatch?wait=60``."""
     peer = caller(api, request)
     try:
         wait = float(request.params.get("wait", "0"))
@@ -116,7 +116,7 @@ def dispatch(api: Api, request: Request) -> Response:
 
 
 def events(api: Api, request: Request) -> Response:
-    """``POST /v1/agent/events``"""
+    """``POST /v1/agent/events``."""
     peer = caller(api, request)
     body = read_object(request.body, "the event's envelope")
     require_own(peer, body.get("hostname"))
@@ -135,7 +135,7 @@ def events(api: Api, request: Request) -> Response:
 
 
 def beat(api: Api, request: Request) -> Response:
-    """``POST /v1/agent/heartbeat``"""
+    """``POST /v1/agent/heartbeat``."""
     peer = caller(api, request)
     report = heartbeat(read_object(request.body, "the heartbeat"))
     require_own(peer, report.hostname)
@@ -172,7 +172,7 @@ def enroll(api: Api, request: Request) -> Response:
 
 
 def renew(api: Api, request: Request) -> Response:
-    """``POST /v1/agent/renew``"""
+    """``POST /v1/agent/renew``."""
     issued = api.registrar.renew(caller(api, request), read_object(request.body, "the renewal"))
     return Response(status=HTTPStatus.OK, body=json.dumps(issued).encode())
 

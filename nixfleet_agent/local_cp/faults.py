@@ -89,7 +89,8 @@ class Faults:
     @property
     def forgotten(self) -> frozenset[str]:
         """Kinds of events of which the first of each host and rollout is answered with 204 and not kept, as by a
-        control plane whose cache is cold."""
+        control plane whose cache is cold.
+        """
         with self._lock:
             return self._forgotten
 

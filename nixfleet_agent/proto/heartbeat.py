@@ -80,7 +80,8 @@ class Snapshot:
 
 def snapshots(body: object, most: int) -> tuple[list[Snapshot], list[ProtoError], int]:
     """Of the first ``most`` snapshots of a heartbeat's answer those that can be read, what was wrong with the others,
-    and how many more there are: thirty thousand wrong ones fit into an answer."""
+    and how many more there are: thirty thousand wrong ones fit into an answer.
+    """
     listed = body.get("bootstrap_rollouts") if isinstance(body, Mapping) else None
     good: list[Snapshot] = []
     bad: list[ProtoError] = []

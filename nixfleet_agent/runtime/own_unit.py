@@ -143,7 +143,7 @@ def _configuration(command: tuple[str, ...], variables: Mapping[str, str]) -> st
 
 
 def _words(text: str) -> list[str]:
-    """systemd shows a list with its words quoted where need be."""
+    """Systemd shows a list with its words quoted where need be."""
     try:
         return shlex.split(text)
     except ValueError:

@@ -40,27 +40,33 @@ class Step(NamedTuple):
 
 
 def record(s: Step) -> Effect:
+    """The change of state, for the log."""
     return effects.RecordTransition(s.after.rollout_id, s.before.state, s.after.state, s.now)
 
 
 def emit(s: Step) -> Effect:
+    """What happened, for the control plane; what came from there is only noted."""
     return (effects.EmitEvent if s.local else effects.AppendEventLog)(s.after.rollout_id, s.event)
 
 
 def fire(s: Step) -> Effect | None:
+    """The switch forward, where this host decided it."""
     return effects.FireSwitch(s.after.rollout_id, s.after.target_closure) if s.local else None
 
 
 def reset(s: Step) -> Effect | None:
+    """No probe's result of before counts any more."""
     return effects.ResetProbeCache(s.after.rollout_id) if s.local else None
 
 
 def rollback(s: Step) -> Effect | None:
+    """The switch back, where it is owed and there is a closure to go back to."""
     prior = s.after.prior_closure
     return effects.FireRollbackTo(s.after.rollout_id, prior) if s.local and s.after.rollback_owed and prior else None
 
 
 def quarantine(s: Step) -> Effect | None:
+    """A failure that the control plane has told: the closure is not accepted again."""
     return None if s.local else effects.InsertQuarantine(s.after.rollout_id, s.after.channel, s.after.target_closure)
 
 

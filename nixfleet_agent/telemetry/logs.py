@@ -126,7 +126,7 @@ class Output(logging.Handler):
         record.lost = count
         return f"{self.format(record)}\n"
 
-    def handleError(self, record: logging.LogRecord) -> None:
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 # logging's own name
         # There is nowhere left to say it; the count is shown in status and metrics.
         self._unformatted += 1
 

@@ -50,7 +50,8 @@ class Refuse:
 @dataclass(frozen=True, slots=True)
 class Retry:
     """Not now. ``gated`` while only this host's own hold or quarantine stands in the way; ``after`` is the seconds that
-    the control plane asked to wait."""
+    the control plane asked to wait.
+    """
 
     label: str
     reason: str

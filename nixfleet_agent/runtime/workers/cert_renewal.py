@@ -84,7 +84,8 @@ class CertRenewalWorker(Worker):
         rng: random.Random | None = None,
     ) -> None:
         """``enrollment_refused`` is told of a final refusal while there is no certificate at all; it may end the
-        process, and when it returns the worker goes on and tries again later."""
+        process, and when it returns the worker goes on and tries again later.
+        """
         super().__init__(services.shutdown, services.clock)
         tuning = services.config.tuning
         self._config = services.config
