@@ -44,8 +44,15 @@ class Fleet:
         self.folder, self._hostname = folder, hostname
         self._ci, self._clock = ContinuousIntegration(), SystemClock()
         pace = Pace(certificate_lifetime=DAY, extra_soak=timedelta(seconds=5), redeliver_after=timedelta(seconds=30))
-        org_root = self._ci.org_root_public
-        self.plane = ControlPlaneProcess(folder / "cp", org_root, dict(os.environ), lambda _: None, pace, port=port)
+        self.plane = ControlPlaneProcess(
+            folder / "cp",
+            self._ci.org_root_public,
+            dict(os.environ),
+            lambda _: None,
+            pace,
+            hosts=folder / "hosts",  # on this machine there are none
+            port=port,
+        )
 
     def start(self) -> None:
         """Once it returns the control plane listens, and a host can be told whom to trust."""
