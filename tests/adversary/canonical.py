@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from nixfleet_agent.runtime.rollout.decisions import Stepped
+from nixfleet_agent.runtime.rollout.deeds import Stepped
 from nixfleet_agent.state_machine import State
 from tests.adversary.node import THRESHOLD, Node, Stuck, rollout_of
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from nixfleet_agent.local_cp import planner
 from nixfleet_agent.proto.heartbeat import Snapshot
-from nixfleet_agent.runtime.rollout import decisions
+from nixfleet_agent.runtime.rollout import acceptances
 from nixfleet_agent.runtime.rollout.decisions import Rules, Turn
 from nixfleet_agent.runtime.rollout.succession import watched
 from nixfleet_agent.state_machine import State
@@ -31,7 +31,7 @@ def dispatch(node: Node, index: int) -> Node:
     marks = node.marks.raised(manifest=ManifestMark(manifest.signed_at, manifest.hash))
     raised = but(node, marks=marks)
     wanted = release.acceptance(node.current, node.moment.now)
-    accepted = decisions.accept(node.host, wanted, node.current)
+    accepted = acceptances.accept(node.host, wanted, node.current)
     if isinstance(accepted, str) or node.disk:
         return raised if marks != node.marks else node
     node = raised

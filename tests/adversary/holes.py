@@ -10,7 +10,7 @@ from typing import Any
 from unittest import mock
 
 from nixfleet_agent.activation import verify_poll
-from nixfleet_agent.runtime.rollout import decisions, evaluate, recovery, succession
+from nixfleet_agent.runtime.rollout import acceptances, decisions, evaluate, recovery, succession
 from nixfleet_agent.trust import resolve
 from tests.adversary.worlds import World, world
 
@@ -35,7 +35,7 @@ def _supervision_ends_at_acceptance() -> Iterator[None]:
 
 
 def _what_runs_is_the_way_back() -> Any:
-    return mock.patch.object(decisions, "rollback_target", lambda host, current: (current, False))
+    return mock.patch.object(acceptances, "rollback_target", lambda host, current: (current, False))
 
 
 def _any_end_completes() -> Any:

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 from nixfleet_agent.journal.header import Acceptance
-from nixfleet_agent.runtime.rollout.decisions import Deed
+from nixfleet_agent.runtime.rollout.deeds import Deed
 from nixfleet_agent.runtime.rollout.evaluate import Moment
 from nixfleet_agent.runtime.rollout.orders import ActivationOrder
 from nixfleet_agent.runtime.rollout.rollouts import Host, Rollout

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 from nixfleet_agent.activation.model import Rollback
-from nixfleet_agent.runtime.rollout.decisions import Deed, Ordered, Rules, Stepped, Turn
+from nixfleet_agent.runtime.rollout.decisions import Rules, Turn
+from nixfleet_agent.runtime.rollout.deeds import Deed, Ordered, Stepped
 from nixfleet_agent.runtime.rollout.evaluate import BOOT_FALLBACK
 from nixfleet_agent.runtime.rollout.event_writer import is_urgent
 from nixfleet_agent.runtime.rollout.orders import ActivationOrder, ResetProbes, StandDown, StopProbes

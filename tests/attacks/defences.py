@@ -669,7 +669,7 @@ _HINTS = (
     ),
     Defence(
         "snapshots: another closure than the one that runs",
-        "runtime/rollout/decisions.py",
+        "runtime/rollout/acceptances.py",
         "or current != acceptance.target_closure",
         "or False",
         (
@@ -684,7 +684,7 @@ _HINTS = (
     ),
     Defence(
         "snapshots: any seq begins a log",
-        "runtime/rollout/decisions.py",
+        "runtime/rollout/acceptances.py",
         "or snapshot.last_event_seq > ADOPTED_SEQ_LIMIT",
         "or False",
         ("tests.attacks_slow.test_hints.Hints.test_huge_negative_and_overflowing_seqs",),

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nixfleet_agent.runtime.rollout.decisions import Ordered, Stepped
+from nixfleet_agent.runtime.rollout.deeds import Ordered, Stepped
 from nixfleet_agent.runtime.rollout.evaluate import AGENT_START, BOOT_FALLBACK, expected_of
 from nixfleet_agent.runtime.rollout.orders import ActivationOrder, ProbeOrder, Release
 from nixfleet_agent.runtime.rollout.rollouts import Host

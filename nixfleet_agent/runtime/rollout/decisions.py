@@ -9,15 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from nixfleet_agent.journal import header
 from nixfleet_agent.journal.header import Acceptance
 from nixfleet_agent.proto.heartbeat import Snapshot
 from nixfleet_agent.runtime.rollout.dedup import Journaled, retain_declared, should_record
-from nixfleet_agent.runtime.rollout.evaluate import Moment, due_event, needs_probes, probes_mislead
+from nixfleet_agent.runtime.rollout.deeds import Deed, HandedBack, Ordered, Refused, Stepped
+from nixfleet_agent.runtime.rollout.evaluate import (
+    Moment,
+    boot_entry_taken_back,
+    due_event,
+    needs_probes,
+    probes_mislead,
+    seen_running,
+)
 from nixfleet_agent.runtime.rollout.orders import (
-    ActivationOrder,
     HandOver,
-    ProbeOrder,
     ResetProbes,
     StandDown,
     StopProbes,
@@ -28,13 +33,12 @@ from nixfleet_agent.runtime.rollout.rollouts import SEQ_RAISE_LIMIT, Host, Rollo
 from nixfleet_agent.runtime.rollout.succession import (
     handed_back,
     in_charge,
+    leaves_for,
     lost_its_entry,
     may_tell,
     predecessor,
-    rollback_target,
     taken_over,
     watched,
-    why_not_now,
 )
 from nixfleet_agent.state_machine import (
     Effect,
@@ -53,12 +57,8 @@ from nixfleet_agent.state_machine.events import (
     ActivationFailed,
     ActivationStarted,
     LocalActivate,
-    LocalActivationFailed,
     ProbeResult,
 )
-
-#: A snapshot with a seq above this is not adopted: it would leave no numbers for the host's own events.
-ADOPTED_SEQ_LIMIT = 1 << 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,42 +68,6 @@ class Rules:
     threshold: float
     repeat_interval: float
     boot_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Stepped:
-    """An event that the state machine took: durable first, then its ``effects``. ``soak_left`` is in seconds."""
-
-    rollout: Rollout
-    event: Event
-    effects: tuple[Effect, ...]
-    soak_left: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Ordered:
-    """An order for the activation worker, which replaces whatever waits: it is of the rollout in charge."""
-
-    order: ActivationOrder
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """An event that the state machine refused: nothing changes."""
-
-    rollout_id: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class HandedBack:
-    """``ended`` never fired a switch: ``back`` goes on."""
-
-    ended: str
-    back: str
-
-
-Deed = Stepped | Ordered | Refused | HandedBack | ResetProbes | StopProbes
 
 
 class Turn:
@@ -128,7 +92,7 @@ class Turn:
         active = self.host.active
         earlier = None if active is None else lost_its_entry(self.host, active)
         if active is not None and earlier is not None:
-            self.step(active.rollout_id, self._boot_entry_taken_back(earlier))
+            self.step(active.rollout_id, boot_entry_taken_back(earlier, self._moment))
 
     def tell(self, rollout_id: str, event: Event, *, queued: bool = False) -> bool:
         """A worker's event; False when it is no news. ``queued``: its probe's last result still waits for delivery."""
@@ -149,7 +113,7 @@ class Turn:
         earlier = predecessor(self.host)
         if earlier is not None and earlier.probes_started:
             self.host = self.host.with_rollout(earlier.unprobed())
-            self._probes(StopProbes())
+            self.deeds.append(StopProbes())
         self.host = self.host.with_rollout(replace(rollout, begun=True))
         return True
 
@@ -166,11 +130,8 @@ class Turn:
         rollout = self.host.rollouts.get(rollout_id)
         if rollout is None or not _soaks(rollout) or rollout.hands_over:
             return False
-        rollout = replace(rollout, hands_over=True)
-        self.host = self.host.with_rollout(rollout)
-        first = in_charge(self.host)
-        if first is rollout or (first is not None and first.record.state is State.DEFERRED):
-            self._order(rollout, resume=False)
+        self.host = self.host.with_rollout(replace(rollout, hands_over=True))
+        self._leave()
         return True
 
     def accepted(self, entry: Acceptance, hostname: str) -> None:
@@ -255,6 +216,8 @@ class Turn:
         self._pass_on(before)
         if record.terminal:
             self.hand_back()
+        elif record.state is State.DEFERRED:
+            self._leave()  # the order for it gave way to the one that has ended here
         return True
 
     def hand_back(self) -> None:
@@ -276,9 +239,9 @@ class Turn:
             elif isinstance(effect, FireRollbackTo) and first is rollout:  # else its turn comes
                 self.deeds.append(Ordered(rollback_order(rollout, effect.closure)))
             elif isinstance(effect, ResetProbeCache):
-                self._probes(ResetProbes(effect.rollout_id))
+                self.deeds.append(ResetProbes(effect.rollout_id))
         if ended_soak:
-            self._probes(StopProbes())
+            self.deeds.append(StopProbes())
 
     def _pass_on(self, before: Rollout | None, *, resume: bool = False) -> None:
         """Whoever is in charge now, and was not before, gets its order; a rollback of before is not carried out."""
@@ -305,13 +268,21 @@ class Turn:
             return False
         return True
 
+    def _leave(self) -> None:
+        rollout = leaves_for(self.host)
+        if rollout is not None:
+            self.deeds.append(Ordered(HandOver(forward_order(rollout))))
+
     # -- probes and time ----------------------------------------------------------------------
 
     def _look_at(self, rollout_id: str) -> None:
-        rollout, moment = self._seen_running(self.host.rollouts[rollout_id]), self._moment
+        moment, before = self._moment, self.host.rollouts[rollout_id]
+        rollout = seen_running(before, moment)
+        if rollout is not before:
+            self.host = self.host.with_rollout(rollout)
         if needs_probes(rollout, moment.current):
             self.host = self.host.with_rollout(replace(rollout, probes_started=True))
-            self._probes(ResetProbes(rollout_id))
+            self.deeds.append(ResetProbes(rollout_id))
             return
         event = due_event(rollout, moment, self._rules.threshold)
         superseded = rollout_id != self.host.active_id
@@ -321,16 +292,7 @@ class Turn:
             self.step(rollout_id, event)
         elif probes_mislead(rollout, moment.current):
             self.host = self.host.with_rollout(rollout.unprobed())
-            self._probes(StopProbes())
-
-    def _seen_running(self, rollout: Rollout) -> Rollout:
-        """The target of a rollout that soaks runs in this boot: what replaces it from here on is no boot's doing."""
-        boot_id = self._moment.boot_id
-        if not _soaks(rollout) or self._moment.current != rollout.record.target_closure or rollout.boot_id == boot_id:
-            return rollout
-        seen = replace(rollout, boot_id=boot_id)
-        self.host = self.host.with_rollout(seen)
-        return seen
+            self.deeds.append(StopProbes())
 
     def _measure(self, rollout: Rollout, event: ProbeResult, queued: bool) -> bool:
         """Measure a probe's result; True when it is worth an event of its own."""
@@ -346,43 +308,6 @@ class Turn:
         timers = timing.observed(rollout.timers, event.probe_name, event.status, monotonic)
         self.host = self.host.with_rollout(replace(rollout, timers=timers, last_results=results))
         return worth
-
-    def _probes(self, order: ProbeOrder) -> None:
-        self.deeds.append(order)
-
-    def _boot_entry_taken_back(self, earlier: Rollout) -> Event:
-        """Its boot entry went with the release that it was to follow, and nothing of it was ever tried here."""
-        return LocalActivationFailed(
-            exit_code=-1,
-            stderr_tail=f"superseded-failed: {earlier.rollout_id} failed while this release waited for a reboot, "
-            "and the way back has replaced its boot entry",
-            failed_at=self._moment.now,
-            switch_fired=False,
-            observed_at_failure=self._moment.current,
-        )
-
-
-def accept(host: Host, acceptance: Acceptance, current: str | None) -> Acceptance | str:
-    """Seq 0 of a Dispatch that passed every check, or the reason why it must wait."""
-    if current is None:
-        return "it can't be read which closure runs"
-    reason = why_not_now(host)
-    if reason is not None:
-        return reason
-    prior, inherited = rollback_target(host, current)
-    dispatched = replace(acceptance, current_closure=current)
-    return header.accepted(dispatched, host.newest_number + 1, prior, inherited=inherited)
-
-
-def adopt(acceptance: Acceptance, snapshot: Snapshot, current: str | None, durable: int) -> Acceptance | None:
-    """Seq 0 of a rollout that a control plane says is open here, and that runs here; None when it is not to be.
-
-    ``durable`` is the highest seq on disk: events that another agent left undelivered have used their numbers.
-    """
-    over = snapshot.state in (State.CONVERGED, State.FAILED, State.REVERTED)
-    if over or snapshot.last_event_seq > ADOPTED_SEQ_LIMIT or current != acceptance.target_closure:
-        return None
-    return header.adopted(acceptance, snapshot.state, max(snapshot.last_event_seq, durable))
 
 
 def _soaks(rollout: Rollout) -> bool:

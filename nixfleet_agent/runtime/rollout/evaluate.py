@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from nixfleet_agent.activation.host import same_boot
@@ -135,6 +135,25 @@ def expected_closure(rollout: Rollout) -> str | None:
     if record.state is State.REVERTED:
         return record.reverted_to
     return None
+
+
+def seen_running(rollout: Rollout, moment: Moment) -> Rollout:
+    """The rollout; once its soaking target is seen to run in this boot, what replaces that is no boot's doing."""
+    record = rollout.record
+    seen = record.state is State.SOAKING and moment.current == record.target_closure
+    return replace(rollout, boot_id=moment.boot_id) if seen and rollout.boot_id != moment.boot_id else rollout
+
+
+def boot_entry_taken_back(earlier: Rollout, moment: Moment) -> Event:
+    """The boot entry that is waited for went with ``earlier``, which it was to follow; nothing of it was tried here."""
+    return LocalActivationFailed(
+        exit_code=-1,
+        stderr_tail=f"superseded-failed: {earlier.rollout_id} failed while this release waited for a reboot, "
+        "and the way back has replaced its boot entry",
+        failed_at=moment.now,
+        switch_fired=False,
+        observed_at_failure=moment.current,
+    )
 
 
 def needs_probes(rollout: Rollout, current: str | None) -> bool:

@@ -8,17 +8,10 @@ from datetime import datetime
 from nixfleet_agent.errors import StorageError
 from nixfleet_agent.journal.entries import Entry, entry_of
 from nixfleet_agent.journal.header import DISPATCH_KIND, Acceptance
+from nixfleet_agent.runtime.rollout.acceptances import accept, adopt
 from nixfleet_agent.runtime.rollout.applier import Applier
-from nixfleet_agent.runtime.rollout.decisions import (
-    HandedBack,
-    Ordered,
-    Refused,
-    Rules,
-    Stepped,
-    Turn,
-    accept,
-    adopt,
-)
+from nixfleet_agent.runtime.rollout.decisions import Rules, Turn
+from nixfleet_agent.runtime.rollout.deeds import HandedBack, Ordered, Refused, Stepped
 from nixfleet_agent.runtime.rollout.evaluate import Moment, expected_of
 from nixfleet_agent.runtime.rollout.event_writer import RetryingEventWriter
 from nixfleet_agent.runtime.rollout.inputs import (

@@ -141,6 +141,15 @@ def in_charge(host: Host) -> Rollout | None:
     return active if tried and active is not None and not _waits_for_boot(active) else earlier
 
 
+def leaves_for(host: Host) -> Rollout | None:
+    """The rollout whose own agent is to go on with its soak now, while nothing but a reboot is waited for besides."""
+    active = host.active
+    soaks = predecessor(host) if active is not None and _waits_for_boot(active) else active
+    if soaks is None or not soaks.hands_over or soaks.record.state is not State.SOAKING:
+        return None
+    return soaks
+
+
 def why_not_now(host: Host) -> str | None:
     """The reason why a new Dispatch must wait."""
     first = in_charge(host)

@@ -1057,6 +1057,35 @@ class ItsOwnAgent(Case):
         assert isinstance(order, Forward)
         self.assertEqual(order.rollout_id, S)
 
+    def test_it_is_handed_over_to_once_the_newer_one_waits_for_a_reboot(self) -> None:
+        self.soaking()
+        self.host.dispatch(S, THIRD)
+        self.tried()
+        self.host.order()
+        self.host.tell(S, "ActivationStarted")
+        self.host.tell(S, "ActivationDeferred")
+        order = self.host.order()
+        assert isinstance(order, HandOver), order
+        self.assertEqual(order.rollout_id, R)
+
+    def test_also_when_the_newer_one_came_while_this_agent_was_about_to_leave(self) -> None:
+        self.soaking()
+        self.tried()
+        self.assertIsInstance(self.host.order(), HandOver)
+        self.host.dispatch(S, THIRD)
+        self.assertIsInstance(self.host.order(), Forward)
+        self.host.tell(S, "ActivationStarted")
+        self.host.tell(S, "ActivationDeferred")
+        self.assertIsInstance(self.host.order(), HandOver)
+
+    def test_one_that_was_not_tried_is_not_left_for_because_a_newer_one_waits_for_a_reboot(self) -> None:
+        self.soaking()
+        self.host.dispatch(S, THIRD)
+        self.host.order()
+        self.host.tell(S, "ActivationStarted")
+        self.host.tell(S, "ActivationDeferred")
+        self.assertIsNone(self.host.order())
+
     def test_but_it_is_handed_over_to_when_the_newer_one_came_to_nothing(self) -> None:
         self.soaking()
         self.host.dispatch(S, THIRD)
