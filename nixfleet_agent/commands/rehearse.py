@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from nixfleet_agent.activation.errors import ActivationError
 from nixfleet_agent.activation.model import Forward
 from nixfleet_agent.activation.packages import ClosureDiff
 from nixfleet_agent.activation.readiness import DRY_RUN, INHIBITORS, Obstacle, Readiness, inspect
+from nixfleet_agent.activation.realise_progress import Progress
 from nixfleet_agent.artifacts.cache import ManifestCache, Terms
 from nixfleet_agent.artifacts.trust_store import TrustStore
 from nixfleet_agent.commands.coming import NothingComesError, UnknownComingError, known_rollout, running_closure
@@ -27,18 +29,22 @@ from nixfleet_agent.commands.times import local_time
 from nixfleet_agent.config.model import Config
 from nixfleet_agent.errors import EXIT_CHECK_FAILED, EXIT_OK
 from nixfleet_agent.net.client import ControlPlane
+from nixfleet_agent.prefetch.status import percent
 from nixfleet_agent.proto.ids import ROLLOUT_ID
 from nixfleet_agent.proto.times import format_time
 from nixfleet_agent.runtime.restore import marks_of
 from nixfleet_agent.runtime.rollout.rollouts import Host
 from nixfleet_agent.runtime.rollout.succession import rollback_target
 from nixfleet_agent.telemetry.status import StatusBoard
+from nixfleet_agent.text import byte_size
 from nixfleet_agent.threads.clock import Clock
 from nixfleet_agent.trust.errors import VerificationError
 
 log = logging.getLogger("nixfleet_agent.rehearse")
 
 VERIFY, FETCH = "verify", "fetch"
+#: Between two words on how far a download is.
+_TELL_SECS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,15 +168,39 @@ def _named(config: Config, wanted: str) -> str:
         raise
 
 
+class _Fetching:
+    """Tells whoever waits how far the download is."""
+
+    def __init__(self, context: Context, closure: str) -> None:
+        self._clock = context.clock
+        self._closure = closure
+        self._total: int | None = None
+        self._began = self._told_at = context.clock.monotonic()
+
+    def admit(self, size: nix.FetchSize | None) -> None:
+        self._total = None if size is None else size.download
+        log.info("fetching %s%s", self._closure, f", {byte_size(self._total)} to download" if self._total else "")
+
+    def look(self, progress: Progress) -> None:
+        if self._clock.monotonic() - self._told_at < _TELL_SECS:
+            return
+        self._told_at = self._clock.monotonic()
+        share = percent(progress.bytes, self._total)
+        log.info("%s so far%s", byte_size(progress.bytes), "" if share is None else f", {share} %")
+
+    def over(self) -> None:
+        log.info("fetched in %.1f s", self._clock.monotonic() - self._began)
+
+
 def _fetch(context: Context, closure: str, root: Path) -> None:
     if nix.is_valid(context, closure):
         log.info("in the store already: %s", closure)
         realise.realise(context, closure, root)
         return
-    log.info("fetching %s", closure)
-    began = context.clock.monotonic()
-    realise.realise(context, closure, root)
-    log.info("fetched in %.1f s", context.clock.monotonic() - began)
+    fetching = _Fetching(context, closure)
+    manner = realise.Manner(report_secs=math.inf, admit=fetching.admit, look=fetching.look)
+    realise.realise(context, closure, root, manner=manner)
+    fetching.over()
 
 
 def _print(call: Invocation, rehearsal: Rehearsal) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from enum import Enum
 
@@ -75,6 +76,14 @@ class Decision:
     reason: str | None = None
     until: float | None = None
     keep: bool = True
+
+
+def starts_at(now: float, spread_secs: float, rng: random.Random) -> float:
+    """The monotonic second from which one host of a fleet that sees a release at ``now`` may ask the caches for it.
+
+    Full jitter: with a delay that is the same for all, a fleet would only meet at the cache a little later.
+    """
+    return now + rng.uniform(0, spread_secs)
 
 
 def decide(s: Situation) -> Decision:

@@ -33,6 +33,8 @@ USUAL = (
     "scaling",
     "local_cp",
     "pipeline_overhead",
+    "turn_to_switch",
+    "prefetch_spread",
     "probes",
 )
 #: Only when asked for: they take long, or fetch packages.

@@ -15,7 +15,9 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -35,15 +37,43 @@ from tests.bench.processes import fresh_byte_code
 
 NAME = "web-01"
 PATIENCE = 90.0
+#: Seconds that a long poll waits for turns to be given again.
+HELD_POLL = 4.0
 _SEQ_KIND = re.compile(rb'"kind":\s*"(\w+)"')
 
 
-def serve(folder: Path, names: list[str], soak: float, others: int, pipe: Connection) -> None:
-    """The control plane's process: publishes when told, and notes when turns leave and events arrive."""
-    clock = SystemClock()
-    ci = ContinuousIntegration()
+@dataclass(frozen=True, slots=True)
+class Supply:
+    """A cache that somebody else serves, the key that it is signed with, and the closures of releases: see ``Rig``."""
+
+    cache_url: str
+    cache_key: str
+    closures: tuple[str, ...]
+
+
+@contextmanager
+def made_here(folder: Path) -> Iterator[Supply]:
+    """Three small closures, from a cache of this process."""
     maker = Maker(folder / "ci")
     cache = Cache(maker.cache)
+    releases = maker.releases(map(System, ("v0", "v1", "v2")), cache.url)
+    yield Supply(cache.url, maker.public_key, tuple(releases[version].closure for version in ("v0", "v1", "v2")))
+    cache.close()
+
+
+def serve(
+    folder: Path, names: list[str], soak: float, others: int, pipe: Connection, supply: Supply | None = None
+) -> None:
+    """The control plane's process: publishes when told, and notes when turns leave and events arrive."""
+    with nullcontext(supply) if supply is not None else made_here(folder) as supplied:
+        _serve(folder, names, soak, others, pipe, supplied)
+
+
+def _serve(folder: Path, names: list[str], soak: float, others: int, pipe: Connection, supply: Supply) -> None:
+    clock = SystemClock()
+    ci = ContinuousIntegration()
+    turns, inside = threading.Event(), threading.Lock()
+    turns.set()
     noted: dict[str, dict[str, float]] = {}
 
     def happened(happening: Any) -> None:
@@ -60,7 +90,13 @@ def serve(folder: Path, names: list[str], soak: float, others: int, pipe: Connec
             rollout = re.search(rb'"rolloutId":\s*"([^"]+)"', request.body)
             if match and rollout:
                 noted.setdefault(rollout[1].decode(), {}).setdefault(match[1].decode(), at)
-        response = inner(request)
+        if request.path.endswith("/dispatch"):
+            if not turns.wait(HELD_POLL):
+                return Response(status=204)
+            with inside:
+                response = inner(request)
+        else:
+            response = inner(request)
         if request.path.endswith("/dispatch") and response.status == 200:
             rollout = re.search(rb'"rolloutId":\s*"([^"]+)"|"rollout_id":\s*"([^"]+)"', response.body)
             if rollout:
@@ -69,10 +105,8 @@ def serve(folder: Path, names: list[str], soak: float, others: int, pipe: Connec
 
     plane.server.answer = answer
     plane.start()
-    releases = maker.releases(map(System, ("v0", "v1", "v2")), cache.url)
-    closures = [releases[version].closure for version in ("v0", "v1", "v2")]
-    trust = ci.trust_file(issuance_ca_pems=[plane.authority.pem], cache_keys=[maker.public_key])
-    pipe.send((plane.url, str(plane.ca_file), trust, cache.url, maker.public_key, closures))
+    trust = ci.trust_file(issuance_ca_pems=[plane.authority.pem], cache_keys=[supply.cache_key])
+    pipe.send((plane.url, str(plane.ca_file), trust, supply))
     fleet = FleetDescription(channels={"stable": ChannelDescription(waves=(WaveDescription(tuple(names)),))})
     crowd = [f"other-{number:05}" for number in range(others)]
     if crowd:
@@ -91,22 +125,41 @@ def serve(folder: Path, names: list[str], soak: float, others: int, pipe: Connec
                 pipe.send(None)
             case ("noted", rollout_id):
                 pipe.send(dict(noted.get(rollout_id, {})))
+            case ("turns", True):
+                turns.set()
+                pipe.send(None)
+            case ("turns", False):
+                turns.clear()
+                with inside:  # the poll that was open before is over
+                    pipe.send(None)
+    turns.set()
     plane.stop()
-    cache.close()
 
 
 class Rig:
-    """See the module. ``tuning`` replaces the agent's default intervals; ``others`` are hosts that only CI knows."""
+    """See the module. ``tuning`` replaces the agent's default intervals; ``others`` are hosts that only CI knows.
 
-    def __init__(self, soak: float = 5.0, tuning: Mapping[str, float] | None = None, others: int = 0) -> None:
+    With ``supply`` its closures are released, of which the first runs from the start; else three small ones are made.
+    """
+
+    def __init__(
+        self,
+        soak: float = 5.0,
+        tuning: Mapping[str, float] | None = None,
+        others: int = 0,
+        supply: Supply | None = None,
+    ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="bench-"))
         self._tuning = dict(tuning or {})
         self._pipe, theirs = multiprocessing.Pipe()
         spawn = multiprocessing.get_context("spawn")
-        self._child = spawn.Process(target=serve, args=(self.folder, [NAME], soak, others, theirs))
+        self._child = spawn.Process(target=serve, args=(self.folder, [NAME], soak, others, theirs, supply), daemon=True)
         self._child.start()
-        self.url, ca_file, trust, cache_url, cache_key, self.closures = self._pipe.recv()
-        around = Surroundings(self.url, Path(ca_file), trust, cache_url, cache_key, str(self.folder), 1.0)
+        self.url, ca_file, trust, supplied = self._pipe.recv()
+        self.closures = supplied.closures
+        around = Surroundings(
+            self.url, Path(ca_file), trust, supplied.cache_url, supplied.cache_key, str(self.folder), 1.0
+        )
         self.host = Host(NAME, self.folder / "hosts" / NAME, around)
         key = self.host.install(self.closures[0])
         self.host.give_token(self._ask("token", NAME, key.fingerprint))
@@ -128,6 +181,10 @@ class Rig:
         commit = hashlib.sha256(f"{number}".encode()).hexdigest()[:12]
         self._ask("publish", commit, self.closures[closure])
         return f"stable@{commit}"
+
+    def give_turns(self, on: bool) -> None:
+        """Whether the control plane hands out turns. To hold them back takes until the open long poll is over."""
+        self._ask("turns", on)
 
     def times(self, rollout_id: str) -> dict[str, float]:
         """``turn``, ``state <State>`` and the kinds of events: when the first of each left or came in."""

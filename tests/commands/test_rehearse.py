@@ -6,7 +6,9 @@ import hashlib
 import os
 import unittest
 from datetime import timedelta
+from unittest import mock
 
+from nixfleet_agent.commands import rehearse
 from nixfleet_agent.demo.nixos_switch import inhibitors
 from nixfleet_agent.operator.hold import HoldStore
 from nixfleet_agent.operator.quarantine import Entry, QuarantineStore
@@ -85,12 +87,22 @@ class GoodTest(RehearseCase):
         ran = self.rehearse()
         self.assertEqual(ran.code, 0, ran)
         self.assertTrue(self.nix.has(self.target))
-        self.assertIn(f"fetching {self.target}", ran.err)
+        self.assertRegex(ran.err, rf"(?s)^fetching {self.target}, .* to download\n.*fetched in \d+\.\d s\n$")
         self.assertIn(f"verified   {R}, signed", ran.out)
         self.assertIn(f"policy     rollback-and-halt, way back {self.old}", ran.out)
         self.assertIn("removed", ran.out)
         self.assertEqual(ran.out.splitlines()[-1], "with its turn now it would begin")
         self.assertEqual(self.nix.switches(), [f"dry-activate {self.target}"])
+
+    def test_whoever_waits_is_told_how_far_a_download_is(self) -> None:
+        large = self.nixery.path("large", {"data": "x" * 400_000})
+        self.publish(self.nixery.system("slow", references=(large,)))
+        self.nixery.server.drip = (50_000, 0.1)
+        self.addCleanup(setattr, self.nixery.server, "drip", None)
+        self.enterContext(mock.patch.object(rehearse, "_TELL_SECS", 0.2))
+        ran = self.rehearse()
+        self.assertEqual(ran.code, 0, ran)
+        self.assertRegex(ran.err, r"(?m)^\d+\.\d KiB so far, \d+ %$")
 
     def test_for_scripts(self) -> None:
         ran = self.rehearse("--json")

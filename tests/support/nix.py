@@ -255,6 +255,23 @@ class Nixery:
         self.publish(closure)
         return closure
 
+    def bulk(self, name: str, count: int, size: int) -> list[str]:
+        """``count`` paths of ``size`` random bytes each; they come into the cache with what refers to them."""
+        closures, lines = [], []
+        for number in range(count):
+            data = os.urandom(size)
+            digest = hashlib.sha256(data).digest()
+            closure = "".join(_BASE32[byte % 32] for byte in digest) + f"-{name}-{number}"
+            place = self._maker / "nix/store" / closure
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(data)
+            place.chmod(0o444)
+            archive = subprocess.run(("nix-store", "--dump", str(place)), check=True, capture_output=True).stdout
+            lines += [f"/nix/store/{closure}", hashlib.sha256(archive).hexdigest(), str(len(archive)), "", "0"]
+            closures.append(closure)
+        self._run("nix-store", "--load-db", stdin="\n".join([*lines, ""]))
+        return closures
+
     def publish(self, closure: str) -> None:
         """Sign the closure and copy it, with what it references, to the cache."""
         target = f"file://{self.cache}?secret-key={self._secret}&compression=none"

@@ -22,7 +22,7 @@ from nixfleet_agent.activation.readiness import Readiness
 from nixfleet_agent.activation.script_words import lock_refused
 from nixfleet_agent.errors import AgentError, StorageError
 from nixfleet_agent.prefetch import gentle
-from nixfleet_agent.prefetch.decision import RECHECK_SECS, Decision, Do, Situation, State, decide
+from nixfleet_agent.prefetch.decision import RECHECK_SECS, Decision, Do, Situation, State, decide, starts_at
 from nixfleet_agent.prefetch.oversight import Oversight
 from nixfleet_agent.prefetch.status import NextStatus, expected_end, percent
 from nixfleet_agent.proto.ids import channel_of
@@ -118,8 +118,7 @@ class PrefetchWorker(Worker):
         if release is None or not self._settings.enabled:
             self._job = None
         elif self._job is None or (self._job.rollout_id, self._job.closure) != _name(release):
-            # Full jitter: with a delay that is the same for all, a fleet would only meet at the cache a little later.
-            self._job = _Job(*_name(release), now + self._rng.uniform(0, self._settings.spread_secs))
+            self._job = _Job(*_name(release), starts_at(now, self._settings.spread_secs, self._rng))
             self._backoff.reset()
         return decide(self._situation(self._job, now))
 
