@@ -45,16 +45,16 @@ class SetsidBackend:
 
     def alive(self, record: Record) -> bool:
         identity = record.started
-        return identity is not None and _of_this_boot(record) and self._lives(identity)
+        return identity is not None and self._of_this_boot(record) and self._lives(identity)
 
     def stop(self, record: Record) -> None:
         identity = record.started
-        if identity is not None and _of_this_boot(record):
+        if identity is not None and self._of_this_boot(record):
             self._end(identity)
 
     def cancel(self, record: Record) -> None:
         identity = record.waiting
-        if identity is not None and _of_this_boot(record):
+        if identity is not None and self._of_this_boot(record):
             self._end(identity)
 
     def end_strays(self) -> None:
@@ -67,6 +67,10 @@ class SetsidBackend:
             if self._context.clock.monotonic() >= deadline:
                 raise CommandError(f"the delayed start of {record.path.name} did not begin within {LAUNCH_SECS:g} s")
             self._context.pause(_STEP_SECS, fired=True)
+
+    def _of_this_boot(self, record: Record) -> bool:
+        """By the agent's own word: in a container the wrapper may see another boot id than the agent does."""
+        return host.same_boot(record.intent.boot, self._context.machine.boot_id())
 
     def _lives(self, identity: Identity) -> bool:
         """The wrapper itself, or, when only it was killed, what it ran."""
@@ -87,11 +91,6 @@ class SetsidBackend:
                 self._context.pause(_STEP_SECS, fired=True)
         if self._lives(identity):
             raise CommandError(f"process group {identity.group} does not end, not even by SIGKILL")
-
-
-def _of_this_boot(record: Record) -> bool:
-    """By the agent's own word: in a container the wrapper may see another boot id than the agent does."""
-    return host.same_boot(record.intent.boot, host.read_boot_id())
 
 
 def _never() -> None:
