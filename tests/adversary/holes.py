@@ -102,7 +102,20 @@ def _only_records_tell_what_has_begun() -> Any:
     return mock.patch.object(recovery, "_brought_unheard", lambda host, current: None)
 
 
+def _nothing_fired_nothing_to_undo() -> Any:
+    """A release that a boot has brought unheard and that fails before its soak stays where it is."""
+    return mock.patch.object(decisions, "_as_it_runs", lambda rollout, event: event)
+
+
 HOLES: dict[str, Hole] = {
+    "a release that a boot brought unheard fails, and is left running": Hole(
+        world("AABC", party="disk"),
+        (
+            *("dispatch stable@c0", "begins", "the disk is full", "takes a reboot after all", "reboot into A"),
+            *("fails early", "goes back"),
+        ),
+        _nothing_fired_nothing_to_undo,
+    ),
     "a boot brings a release whose deferral the disk never took": Hole(
         world("AABC", party="disk"),
         (

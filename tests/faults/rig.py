@@ -292,6 +292,9 @@ class Rig:
             except subprocess.TimeoutExpired:
                 starved.look()
         took = starved.elapsed()
+        if code == -signal.SIGKILL and code in self.tolerated:
+            self.look_after()  # killed as planned, in what it does last
+            return self.stop()
         self.process = None
         if code != 0:
             raise Problem(f"SIGTERM ended the agent with {code} after {took:.1f} s: {self.last_words()}")

@@ -103,7 +103,7 @@ class Turn:
             return False
         if isinstance(event, ProbeResult) and rollout.record.state is State.SOAKING:
             return self._measure(rollout, event, queued) and self.step(rollout_id, event)
-        return self.step(rollout_id, event)
+        return self.step(rollout_id, _as_it_runs(rollout, event))
 
     def begin_switch(self, rollout_id: str) -> bool:
         """Whether a switch may start now. From here on the rollout answers for what runs, and nobody before it."""
@@ -308,6 +308,14 @@ class Turn:
         timers = timing.observed(rollout.timers, event.probe_name, event.status, monotonic)
         self.host = self.host.with_rollout(replace(rollout, timers=timers, last_results=results))
         return worth
+
+
+def _as_it_runs(rollout: Rollout, event: Event) -> Event:
+    """A failure of what a boot has brought unheard is one of what runs: no switch of ours fired, and it is to go."""
+    if not (isinstance(event, ActivationFailed) and rollout.begun and event.switch_fired is False):
+        return event
+    brought = event.observed_at_failure == rollout.record.target_closure != rollout.accepted.ran
+    return replace(event, switch_fired=True) if brought else event
 
 
 def _soaks(rollout: Rollout) -> bool:
