@@ -104,7 +104,7 @@ def _only_records_tell_what_has_begun() -> Any:
 
 def _nothing_fired_nothing_to_undo() -> Any:
     """A release that a boot has brought unheard and that fails before its soak stays where it is."""
-    return mock.patch.object(decisions, "_as_it_runs", lambda rollout, event: event)
+    return mock.patch.object(decisions, "as_it_runs", lambda rollout, event: event)
 
 
 HOLES: dict[str, Hole] = {

@@ -31,7 +31,9 @@ from nixfleet_agent.runtime.rollout.orders import (
 )
 from nixfleet_agent.runtime.rollout.rollouts import SEQ_RAISE_LIMIT, Host, Rollout
 from nixfleet_agent.runtime.rollout.succession import (
+    as_it_runs,
     handed_back,
+    has_begun,
     in_charge,
     leaves_for,
     lost_its_entry,
@@ -52,8 +54,6 @@ from nixfleet_agent.state_machine import (
     timing,
 )
 from nixfleet_agent.state_machine.events import (
-    ActivationCompleted,
-    ActivationDeferred,
     ActivationFailed,
     ActivationStarted,
     LocalActivate,
@@ -103,7 +103,7 @@ class Turn:
             return False
         if isinstance(event, ProbeResult) and rollout.record.state is State.SOAKING:
             return self._measure(rollout, event, queued) and self.step(rollout_id, event)
-        return self.step(rollout_id, _as_it_runs(rollout, event))
+        return self.step(rollout_id, as_it_runs(rollout, event))
 
     def begin_switch(self, rollout_id: str) -> bool:
         """Whether a switch may start now. From here on the rollout answers for what runs, and nobody before it."""
@@ -207,7 +207,7 @@ class Turn:
             timers=timing.taken_over(timers, earlier.timers, self._moment.monotonic) if earlier else timers,
             last_results=retain_declared(record, rollout.last_results),
             probes_started=fresh or rollout.probes_started,
-            begun=_has_begun(rollout, event),
+            begun=has_begun(rollout, event),
             boot_id=self._moment.boot_id if record.state is State.SOAKING else rollout.boot_id,
         )
         self.host = self.host.with_rollout(after)
@@ -310,22 +310,5 @@ class Turn:
         return worth
 
 
-def _as_it_runs(rollout: Rollout, event: Event) -> Event:
-    """A failure of what a boot has brought unheard is one of what runs: no switch of ours fired, and it is to go."""
-    if not (isinstance(event, ActivationFailed) and rollout.begun and event.switch_fired is False):
-        return event
-    brought = event.observed_at_failure == rollout.record.target_closure != rollout.accepted.ran
-    return replace(event, switch_fired=True) if brought else event
-
-
 def _soaks(rollout: Rollout) -> bool:
     return rollout.record.state is State.SOAKING
-
-
-def _has_begun(rollout: Rollout, event: Event) -> bool:
-    """A switch that a script deferred, or that was never fired after all, has changed nothing that runs."""
-    if isinstance(event, ActivationDeferred):
-        return False
-    if isinstance(event, ActivationFailed) and event.switch_fired is not None:
-        return event.switch_fired
-    return rollout.begun or isinstance(event, ActivationCompleted)

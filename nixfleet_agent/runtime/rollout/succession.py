@@ -8,9 +8,11 @@ successor begins, and an unproven closure is never anybody's way back.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from nixfleet_agent.runtime.rollout.rollouts import Host, Rollout, age
-from nixfleet_agent.state_machine import State
+from nixfleet_agent.state_machine import Event, State
+from nixfleet_agent.state_machine.events import ActivationCompleted, ActivationDeferred, ActivationFailed
 
 
 def rollback_target(host: Host, current: str | None) -> tuple[str | None, bool]:
@@ -199,3 +201,20 @@ def lost_its_entry(host: Host, rollout: Rollout) -> Rollout | None:
     earlier = next((each for each in _not_overtaken(host, rollout) if each.begun), None)
     back, since = earlier.record.reverted_at if earlier else None, rollout.record.deferred_at
     return earlier if back is not None and since is not None and back >= since else None
+
+
+def as_it_runs(rollout: Rollout, event: Event) -> Event:
+    """A failure of what a boot has brought unheard is one of what runs: no switch of ours fired, and it is to go."""
+    if not (isinstance(event, ActivationFailed) and rollout.begun and event.switch_fired is False):
+        return event
+    brought = event.observed_at_failure == rollout.record.target_closure != rollout.accepted.ran
+    return replace(event, switch_fired=True) if brought else event
+
+
+def has_begun(rollout: Rollout, event: Event) -> bool:
+    """A switch that a script deferred, or that was never fired after all, has changed nothing that runs."""
+    if isinstance(event, ActivationDeferred):
+        return False
+    if isinstance(event, ActivationFailed) and event.switch_fired is not None:
+        return event.switch_fired
+    return rollout.begun or isinstance(event, ActivationCompleted)
