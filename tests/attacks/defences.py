@@ -946,7 +946,7 @@ _HOST = (
     Defence(
         "containers: the wrapper's boot id decides",
         "activation/backends/setsid.py",
-        "return host.same_boot(record.intent.boot, host.read_boot_id())",
+        "return host.same_boot(record.intent.boot, self._context.machine.boot_id())",
         'return f"boot={host.read_boot_id()}" in (record.path / "started").read_text()',
         (
             "tests.activation.test_forward.ForwardTest.test_a_wrapper_that_sees_another_boot_id_than_the_agent_is_followed_to_its_end",

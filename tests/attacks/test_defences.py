@@ -21,7 +21,7 @@ class TheList(unittest.TestCase):
             with self.subTest(defence.name):
                 source = (TOP / "nixfleet_agent" / defence.file).read_text()
                 mutant = source.replace(defence.old, defence.new)
-                self.assertNotEqual(mutant, source)
+                self.assertTrue(mutant != source, "it changes nothing")
                 if defence.file.endswith(".py"):
                     compile(mutant, defence.file, "exec")
 
