@@ -13,6 +13,8 @@ from nixfleet_agent.activation.context import Context
 from nixfleet_agent.activation.packages import ClosureDiff, PackageChange, split_name
 from nixfleet_agent.activation.records import BOOT, FORWARD, Record, Records
 from nixfleet_agent.activation.unit_words import UnitChanges, unit_changes
+from nixfleet_agent.errors import ProtoError
+from nixfleet_agent.proto.strict_json import loads_strict
 from nixfleet_agent.text import byte_delta, clip
 
 FILE = "changes.json"
@@ -86,10 +88,10 @@ def read(record: Record) -> Changes | None:
     """What was kept of a switch; None where nothing was, or it can't be read."""
     try:
         with (record.path / FILE).open("rb") as stream:
-            fields = json.loads(stream.read(_FILE_BYTES))
+            fields = loads_strict(stream.read(_FILE_BYTES), limit=_FILE_BYTES)
         lists = {name: tuple(map(str, fields[name])) for name in Changes.__slots__ if isinstance(fields[name], list)}
         return Changes(packages_total=int(fields["packages_total"]), size_delta=int(fields["size_delta"]), **lists)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ProtoError, ValueError, KeyError, TypeError):
         return None
 
 

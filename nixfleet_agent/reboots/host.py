@@ -5,13 +5,14 @@ Each question is bounded. A host without systemd's login manager has no blockers
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nixfleet_agent.activation import processes
 from nixfleet_agent.activation.errors import CommandError
 from nixfleet_agent.activation.machine import Run
+from nixfleet_agent.errors import ProtoError
+from nixfleet_agent.proto.strict_json import loads_strict
 from nixfleet_agent.text import clip, printable
 from nixfleet_agent.threads.clock import Clock
 
@@ -80,10 +81,10 @@ class RebootHost:
 def parse_inhibitors(said: str) -> tuple[str, ...]:
     """Those that block a shutdown, of busctl's answer; an answer of another form blocks nothing."""
     try:
-        (rows,) = json.loads(said)["data"]
+        (rows,) = loads_strict(said.encode())["data"]
         blocking = [row for row in rows if "shutdown" in row[0].split(":") and row[3] in _BLOCKING]
         return tuple(clip(printable(f"{row[1]} ({row[2]})"), _WORDS_LIMIT) for row in blocking)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+    except (ProtoError, ValueError, KeyError, IndexError, TypeError, AttributeError):
         return ()
 
 

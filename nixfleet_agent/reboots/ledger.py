@@ -15,6 +15,7 @@ from pathlib import Path
 from nixfleet_agent import durable
 from nixfleet_agent.activation.host import same_boot
 from nixfleet_agent.errors import ProtoError, StorageError
+from nixfleet_agent.proto.strict_json import loads_strict
 from nixfleet_agent.proto.times import format_time, parse_time
 from nixfleet_agent.reading import read_regular
 
@@ -57,11 +58,11 @@ class RebootLedger:
             StorageError: it can't be read; who can't count must not reboot.
         """
         try:
-            found = json.loads(read_regular(self.path, _LIMIT))
+            found = loads_strict(read_regular(self.path, _LIMIT))
             return tuple(_parse(each) for each in found)
         except FileNotFoundError:
             return ()
-        except (OSError, ValueError, TypeError, ProtoError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, ProtoError) as error:
             raise StorageError(f"{self.path} can't be read ({error}): reboot the host, and remove the file") from error
 
     def last(self, rollout_id: str, direction: str) -> Asked | None:

@@ -6,7 +6,6 @@ a time of its own, inside the sandbox of the service. It opens no network and no
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Callable, Mapping
@@ -18,7 +17,8 @@ from typing import Any
 
 from nixfleet_agent.activation import processes
 from nixfleet_agent.activation.errors import CommandError
-from nixfleet_agent.errors import EXIT_OK, EXIT_USAGE
+from nixfleet_agent.errors import EXIT_OK, EXIT_USAGE, ProtoError
+from nixfleet_agent.proto.strict_json import loads_strict
 from nixfleet_agent.reading import read_regular
 from nixfleet_agent.runtime.own_unit import UnitStart
 from nixfleet_agent.text import clip_tail
@@ -124,7 +124,7 @@ def _arguments(start: UnitStart) -> tuple[str, ...]:
 
 def _findings(raw: bytes) -> list[Mapping[str, Any]]:
     try:
-        found = json.loads(raw)
-    except (ValueError, RecursionError):
+        found = loads_strict(raw)
+    except ProtoError:
         return []
     return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
