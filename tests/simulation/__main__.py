@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 
 from tests.simulation.mutants import MUTANTS, hunt
-from tests.simulation.plan import Plan, draw
+from tests.simulation.plan import WORKLOADS, Plan, draw
 from tests.simulation.run import Outcome, run
 from tests.simulation.shrink import shrink
 
@@ -53,12 +53,12 @@ class Tally:
         )
 
 
-def batch(first: int, count: int) -> Tally:
+def batch(workload: str, first: int, count: int) -> Tally:
     """Run these seeds."""
     prepare()
     tally = Tally()
     for seed in range(first, first + count):
-        plan = draw(seed)
+        plan = draw(seed, workload)
         outcome = run(plan)
         failures = ((seed, outcome.violation),) if outcome.violation else ()
         tally += Tally(1, outcome.rollouts, outcome.simulated * plan.hosts, outcome.seconds, failures)
@@ -71,16 +71,17 @@ def prepare() -> None:
         del os.environ[name]
 
 
-def explore(first: int, minutes: float, processes: int, most_failures: int = 5) -> Tally:
+def explore(first: int, minutes: float, processes: int, most_failures: int = 5, workload: str = "trouble") -> Tally:
     """New seeds from ``first`` on until the time is over or enough have failed."""
     until = time.monotonic() + 60 * minutes
     tally, following = Tally(), first
+    size = BATCH if workload == "trouble" else 1
     with ProcessPoolExecutor(processes) as pool:
         running = set()
         while True:
             while len(running) < 2 * processes and time.monotonic() < until and len(tally.failures) < most_failures:
-                running.add(pool.submit(batch, following, BATCH))
-                following += BATCH
+                running.add(pool.submit(batch, workload, following, size))
+                following += size
             if not running:
                 return tally
             done = next(as_completed(running))
@@ -91,9 +92,10 @@ def explore(first: int, minutes: float, processes: int, most_failures: int = 5) 
 def explain(seed: int, outcome: Outcome) -> str:
     """A failing seed, shrunk, as one command and a timeline."""
     plan, kept, smallest = shrink(outcome)
+    workload = f" --workload {plan.workload}" if plan.workload != "trouble" else ""
     hosts = f" --hosts {plan.hosts}" if plan.hosts != outcome.plan.hosts else ""
     numbers = ",".join(map(str, kept))
-    again = f"python -m tests.simulation --seed {seed} --keep {numbers}{hosts} --timeline"
+    again = f"python -m tests.simulation --seed {seed} --keep {numbers}{hosts}{workload} --timeline"
     return "\n".join([*smallest.lines, "", f"{smallest.violation}", f"again: {again}"])
 
 
@@ -111,7 +113,7 @@ def hunts(processes: int) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:
-    plan = draw(arguments.seed)
+    plan = draw(arguments.seed, arguments.workload)
     if arguments.keep is not None:
         plan = plan.keeping({int(number) for number in arguments.keep.split(",") if number})
     if arguments.hosts is not None:
@@ -142,6 +144,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--first", type=int, default=None, help="the first of the new seeds (default: by the time)")
     parser.add_argument("--minutes", type=float, default=1.0, help="how long new seeds are run")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--workload", choices=sorted(WORKLOADS), default="trouble", help="what kind of life")
     parser.add_argument("--mutants", action="store_true", help="put old bugs back one by one, and look for each")
     given = parser.parse_args(arguments)
     if given.mutants:
@@ -150,10 +153,10 @@ def main(arguments: list[str]) -> int:
         return _one(given)
     first = int(time.time()) * 1000 if given.first is None else given.first
     print(f"seeds from {first} on", flush=True)
-    tally = explore(first, given.minutes, given.processes)
+    tally = explore(first, given.minutes, given.processes, workload=given.workload)
     prepare()
     for seed, _ in tally.failures[:3]:
-        print(f"\nseed {seed}:\n{explain(seed, run(draw(seed)))}")
+        print(f"\nseed {seed}:\n{explain(seed, run(draw(seed, given.workload)))}")
     for seed, violation in tally.failures:
         print(f"seed {seed}: {violation}")
     print(tally)

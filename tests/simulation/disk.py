@@ -61,6 +61,11 @@ class Disk:
     on_step: Callable[[str, Path], None] | None = None
     _unsynced: list[_Step] = field(default_factory=list)
 
+    @property
+    def _mark(self) -> str:
+        """What stands before the rollout in the name of a file of the journal: the host."""
+        return f"-{self.root.name}-"
+
     def boundary(self, step: str, path: Path) -> None:
         """Called by ``durable`` before each step, in the thread that takes it."""
         self.steps += 1
@@ -98,14 +103,14 @@ class Disk:
         self._unsynced.append(_Step(now, folder, path, before, stat.S_IMODE(mode), link, self._source(path)))
 
     def _source(self, path: Path) -> Path | None:
-        """Where a file of the journal is moved from: it keeps its name."""
-        state = self.root / "state"
-        if not path.parent.as_posix().startswith(f"{state}/outbound-"):
+        """Where a file of the journal is moved from: it keeps its name, which names its rollout."""
+        folder, file = os.path.split(path)
+        if "/state/outbound-" not in folder:
             return None
-        places = [state / "outbound-queue", *sorted((state / "outbound-sent").glob("*"))]
-        return next(
-            (place / path.name for place in places if place != path.parent and (place / path.name).exists()), None
-        )
+        source = f"{self.root}/state/outbound-queue/{file}"
+        if folder.endswith("outbound-queue"):
+            source = f"{self.root}/state/outbound-sent/{file.rpartition('-')[0].partition(self._mark)[2]}/{file}"
+        return Path(source) if os.path.exists(source) else None
 
     def _sync(self, path: Path) -> None:
         folder, stamp = str(path), self.clock.now().timestamp()

@@ -34,7 +34,7 @@ OUTCOMES: dict[str, Closure] = {
     "no-boot": Closure("", inhibitor="linux-3", boots=False),
     "hangs": Closure("", healthy=False, seconds=2000.0),
 }
-#: Seconds that a fault lasts at most, and the weights of how many there are.
+#: Seconds that a fault lasts at most in the short workloads.
 LONGEST = 300.0
 INSTALLED, FINAL = "v0", "final"
 
@@ -65,6 +65,11 @@ class Plan:
     disk_latency: float
     waves: int
     steps: tuple[Step, ...]
+    workload: str = "trouble"
+
+    @property
+    def kind(self) -> Workload:
+        return WORKLOADS[self.workload]
 
     @property
     def end(self) -> float:
@@ -80,26 +85,54 @@ class Plan:
         return replace(self, steps=tuple(step for number, step in enumerate(self.steps) if number in numbers))
 
 
-def draw(seed: int, *, hosts: int | None = None, faults: bool = True) -> Plan:
-    """The plan of a seed; ``hosts`` overrides how many there are."""
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What kind of life a plan draws: how many hosts (by weight), releases, and seconds between them and of a fault.
+
+    ``pace`` multiplies the agents' intervals; ``lifetime`` is that of certificates, in days.
+    """
+
+    hosts: tuple[int, ...]
+    weights: tuple[int, ...]
+    releases: tuple[int, int]
+    gaps: tuple[float, ...]
+    lengths: tuple[float, ...]
+    faults: tuple[int, ...]
+    pace: float = 1.0
+    lifetime: float = 30.0
+
+
+HOUR, DAY = 3600.0, 86400.0
+WORKLOADS = {
+    "trouble": Workload(
+        (1, 2, 3), (80, 15, 5), (1, 6), (8.0, 20.0, 60.0, 150.0, LONGEST), (2.0, 20.0, 60.0, LONGEST), (0, 2, 4, 8, 16)
+    ),
+    "week": Workload((1,), (1,), (4, 9), (HOUR, 8 * HOUR, DAY), (60.0, HOUR, 12 * HOUR), (2, 6, 12), 10.0, 5.0),
+    "quiet": Workload((1,), (1,), (1, 2), (30 * DAY,), (60.0, HOUR), (0, 1), 60.0, 30.0),
+    "fleet": Workload((20, 60, 200), (70, 25, 5), (1, 3), (60.0, 300.0), (20.0, LONGEST), (0, 8, 30), 1.0),
+}
+
+
+def draw(seed: int, workload: str = "trouble") -> Plan:
+    """The plan of a seed."""
     rng = random.Random(f"plan {seed}")
-    drawn = rng.choices((1, 2, 3), (80, 15, 5))[0]
-    count = drawn if hosts is None else hosts
-    outcomes = _some(rng, tuple(OUTCOMES), 0.45) if faults else ()
-    host_faults = _some(rng, HOST_FAULTS, 0.35) if faults else ()
-    plane_faults = _some(rng, PLANE_FAULTS, 0.25) if faults else ()
+    kind = WORKLOADS[workload]
+    count = rng.choices(kind.hosts, kind.weights)[0]
+    outcomes = _some(rng, tuple(OUTCOMES), 0.45)
+    host_faults = _some(rng, HOST_FAULTS, 0.35)
+    plane_faults = _some(rng, PLANE_FAULTS, 0.25)
     steps: list[Step] = []
     at = 5.0
-    for _ in range(rng.randint(1, 6)):
-        outcome = rng.choice(("good", *outcomes)) if outcomes else "good"
+    for _ in range(rng.randint(*kind.releases)):
+        outcome = rng.choice(("good", *outcomes))
         steps.append(Step(at, f"release:{outcome}", -1, 0.0, rng.choice((0, 0, 0, 0, 1))))
-        at += rng.choice((8.0, 20.0, 60.0, 150.0, 300.0)) * rng.uniform(0.3, 1.5)
-    kinds = [(kind, True) for kind in host_faults] + [(kind, False) for kind in plane_faults]
-    for _ in range(rng.choice((0, 2, 4, 8, 16)) if kinds else 0):
-        kind, on_host = rng.choice(kinds)
+        at += rng.choice(kind.gaps) * rng.uniform(0.3, 1.5)
+    kinds = [(fault, True) for fault in host_faults] + [(fault, False) for fault in plane_faults]
+    for _ in range(rng.choice(kind.faults) if kinds else 0):
+        fault, on_host = rng.choice(kinds)
         host = rng.randrange(count) if on_host else -1
-        length = rng.choice((2.0, 20.0, 60.0, LONGEST)) * rng.random()
-        steps.append(Step(rng.uniform(0.0, at), kind, host, length, rng.random()))
+        length = rng.choice(kind.lengths) * rng.random()
+        steps.append(Step(rng.uniform(0.0, at), fault, host, length, rng.random()))
     return Plan(
         seed=seed,
         hosts=count,
@@ -108,6 +141,7 @@ def draw(seed: int, *, hosts: int | None = None, faults: bool = True) -> Plan:
         disk_latency=rng.choice((0.0, 0.0, 0.02, 0.5)),
         waves=rng.randint(1, min(count, 4)),
         steps=tuple(sorted(steps, key=lambda step: (step.at, step.kind, step.host))),
+        workload=workload,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,14 +19,15 @@ from tests.simulation.primitives import ServerClock
 from tests.simulation.scheduler import Scheduler
 
 GROUP = "cp"
-LIFETIME = timedelta(days=30)
+#: Turns that nobody took are given again soon.
+IMPATIENT = Options(redeliver_after=timedelta(seconds=30))
 
 
 class Plane:
     """``folder`` outlives its process, which ``stop`` and ``start`` end and begin."""
 
     def __init__(
-        self, folder: Path, scheduler: Scheduler, authority: CertificateAuthority, org_root: bytes, options: Options
+        self, folder: Path, scheduler: Scheduler, authority: CertificateAuthority, org_root: bytes, lifetime: timedelta
     ) -> None:
         folder.mkdir(parents=True)
         self.clock = ServerClock(scheduler)
@@ -36,7 +36,7 @@ class Plane:
         self._folder = folder
         self._scheduler = scheduler
         self._org_root = org_root
-        self._options = options
+        self._lifetime = lifetime
         self.faults = Faults()
         self.api: Api | None = None
         #: What CI published while it was down.
@@ -49,13 +49,13 @@ class Plane:
     def start(self) -> None:
         catalogue = Catalogue(self._folder / "published")
         database = self._folder / "cp.sqlite"
-        self.control = ControlPlane(database, catalogue, self.clock, self.faults, self._options, self.told.append)
+        self.control = ControlPlane(database, catalogue, self.clock, self.faults, IMPATIENT, self.told.append)
         registrar = Registrar(
             self.control.store,
             catalogue,
             self.authority,
             self._org_root,
-            LIFETIME,
+            self._lifetime,
             self.clock,
             self.control.waiters.wake,
         )
@@ -89,8 +89,3 @@ class Plane:
     def events(self, host: str, rollout_id: str) -> list[tuple[int, str]]:
         """(seq, kind) of what it has of one rollout."""
         return [(event["seq"], event["kind"]) for event in self.control.store.events(host, rollout_id)]
-
-
-def impatient(extra_soak: float) -> Options:
-    """Turns that nobody took are given again soon."""
-    return replace(Options(), extra_soak=timedelta(seconds=extra_soak), redeliver_after=timedelta(seconds=30))

@@ -40,8 +40,7 @@ class Outcome:
 def run(plan: Plan, on_line: Callable[[str], None] | None = None) -> Outcome:
     """Play the plan to its end, or to the first broken promise."""
     began = time.process_time()
-    tuning = TuningConfig(advance_interval=plan.advance)
-    world = World(plan.seed, plan.hosts, closures(plan), preempt=plan.preempt, tuning=tuning)
+    world = World(plan, closures(plan), _tuning(plan))
     if on_line is not None:
         world.on_line = on_line
     violation = ""
@@ -56,6 +55,19 @@ def run(plan: Plan, on_line: Callable[[str], None] | None = None) -> Outcome:
     return Outcome(plan, violation, trace, world.lines, rollouts, simulated, switches, time.process_time() - began)
 
 
+def _tuning(plan: Plan) -> TuningConfig:
+    """The agents' intervals; where little happens they look around less often."""
+    usual, pace = TuningConfig(), plan.kind.pace
+    return TuningConfig(
+        advance_interval=plan.advance * pace,
+        heartbeat_interval=usual.heartbeat_interval * pace,
+        manifest_poll_interval=usual.manifest_poll_interval * pace,
+        drain_interval=usual.drain_interval * pace,
+        cert_check_interval=usual.cert_check_interval * pace,
+        backoff_max=usual.backoff_max * pace,
+    )
+
+
 def _play(world: World, plan: Plan) -> None:
     actors = Actors(world, plan)
     checks = Checks(world, actors.last_fault, actors.by_hand)
@@ -68,10 +80,10 @@ def _play(world: World, plan: Plan) -> None:
     _pass(world, checks, plan.end + 1.0)
     actors.calm()
     rollout_id = actors.release(FINAL, 0)
-    bound = world.scheduler.now + BOUND_SECS
+    bound = world.scheduler.now + BOUND_SECS * max(1.0, plan.kind.pace / 4)
     arrived, patience = False, dict[str, float]()
     while not arrived and world.scheduler.now < bound:
-        _pass(world, checks, world.scheduler.now + LOOK_SECS)
+        _pass(world, checks, world.scheduler.now + LOOK_SECS * plan.kind.pace)
         for host in world.hosts:
             if world.scheduler.now >= patience.get(host.name, 0.0) and _reboot_where_needed(host):
                 patience[host.name] = world.scheduler.now + REBOOT_SECS
@@ -80,8 +92,9 @@ def _play(world: World, plan: Plan) -> None:
 
 
 def _pass(world: World, checks: Checks, until: float) -> None:
+    look = LOOK_SECS * world.plan.kind.pace
     while (left := until - world.scheduler.now) > 0:
-        world.scheduler.sleep(min(left, LOOK_SECS))
+        world.scheduler.sleep(min(left, look))
         checks.look()
 
 

@@ -27,7 +27,8 @@ from tests.simulation.agent import SimAgent
 from tests.simulation.disk import Disk, Disks
 from tests.simulation.machine import Closure, Machine
 from tests.simulation.network import Network
-from tests.simulation.plane import LIFETIME, Plane, impatient
+from tests.simulation.plan import Plan
+from tests.simulation.plane import Plane
 from tests.simulation.primitives import EPOCH, SimClock
 from tests.simulation.scheduler import Scheduler
 
@@ -79,16 +80,17 @@ class _Keys:
     authority: CertificateAuthority = field(
         default_factory=lambda: CertificateAuthority.create(EPOCH - timedelta(days=1))
     )
-    hosts: dict[str, tuple[bytes, str]] = field(default_factory=dict)
+    hosts: dict[tuple[str, timedelta], tuple[bytes, str]] = field(default_factory=dict)
 
-    def of(self, host: str) -> tuple[bytes, str]:
+    def of(self, host: str, lifetime: timedelta) -> tuple[bytes, str]:
         """Key and certificate, PEM."""
-        if host not in self.hosts:
+        known = (host, lifetime)
+        if known not in self.hosts:
             private = Ed25519PrivateKey.generate()
             pem = private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
             csr = make_csr(from_private(private), host)
-            self.hosts[host] = pem, self.authority.issue(csr, host, EPOCH - timedelta(hours=1), LIFETIME).pem
-        return self.hosts[host]
+            self.hosts[known] = pem, self.authority.issue(csr, host, EPOCH - timedelta(hours=1), lifetime).pem
+        return self.hosts[known]
 
 
 _keys: list[_Keys] = []
@@ -97,11 +99,10 @@ _keys: list[_Keys] = []
 class World:
     """``closures`` are all that will be released, by short name; "v0" is what the hosts are installed with."""
 
-    def __init__(
-        self, seed: int, hosts: int, closures: Mapping[str, Closure], *, preempt: float, tuning: TuningConfig
-    ) -> None:
-        self.rng = random.Random(seed)
-        self.scheduler = Scheduler(random.Random(self.rng.random()), preempt)
+    def __init__(self, plan: Plan, closures: Mapping[str, Closure], tuning: TuningConfig) -> None:
+        self.plan = plan
+        self.rng = random.Random(plan.seed)
+        self.scheduler = Scheduler(random.Random(self.rng.random()), plan.preempt)
         self.folder = Path(tempfile.mkdtemp(prefix="nf-sim-", dir=_SHM if os.access(_SHM, os.W_OK) else None))
         self.closures = {
             closure_name(name): dataclasses.replace(closure, name=closure_name(name))
@@ -117,9 +118,13 @@ class World:
         self.on_line: Callable[[str], None] = lambda line: None
         self._handler = _Lines(self)
         self.plane = Plane(
-            self.folder / "cp", self.scheduler, self._keys.authority, self._keys.ci.org_root_public, impatient(0.0)
+            self.folder / "cp",
+            self.scheduler,
+            self._keys.authority,
+            self._keys.ci.org_root_public,
+            timedelta(days=plan.kind.lifetime),
         )
-        self.hosts = [self._host(f"web-{number:03}", tuning) for number in range(1, hosts + 1)]
+        self.hosts = [self._host(f"web-{number:03}", tuning) for number in range(1, plan.hosts + 1)]
 
     def _host(self, name: str, tuning: TuningConfig) -> Host:
         clock = SimClock(self.scheduler)
@@ -127,7 +132,7 @@ class World:
         disk = Disk(root, self.scheduler, clock, random.Random(self.rng.random()))
         machine = Machine(name, root, self.scheduler, clock, disk, self.closures, closure_name("v0"))
         machine.install()
-        key, certificate = self._keys.of(name)
+        key, certificate = self._keys.of(name, timedelta(days=self.plan.kind.lifetime))
         ci, authority = self._keys.ci, self._keys.authority
         for path, data in (
             ("etc/key", key),
@@ -176,7 +181,7 @@ class World:
         names = [host.name for host in self.hosts]
         size = -(-len(names) // waves)
         parts = tuple(WaveDescription(tuple(names[i : i + size]), soak_minutes) for i in range(0, len(names), size))
-        channel = ChannelDescription(waves=parts, policy=policy, freshness_minutes=7 * 24 * 60)
+        channel = ChannelDescription(waves=parts, policy=policy, freshness_minutes=60 * 24 * 60)
         targets = {host: closure_name(closures[host]) for host in names}
         commit = name.encode().hex()
         publication = self._keys.ci.release(
