@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from nixfleet_agent.config.model import ActivationConfig, Config, HooksConfig, TuningConfig
+from nixfleet_agent.config.model import ActivationConfig, Config, HooksConfig, RebootConfig, TuningConfig
 from nixfleet_agent.probes.declarations import ProbeDecl
 from nixfleet_agent.probes.runners import RunnerContext, RunnerOutcome, failed, passed
 from nixfleet_agent.runtime.assembly import Agent, assemble
@@ -102,6 +102,7 @@ class SimAgent:
             health_checks_file=etc / "health-checks.json",
             hooks=HooksConfig(folder=etc / "hooks.d"),
             tuning=tuning,
+            reboot=RebootConfig(required_file=str(machine.root / "run/reboot-required")),
             activation=ActivationConfig(
                 backend="systemd",
                 profile=machine.profile,
