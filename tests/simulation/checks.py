@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from nixfleet_agent.journal.entries import parse_name
+from nixfleet_agent.runtime.rollout.evaluate import BOOT_FALLBACK
 from nixfleet_agent.runtime.rollout.rollouts import Host as Rollouts
 from nixfleet_agent.runtime.rollout.succession import watched
 from nixfleet_agent.state_machine import State
@@ -166,24 +167,34 @@ class Checks:
 
     # -- at the end ---------------------------------------------------------------------------
 
-    def arrived(self, rollout_id: str) -> bool:
-        """Whether every host is where the last release wants it, and has told all of it."""
-        return all(self._has_arrived(host, rollout_id) for host in self._world.hosts)
+    def arrived(self, rollout_id: str, *, lost: bool) -> bool:
+        """Whether every host is where the last release wants it, and has told all; ``lost`` as for ``settled``."""
+        return all(self._has_arrived(host, rollout_id, lost=lost) for host in self._world.hosts)
 
-    def _has_arrived(self, host: Host, rollout_id: str) -> bool:
+    def _has_arrived(self, host: Host, rollout_id: str, *, lost: bool) -> bool:
         kinds = [kind for _, kind in self._world.plane.events(host.name, rollout_id)]
-        at_home = host.machine.current == self._target(rollout_id) and kinds[-1:] == ["Converged"]
-        return at_home and not any((host.machine.root / "state/outbound-queue").iterdir())
+        waits = [path.name for path in (host.machine.root / "state/outbound-queue").iterdir()]
+        # Of an old rollout, a control plane that begins it anew refuses the end: it is kept for a day.
+        waits = [name for name in waits if not lost or rollout_id in name]
+        return host.machine.current == self._target(rollout_id) and kinds[-1:] == ["Converged"] and not waits
+
+    def lost_its_boot(self, rollout_id: str) -> bool:
+        """Whether a host gave the release up by the rules: a rollback of an earlier one has taken its boot entry."""
+        for host in self._world.hosts:
+            told = str(self._world.plane.control.store.events(host.name, rollout_id))
+            if BOOT_FALLBACK in told or "superseded-failed" in told:
+                return True
+        return False
 
     def settled(self, rollout_id: str, *, lost: bool) -> None:
         """Raises Violation. ``lost``: the control plane has lost events that it had acknowledged."""
         self.look()
         for host in self._world.hosts:
-            if not self._has_arrived(host, rollout_id):
+            if not self._has_arrived(host, rollout_id, lost=lost):
                 raise Violation(f"liveness: {self._why_not(host, rollout_id, self._target(rollout_id))}")
             self._exactly_once(host, rollout_id if lost else None)
             rejected = sorted(path.name for path in (host.machine.root / "state/outbound-rejected").iterdir())
-            if rejected:
+            if rejected and not lost:
                 raise Violation(f"I4: {host.name} gave events up: {rejected[0]}")
         descriptors = len(os.listdir("/proc/self/fd"))
         if descriptors > 100 + 4 * len(self._world.hosts):

@@ -151,7 +151,7 @@ def _some(rng: random.Random, of: tuple[str, ...], share: float) -> tuple[str, .
 
 def closures(plan: Plan) -> dict[str, Closure]:
     """By short name, all that the plan releases; number ``n`` of its steps is release ``r<n>``."""
-    found = {INSTALLED: Closure(INSTALLED), FINAL: Closure(FINAL)}
+    found = {name: Closure(name) for name in (INSTALLED, FINAL, f"{FINAL}-2", f"{FINAL}-3")}
     for name, outcome in releases(plan):
         found[name] = replace(OUTCOMES[outcome], name=name)
     return found
