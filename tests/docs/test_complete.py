@@ -18,6 +18,7 @@ from tests.docs import said, state_diagram
 from tests.docs.pages import DOCS, PAGES, TOP, anchors, first_column, inline_code, prose, read, section
 from tests.docs.said import flags_of
 from tests.packaging.exposition import families, samples
+from tests.simulation.__main__ import options as simulation_options
 
 GUIDE = DOCS / "operators-guide.md"
 EVERYTHING = "\n".join(read(page) for page in PAGES)
@@ -55,7 +56,8 @@ class Operators(unittest.TestCase):
         of_nix = {"--repair-path"}
         of_conformance = {flag for action in conformance.parser()._actions for flag in action.option_strings}
         known = {flag for command in COMMANDS for flag in flags_of(command)}
-        known |= of_the_program | of_the_tests | of_nix | of_conformance
+        of_the_simulation = {flag for action in simulation_options()._actions for flag in action.option_strings}
+        known |= of_the_program | of_the_tests | of_nix | of_conformance | of_the_simulation
         for page in PAGES:
             for code in inline_code(page):
                 for flag in re.findall(r"(?:^|\s)(--[a-z][\w-]*)", code):

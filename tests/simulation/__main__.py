@@ -133,8 +133,8 @@ def _one(arguments: argparse.Namespace) -> int:
     return 1 if outcome.violation else 0
 
 
-def main(arguments: list[str]) -> int:
-    """Exit code 0 when every promise was kept."""
+def options() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__.partition("\n")[0])
     parser.add_argument("--seed", type=int, help="run this seed alone")
     parser.add_argument("--timeline", action="store_true", help="print what happens")
@@ -146,7 +146,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--workload", choices=sorted(WORKLOADS), default="trouble", help="what kind of life")
     parser.add_argument("--mutants", action="store_true", help="put old bugs back one by one, and look for each")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code 0 when every promise was kept."""
+    given = options().parse_args(arguments)
     if given.mutants:
         return hunts(given.processes)
     if given.seed is not None:
