@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -48,9 +49,21 @@ class Checks:
         self._seen = {host.name: _Seen({closure_name("v0")}) for host in world.hosts}
         self.violation: Violation | None = None
         for host in world.hosts:
+            host.machine.on_switch = lambda record, host=host: self._on_switch(host, record)  # type: ignore[misc]
             host.disk.on_step = lambda step, path, host=host: self._on_step(host, step, path)  # type: ignore[misc]
 
-    # -- at every durable write ---------------------------------------------------------------
+    # -- at every switch and every durable write ----------------------------------------------
+
+    def _on_switch(self, host: Host, record: Path) -> None:
+        """Nothing is switched before it is on disk that it begins."""
+        intent = json.loads((record / "intent.json").read_bytes())
+        if intent["direction"] != "forward":
+            return
+        rollout_id, state = intent["rollout_id"], host.machine.root / "state"
+        places = (state / "outbound-queue", state / "outbound-sent" / rollout_id)
+        names = [name for place in places if place.is_dir() for name in os.listdir(place)]
+        if not any(name.endswith(f"{rollout_id}-ActivationStarted.json") for name in names):
+            self._break(f"I4: {host.name} switches to {rollout_id} before its log says so")
 
     def _on_step(self, host: Host, step: str, path: Path) -> None:
         if step != "rename" or path.parent.name != "outbound-queue" or path.exists():

@@ -76,6 +76,8 @@ class Machine:
     ran: list[tuple[float, str, str]] = field(default_factory=list)
     #: (time, closure, action, exit code) of each switch that has ended.
     switches: list[tuple[float, str, str, int | None]] = field(default_factory=list)
+    #: Told of the record of each switch that begins.
+    on_switch: Callable[[Path], None] = lambda record: None
     network_for_nix: bool = True
     locked_until: float = 0.0
     half: bool = False
@@ -249,6 +251,7 @@ class Machine:
             except FileExistsError:
                 return
             self.scheduler.pause()
+            self.on_switch(record)
             words, code = self._command(command)
             (record / "output").write_text(words)
             self.scheduler.pause()
