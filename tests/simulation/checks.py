@@ -13,6 +13,7 @@ from nixfleet_agent.runtime.rollout.evaluate import BOOT_FALLBACK
 from nixfleet_agent.runtime.rollout.rollouts import Host as Rollouts
 from nixfleet_agent.runtime.rollout.succession import watched
 from nixfleet_agent.state_machine import State
+from tests.simulation.actors import Actors
 from tests.simulation.agent import journaled
 from tests.simulation.world import Host, World, closure_name
 
@@ -35,6 +36,7 @@ class _Seen:
     proven: set[str]
     unwatched_since: float | None = None
     bad_since: float | None = None
+    elsewhere_since: float | None = None
     accepted: dict[str, datetime] = field(default_factory=dict)
     looked: object = None
 
@@ -42,10 +44,11 @@ class _Seen:
 class Checks:
     """``look`` is called every few seconds, ``settled`` at the end; both raise Violation."""
 
-    def __init__(self, world: World, hindered: dict[int, float], by_hand: set[str]) -> None:
+    def __init__(self, world: World, actors: Actors) -> None:
         self._world = world
-        self._hindered = hindered
-        self._by_hand = by_hand
+        self._actors = actors
+        self._hindered = actors.last_fault
+        self._by_hand = actors.by_hand
         self._seen = {host.name: _Seen({closure_name("v0")}) for host in world.hosts}
         self.violation: Violation | None = None
         for host in world.hosts:
@@ -66,6 +69,8 @@ class Checks:
             self._break(f"I4: {host.name} switches to {rollout_id} before its log says so")
 
     def _on_step(self, host: Host, step: str, path: Path) -> None:
+        if step == "rename" and path.parent.parent.name == "outbound-sent":
+            self._on_crossed_off(host, path)
         if step != "rename" or path.parent.name != "outbound-queue" or path.exists():
             return
         name = parse_name(path.name, host.name)
@@ -79,6 +84,15 @@ class Checks:
                 self._break(f"I3: {host.name} says {name.kind} of {name.rollout_id}, and {self._what(host)} runs")
             if name.kind == "Converged":
                 self._seen[host.name].proven.add(target)
+
+    def _on_crossed_off(self, host: Host, path: Path) -> None:
+        """I4: the control plane has what is crossed off."""
+        name, plane = parse_name(path.name, host.name), self._world.plane
+        lies = self._actors.wiped or self._actors.hostile or plane.api is None
+        if name is None or name.seq < 1 or lies:
+            return
+        if name.seq not in [seq for seq, _ in plane.events(host.name, name.rollout_id)]:
+            self._break(f"I4: {host.name} crosses off {path.name}, which the control plane has not got")
 
     def _ran_lately(self, host: Host, closure: str) -> bool:
         machine = host.machine
@@ -110,11 +124,12 @@ class Checks:
                 raise Violation(f"resources: {host.name} has {threads} threads")
             self._never_older(host, agent.reducer.host)
             self._proven_or_watched(host, agent.reducer.host)
+            self._soaks_what_runs(host, agent.reducer.host)
             self._not_bad_for_long(number, host)
 
     def _rest(self, host: Host) -> None:
         seen = self._seen[host.name]
-        seen.unwatched_since = seen.bad_since = None
+        seen.unwatched_since = seen.bad_since = seen.elsewhere_since = None
 
     def _never_older(self, host: Host, rollouts: Rollouts) -> None:
         """I2: each manifest that was accepted is newer than all before it."""
@@ -149,6 +164,18 @@ class Checks:
             seen.unwatched_since = now
         elif now - seen.unwatched_since > UNWATCHED_SECS:
             raise Violation(f"I1: {self._what(host)} runs on {host.name}, neither proven nor watched")
+
+    def _soaks_what_runs(self, host: Host, rollouts: Rollouts) -> None:
+        """I3: what a boot, or anything but an operator, has taken away does not soak."""
+        seen, machine, now = self._seen[host.name], host.machine, self._world.scheduler.now
+        soaking = [r for r in watched(rollouts) if r.record.state is State.SOAKING]
+        free = machine._held or host.name in self._by_hand
+        if free or all(r.record.target_closure == machine.current for r in soaking):
+            seen.elsewhere_since = None
+        elif seen.elsewhere_since is None:
+            seen.elsewhere_since = now
+        elif now - seen.elsewhere_since > UNWATCHED_SECS:
+            raise Violation(f"I3: {soaking[0].rollout_id} soaks on {host.name}, and {self._what(host)} runs")
 
     @staticmethod
     def _answers(target: str, state: State, current: str) -> bool:

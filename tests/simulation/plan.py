@@ -32,6 +32,7 @@ OUTCOMES: dict[str, Closure] = {
     "dies": Closure("", healthy=False, dies=True),
     "absent": Closure("", fetch=None),
     "no-boot": Closure("", inhibitor="linux-3", boots=False),
+    "unbootable": Closure("", boots=False),
     "hangs": Closure("", healthy=False, seconds=2000.0),
 }
 #: Seconds that a fault lasts at most in the short workloads.
@@ -125,7 +126,7 @@ def draw(seed: int, workload: str = "trouble") -> Plan:
     at = 5.0
     for _ in range(rng.randint(*kind.releases)):
         outcome = rng.choice(("good", *outcomes))
-        steps.append(Step(at, f"release:{outcome}", -1, 0.0, rng.choice((0, 0, 0, 0, 1))))
+        steps.append(Step(at, f"release:{outcome}", -1, 0.0, rng.choice((0, 0, 0, 1))))
         at += rng.choice(kind.gaps) * rng.uniform(0.3, 1.5)
     kinds = [(fault, True) for fault in host_faults] + [(fault, False) for fault in plane_faults]
     for _ in range(rng.choice(kind.faults) if kinds else 0):

@@ -70,7 +70,7 @@ def _tuning(plan: Plan) -> TuningConfig:
 
 def _play(world: World, plan: Plan) -> None:
     actors = Actors(world, plan)
-    checks = Checks(world, actors.last_fault, actors.by_hand)
+    checks = Checks(world, actors)
     for host in world.hosts:
         host.disk.trouble = Trouble(latency=plan.disk_latency)
         host.agent.start()
