@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nixfleet_agent.config.model import ActivationConfig, Config, HooksConfig, RebootConfig, TuningConfig
+from nixfleet_agent.errors import AgentError
 from nixfleet_agent.probes.declarations import ProbeDecl
 from nixfleet_agent.probes.runners import RunnerContext, RunnerOutcome, failed, passed
 from nixfleet_agent.runtime.assembly import Agent, assemble
@@ -138,23 +139,30 @@ class SimAgent:
         while self.wanted:
             self.starts += 1
             self._inbox = inbox = SimInbox(self._scheduler)
-            self._state = StateDir.take(self.config.state_dir)
-            platform = Platform(
-                clock=self.machine.clock,
-                threads=SimThreads(self._scheduler, self.group),
-                machine=self.machine,
-                rng=lambda: random.Random(self._rng.random()),
-                connect=self.network.connect,
-                probe=self._probe,
-                listens=False,
-            )
-            agent = assemble(self.config, platform, inbox, _NoLogs())  # type: ignore[arg-type]
+            try:
+                self._state = StateDir.take(self.config.state_dir)
+                agent = assemble(self.config, self._platform(), inbox, _NoLogs())  # type: ignore[arg-type]
+            except AgentError:  # a full disk at its start: the process ends, and its unit tries again
+                self._gone()
+                self._scheduler.sleep(RESTART_SECS)
+                continue
             self.agent = agent
             process = _SimProcess(self._scheduler, self.group, self.problems, self._on_slow_disk)
             notifier = Notifier.from_environment({}, self.machine.clock)
             MainLoop(agent, inbox, notifier, self.machine.clock, process).run()  # type: ignore[arg-type]
             self._gone()
             self._scheduler.sleep(RESTART_SECS)
+
+    def _platform(self) -> Platform:
+        return Platform(
+            clock=self.machine.clock,
+            threads=SimThreads(self._scheduler, self.group),
+            machine=self.machine,
+            rng=lambda: random.Random(self._rng.random()),
+            connect=self.network.connect,
+            probe=self._probe,
+            listens=False,
+        )
 
     def _gone(self) -> None:
         """What the kernel does with a process that has ended."""
