@@ -20,14 +20,16 @@ from tests.docs.said import flags_of
 from tests.packaging.exposition import families, samples
 from tests.simulation.__main__ import options as simulation_options
 
-GUIDE = DOCS / "operators-guide.md"
+GUIDE, INSTALLING, MONITORING, FAILING = (
+    DOCS / name for name in ("operators-guide.md", "installing.md", "monitoring.md", "when-it-fails.md")
+)
 EVERYTHING = "\n".join(read(page) for page in PAGES)
 ALERTS = re.findall(r"alert: (\w+)", read(TOP / "packaging" / "prometheus" / "nixfleet-agent.rules.yml"))
 
 
 class Operators(unittest.TestCase):
     def test_every_key_its_default_and_its_flag(self) -> None:
-        text = section(GUIDE, "## Configuration")
+        text = section(INSTALLING, "## Configuration")
         rows = re.findall(r"^\| `([\w.]+)` \| ([^|]*)\| (?:`(--[\w-]+)`)?", text, re.MULTILINE)
         keys = Schema().keys
         self.assertEqual([name for name, _, _ in rows], list(keys))
@@ -66,11 +68,11 @@ class Operators(unittest.TestCase):
 
     def test_every_exit_code(self) -> None:
         codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
-        listed = re.findall(r"^\| (\d+) \|", section(GUIDE, "## Exit codes"), re.MULTILINE)
+        listed = re.findall(r"^\| (\d+) \|", section(MONITORING, "## Exit codes"), re.MULTILINE)
         self.assertEqual({int(code) for code in listed}, codes)
 
     def test_every_metric_with_its_labels(self) -> None:
-        text = section(GUIDE, "## Metrics")
+        text = section(MONITORING, "## Metrics")
         self.assertEqual(set(first_column(text)), families())
         labels = samples()
         for name, cell in re.findall(r"^\| `(\w+)` \| ([^|]*)\|", text, re.MULTILINE):
@@ -79,16 +81,16 @@ class Operators(unittest.TestCase):
                 self.assertEqual(set(re.findall(r"`(\w+)`", cell)), known)
 
     def test_every_alert(self) -> None:
-        self.assertEqual(first_column(section(GUIDE, "## Alerts")), ALERTS)
+        self.assertEqual(first_column(section(MONITORING, "## Alerts")), ALERTS)
 
     def test_every_line_at_error(self) -> None:
-        listed = set(first_column(section(GUIDE, "## Log lines at error")))
+        listed = set(first_column(section(MONITORING, "## Log lines at error")))
         self.assertEqual(said.error_lines() - listed, set())
         self.assertEqual(listed - said.all_lines(), set())
 
     def test_every_phase_exists(self) -> None:
         source = "\n".join(path.read_text() for path in (said.PACKAGE).rglob("*.py"))
-        for phase in first_column(section(GUIDE, "## Failed activations")):
+        for phase in first_column(section(FAILING, "## Failed activations")):
             with self.subTest(phase):
                 self.assertRegex(source, rf'"{phase}(?:"|: )')
 
@@ -99,7 +101,7 @@ class Operators(unittest.TestCase):
         self.assertEqual(listed, shown)
 
     def test_every_file_of_the_state_directory(self) -> None:
-        listed = {name.rstrip("/") for name in first_column(section(GUIDE, "## The state directory"))}
+        listed = {name.rstrip("/") for name in first_column(section(FAILING, "## The state directory"))}
         named = set()
         for path in (said.PACKAGE).rglob("*.py"):
             if path.relative_to(said.PACKAGE).parts[0] in ("runtime", "activation"):
