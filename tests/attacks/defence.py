@@ -14,3 +14,8 @@ class Defence:
     old: str
     new: str
     tests: tuple[str, ...]
+
+
+def gone(name: str, file: str, condition: str, *tests: str, to: str = "False") -> Defence:
+    """The check ``if <condition>:`` never holds."""
+    return Defence(name, file, f"if {condition}:", f"if {to}:", tests)

@@ -12,7 +12,7 @@ _STARTS = "tests.commands.test_run.Believes.test_"
 _AUDIT = "tests.attacks.test_audit.Audit.test_"
 _HTTP = "tests.telemetry.test_metrics.Http.test_"
 
-LOCAL = (
+DEFENCES = (
     Defence(
         "logs: who logs waits for who reads",
         "telemetry/line_writer.py",

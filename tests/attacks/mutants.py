@@ -16,7 +16,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.attacks.defences import DEFENCES, Defence
+from tests.attacks.defence import Defence
+from tests.attacks.defences import DEFENCES
 
 TOP = Path(__file__).resolve().parent.parent.parent
 JOBS = 2
