@@ -112,6 +112,9 @@ class Checks:
             raise self.violation
         for task, error in self._world.scheduler.errors:
             raise Violation(f"a defect: {task.group}/{task.name} died of {error!r}")
+        api = self._world.plane.api
+        if api is not None and api.breaches:
+            raise Violation(f"the contract of the wire is broken: {api.breaches[0]}")
         for number, host in enumerate(self._world.hosts):
             if host.agent.problems:
                 raise Violation(host.agent.problems[0])

@@ -59,7 +59,7 @@ class Plane:
             self.clock,
             self.control.waiters.wake,
         )
-        self.api = Api(self.control, registrar, self.clock)
+        self.api = Api(self.control, registrar, self.clock, strict=True)
         self._scheduler.spawn("dispatcher", GROUP, self.control.dispatcher.run)
         for publication in self.later:
             self.control.publish(publication)
