@@ -51,7 +51,7 @@ class ForwardRun:
         context, intent = self._context, self._intent
         self._announce()
         require_names(intent.rollout_id, intent.target, intent.prior)
-        self._parts.guard.disarm()
+        self._parts.guard.disarm(keep_hand_over=True)
         patience = Patience(context, intent.target, intent.fresh_until)
         with context.phase("way-back"):
             way_back.secure(context, self._parts.backend, intent, patience)
@@ -181,7 +181,7 @@ class ForwardRun:
                     Job(intent.rollout_id, FORWARD, intent.target, "switch"), lambda forward: guard.arm(intent, forward)
                 )
             except PhaseFailed:
-                guard.disarm()
+                guard.disarm(keep_hand_over=True)
                 raise
 
     def _verify(self, record: Record, fired_at: float | None = None) -> Completed | Deferred:

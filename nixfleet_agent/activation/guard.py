@@ -18,7 +18,7 @@ from nixfleet_agent.activation.switches import Job, Status, Switches
 from nixfleet_agent.activation.verify_poll import TAIL_BYTES, follow_script
 from nixfleet_agent.errors import StorageError
 
-PHASE = "guard"
+PHASE, ARM_PHASE = "guard", "guard-arm"
 #: How long the release's own agent may take to be ready, in seconds, from the end of the one before it.
 SUCCESSOR_SECS = 300.0
 
@@ -35,9 +35,16 @@ class Guard:
     def arm(self, intent: Forward, forward: Record) -> None:
         """Make ready to go back from the switch of ``forward``, unless nothing is to be taken back or it is off.
 
+        What stood for the release before it ends here.
+
         Raises:
             PhaseFailed: phase ``guard-arm``; a switch must not be fired without it.
+            PhaseInterrupted: shutdown while a guard that acts is awaited.
         """
+        try:
+            self.disarm()
+        except StorageError as error:
+            raise PhaseFailed(ARM_PHASE, str(error)) from error
         unit = f"{forward.intent.unit}.service" if self._backend.method == "systemd-run" else "-"
         self._arm(intent, "switch", (str(forward.path), unit, "-"), self._context.config.guard_secs)
 
@@ -66,16 +73,20 @@ class Guard:
             record = self._switches.prepare(Job(intent.rollout_id, GUARD, intent.way_back, action))
             self._switches.start(record, command, delay=seconds)
         except (StorageError, PhaseFailed) as error:
-            raise PhaseFailed("guard-arm", str(error)) from error
+            raise PhaseFailed(ARM_PHASE, str(error)) from error
 
-    def disarm(self) -> None:
+    def disarm(self, *, keep_hand_over: bool = False) -> None:
         """No guard acts after this returns; one that has begun is awaited, and its mark stays.
+
+        ``keep_hand_over``: but one that waits for a release's own agent, which runs until another switch begins.
 
         Raises:
             StorageError: it can't be withdrawn.
             PhaseInterrupted: shutdown while one is awaited.
         """
         for record in self._all():
+            if keep_hand_over and record.intent.action == HAND_OVER and record.started is None:
+                continue
             if record.withdraw():
                 if self._records.same_boot(record):  # a reboot has ended an older one's wait
                     self._cancel(record)

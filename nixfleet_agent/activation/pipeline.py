@@ -91,12 +91,15 @@ class Pipeline:
         except ActivationError as error:
             return RollbackFailed(EXIT_UNKNOWN, stderr_tail("host", str(error)), "host")
 
-    def disarm(self) -> None:
-        """Nothing outside the agent takes this host back any more; what stands in the way is logged: call again."""
+    def disarm(self, *, keep_hand_over: bool = False) -> None:
+        """Nothing outside the agent takes this host back any more; what stands in the way is logged: call again.
+
+        ``keep_hand_over``: but the guard of a release's own agent.
+        """
         if self._guard.armed_for() is None:
             return
         try:
-            self._guard.disarm()
+            self._guard.disarm(keep_hand_over=keep_hand_over)
         except (StorageError, ActivationError) as error:
             self._context.log.warning("%s", error)
 
@@ -173,9 +176,12 @@ class Pipeline:
         return Failed(failure.exit_code, stderr_tail(failure.phase, failure.tail), failure.phase, fired, observed)
 
     def _leave_to_the_newer(self) -> None:
-        """A superseded rollout takes nothing back: a guard that acted now would undo the newer one."""
+        """A superseded rollout takes nothing back: a guard that acted now would undo the newer one.
+
+        What soaks under both stays guarded until the newer one's switch.
+        """
         if self._context.interrupted() == SUPERSEDED:
-            self.disarm()
+            self.disarm(keep_hand_over=True)
 
 
 def stderr_tail(phase: str, words: str) -> str:

@@ -30,9 +30,10 @@ class RollbackRun:
         """
         context, intent = self._context, self._intent
         require_names(intent.rollout_id, intent.target, intent.failed)
-        self._parts.guard.disarm()
+        self._parts.guard.disarm(keep_hand_over=True)
         if not (intent.forward_fired or self._parts.switches.attempts(intent.rollout_id)):
             return self._profile_only()
+        self._parts.guard.disarm()
         current = host.read_current(context.config)
         if self._operator_acted(current):
             assert current is not None

@@ -69,7 +69,7 @@ def switch_until_unlocked(parts: Parts, fire: Callable[[], Record], verify: Call
         except PhaseFailed as failure:
             if not record.lock_refused:
                 raise
-            parts.guard.disarm()
+            parts.guard.disarm(keep_hand_over=True)
             if context.clock.monotonic() >= deadline:
                 raise PhaseFailed(LOCK_PHASE, failure.tail, failure.exit_code, failure.observed) from failure
         context.log.info("another switch held the lock: trying again")

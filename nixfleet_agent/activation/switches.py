@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from nixfleet_agent.activation import host, locks, scripts
 from nixfleet_agent.activation.backends.base import Backend
 from nixfleet_agent.activation.context import Context
-from nixfleet_agent.activation.errors import CommandError, PhaseFailed
+from nixfleet_agent.activation.errors import CommandError, PhaseFailed, PhaseInterrupted
 from nixfleet_agent.activation.records import FORWARD, UNITS, Intent, Record, Records
 from nixfleet_agent.errors import StorageError
 from nixfleet_agent.proto.times import format_time
@@ -130,7 +130,7 @@ class Switches:
         if arm is not None:
             try:
                 arm(record)
-            except PhaseFailed:
+            except (PhaseFailed, PhaseInterrupted):
                 self._records.remove(record)
                 raise
         command = self._backend.command(host.on_disk(self._context.config.store_root, job.target), job.action)

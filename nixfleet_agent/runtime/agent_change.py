@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Protocol
 
-from nixfleet_agent.activation.model import Forward
+from nixfleet_agent.activation.model import Completed, Deferred, Failed, Forward, ForwardOutcome
 from nixfleet_agent.runtime.own_unit import OwnUnit, UnitChanged
 from nixfleet_agent.threads.backoff import Backoff
 
 log = logging.getLogger("nixfleet_agent.agent_change")
 
+#: Seconds after which the guard of an agent that has not been left for is armed anew; its own time is longer.
+RENEW_SECS = 60.0
 #: Seconds between two looks whether systemd counts this process as ready.
 READY_STEP_SECS = 0.5
 
@@ -24,6 +26,8 @@ class Pipeline(Protocol):
     def awaits_successor(self) -> str | None: ...
 
     def successor_ready(self, rollout_id: str) -> bool: ...
+
+    def disarm(self) -> None: ...
 
 
 class AgentChange:
@@ -45,18 +49,39 @@ class AgentChange:
         self._leave = leave
         self._ready = ready
         self._guarded: Forward | None = None
+        self._due = 0.0
+        self._refused = False
 
-    def switched(self, intent: Forward) -> None:
-        """A switch has ended well. Where it changed the agent, a crash of this one would start that: guard it."""
-        if self._unit is not None and self._unit.changed() is not None:
-            self._guard_while_here(intent, self._unit)
+    def came_to(self, outcome: ForwardOutcome, intent: Forward, now: float) -> None:
+        """A release has come to its outcome: guard what runs."""
+        match outcome:
+            case Completed():
+                self._switched(intent, now)
+            case Failed(switch_fired=True):
+                self.taken_back()
+            case Failed() | Deferred():
+                self._not_switched(now)
 
-    def renew(self) -> None:
-        """As long as this process lives, the time of the next one does not pass."""
+    def renew(self, now: float, still_open: Callable[[], Container[str]], *, idle: bool) -> None:
+        """As long as this process lives, the time of the next one does not pass; also while a newer release comes.
+
+        One that could not be armed is armed by an ``idle`` worker alone: else a newer switch's guard may stand there.
+        """
         intent = self._guarded
-        if self._unit is None or intent is None or self._pipeline.awaits_successor() != intent.rollout_id:
+        if self._unit is None or intent is None or now < self._due:
             return
-        self._guard_while_here(intent, self._unit)
+        self._due = now + RENEW_SECS
+        if self._pipeline.awaits_successor() != intent.rollout_id and not (idle and self._refused):
+            return
+        if intent.rollout_id in still_open():
+            self._guard_while_here(intent, self._unit, now)
+        else:
+            self._guarded = None
+            self._pipeline.disarm()
+
+    def taken_back(self) -> None:
+        """The release that brought the agent is left by a switch of this process, which has its own guard, or none."""
+        self._guarded = None
 
     def hand_over(
         self,
@@ -89,8 +114,23 @@ class AgentChange:
             else:
                 wait(READY_STEP_SECS)
 
-    def _guard_while_here(self, intent: Forward, unit: OwnUnit) -> None:
-        if (why := self._guard(intent, unit)) is not None:
+    def _switched(self, intent: Forward, now: float) -> None:
+        """Where the switch has changed the agent, a crash of this one would start that: guard it."""
+        self._guarded = None
+        if self._unit is not None and self._unit.changed() is not None:
+            self._guard_while_here(intent, self._unit, now)
+
+    def _not_switched(self, now: float) -> None:
+        """What runs is guarded again, where that had ended with a switch that was turned away."""
+        intent = self._guarded
+        if self._unit is not None and intent is not None and self._pipeline.awaits_successor() is None:
+            self._guard_while_here(intent, self._unit, now)
+
+    def _guard_while_here(self, intent: Forward, unit: OwnUnit, now: float) -> None:
+        self._due = now + RENEW_SECS
+        why = self._guard(intent, unit)
+        self._refused = why is not None
+        if why is not None:
             log.warning("the release's own agent is not guarded: %s", why, extra={"rollout_id": intent.rollout_id})
 
     def _guard(self, intent: Forward, unit: OwnUnit) -> str | None:

@@ -7,7 +7,7 @@ import shutil
 import signal
 import unittest
 
-from nixfleet_agent.activation.model import Completed, Failed, Forward, RolledBack
+from nixfleet_agent.activation.model import Completed, Deferred, Failed, Forward, Rollback, RolledBack
 from nixfleet_agent.activation.records import Record, taken_back
 from nixfleet_agent.demo.nixos_switch import Switch
 from tests.activation.case import ROLLOUT, PipelineCase, processes_of, until
@@ -133,10 +133,11 @@ class GuardTest(PipelineCase):
 
     # -- the release's own agent ----------------------------------------------------------------
 
-    def hand_over(self, prior: str | None = None) -> str | None:
-        """v2 has been switched to, and its own agent is to go on; why that can't be guarded."""
-        self.assertEqual(self.forward(self.v2), Completed(self.v2, 0, ()))
-        return self.pipeline().guard_successor(self.intent(self.v2, prior), "nixfleet-agent.service")
+    def hand_over(self, prior: str | None = None, target: str | None = None) -> str | None:
+        """The target (v2) has been switched to, and its own agent is to go on; why that can't be guarded."""
+        target = target or self.v2
+        self.assertEqual(self.forward(target), Completed(target, 0, ()))
+        return self.pipeline().guard_successor(self.intent(target, prior), "nixfleet-agent.service")
 
     def test_an_agent_that_is_not_ready_in_time_has_the_host_taken_back_and_is_started_anew(self) -> None:
         asked = self.host.root / "asked"
@@ -201,6 +202,44 @@ class GuardTest(PipelineCase):
         newer = Forward("stable@abc2", self.v2, bad, "halt")
         self.assertEqual(self.pipeline().forward(newer, self.methods.append), Completed(self.v2, 0, ()))
         self.assertEqual(self.records("guard"), [])
+
+    def newer(self, target: str, *, rollout_id: str = "stable@abc2") -> Forward:
+        return Forward(rollout_id, target, self.v1, "rollback-and-halt")
+
+    def test_a_newer_release_leaves_the_new_agents_guard_until_its_own_switch(self) -> None:
+        self.assertIsNone(self.hand_over())
+        newer = self.newer(self.nixery.system("v3"))
+        stood: list[str | None] = []
+        self.consent = lambda intent: stood.append(self.pipeline().awaits_successor())
+        self.after_phase["fire"] = lambda: stood.append(self.pipeline().awaits_successor())
+        self.assertEqual(self.pipeline().forward(newer, self.methods.append), Completed(newer.target, 0, ()))
+        self.assertEqual((stood, self.records("guard")), ([ROLLOUT, None], []))
+
+    def test_it_also_stands_when_the_newer_one_fails_before_its_switch_and_takes_that_back(self) -> None:
+        self.assertIsNone(self.hand_over())
+        newer = self.newer(self.nixery.system("no-script", switchable=False))
+        outcome = self.pipeline().forward(newer, self.methods.append)
+        assert isinstance(outcome, Failed)
+        self.assertFalse(outcome.switch_fired)
+        back = Rollback(newer.rollout_id, self.v1, newer.target, False, self.v2)
+        self.assertEqual(self.pipeline().rollback(back), RolledBack(self.v2, 0))
+        self.assertEqual(self.pipeline().awaits_successor(), ROLLOUT)
+        self.pipeline().release(ROLLOUT)
+
+    def test_and_when_the_newer_one_is_superseded_itself(self) -> None:
+        self.assertIsNone(self.hand_over())
+        self.interrupt("superseded")
+        self.pipeline().forward(self.newer(self.nixery.system("v3")), self.methods.append)
+        self.assertEqual(self.pipeline().awaits_successor(), ROLLOUT)
+        self.reason = None
+        self.pipeline().release(ROLLOUT)
+
+    def test_and_when_the_newer_one_waits_for_a_reboot(self) -> None:
+        kernels = [self.nixery.system(f"kernel-{n}", files={"switch-inhibitors": f'{{"kernel": "{n}"}}'}) for n in "12"]
+        self.assertIsNone(self.hand_over(target=kernels[0]))
+        self.assertIsInstance(self.pipeline().forward(self.newer(kernels[1]), self.methods.append), Deferred)
+        self.assertEqual(self.pipeline().awaits_successor(), ROLLOUT)
+        self.pipeline().release(ROLLOUT)
 
     def test_a_guard_of_an_earlier_boot_neither_acts_nor_counts_as_a_mark(self) -> None:
         bad = self.leave_armed()

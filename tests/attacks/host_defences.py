@@ -134,6 +134,20 @@ _OWN_AGENT = (
         (_CHANGE + "it_is_left_for_only_when_its_time_is_guarded",),
     ),
     Defence(
+        "own agent: a newer release on its way ends its guard",
+        "activation/forward.py",
+        "        self._parts.guard.disarm(keep_hand_over=True)\n        patience",
+        "        self._parts.guard.disarm()\n        patience",
+        (_GUARD + "a_newer_release_leaves_the_new_agents_guard_until_its_own_switch",),
+    ),
+    Defence(
+        "own agent: its guard runs out while a newer release comes",
+        "runtime/workers/activation.py",
+        "        self._renew_guard(idle=False)\n        waiting",
+        "        waiting",
+        (_CHANGE + "while_a_newer_release_comes_it_stays_guarded",),
+    ),
+    Defence(
         "own agent: its guard is disarmed before it is ready",
         "runtime/agent_change.py",
         "(self._unit is None or self._unit.is_ready()) and",

@@ -127,7 +127,7 @@ class ActivationWorker(Worker):
                     case HandOver(intent):
                         self._change.hand_over(intent, self._interrupted, self._wait, self._backoff)
                     case None if not self.shutdown.is_set:
-                        self._change.renew()
+                        self._renew_guard(idle=True)
             self._order = None
             # Only now, when everything that somebody waits for is done.
             self._pipeline.keep_changes()
@@ -142,9 +142,9 @@ class ActivationWorker(Worker):
                 outcome = self._pipeline.resume(intent, self._started, order.already_started, self._starting)
             else:
                 outcome = self._pipeline.forward(intent, self._started, self._starting)
+            self._change.came_to(outcome, intent, self.clock.monotonic())
             if isinstance(outcome, Completed):
                 _note_units(outcome, self.log)
-                self._change.switched(intent)
             if isinstance(outcome, Failed) and outcome.switch_fired:
                 self._on_quarantine(order.rollout_id, order.target, outcome.phase)
             if not isinstance(outcome, Interrupted):
@@ -190,6 +190,8 @@ class ActivationWorker(Worker):
         if fired:
             self._on_quarantine(order.rollout_id, order.failed, "rolled back")
         intent = replace(order, forward_fired=fired or order.inherited)
+        if intent.forward_fired:
+            self._change.taken_back()
         self._backoff.reset()
         self._status.rollback_begins()
         self._room_made = False
@@ -252,14 +254,7 @@ class ActivationWorker(Worker):
     def _attempt_failed(self, order: Rollback, failed: RollbackFailed) -> float:
         """Tell everybody; the seconds until the next try."""
         seconds = self._backoff.next()
-        self.log.error(
-            "rollback to %s failed (%s), next try in %.0f s: %s",
-            order.target,
-            failed.phase,
-            seconds,
-            failed.stderr_tail,
-            extra={"rollout_id": order.rollout_id, "closure": order.target},
-        )
+        _say_failed(self.log, order, failed, seconds)
         self._status.rollback_failed(order.rollout_id, failed, self._backoff.failures, seconds)
         self._tell(RollbackAttemptFailed(order.rollout_id, failed.phase))
         return seconds
@@ -281,8 +276,12 @@ class ActivationWorker(Worker):
         self.alive()
         if self.shutdown.is_set:
             return SHUTDOWN
+        self._renew_guard(idle=False)
         waiting = self._mailbox.peek()
         return None if waiting is None or isinstance(waiting, Release) else SUPERSEDED
+
+    def _renew_guard(self, *, idle: bool) -> None:
+        self._change.renew(self.clock.monotonic(), self._still_open, idle=idle)
 
     def _wait(self, seconds: float) -> None:
         if isinstance(self._mailbox.peek(), Release):  # which waits for nothing
@@ -320,6 +319,17 @@ def _in_hand(order: ActivationOrder | None) -> Forward:
 def _note_units(outcome: Completed, log: logging.Logger) -> None:
     if outcome.failed_units:
         log.warning("units failed to start: %s", ", ".join(outcome.failed_units))
+
+
+def _say_failed(log: logging.Logger, order: Rollback, failed: RollbackFailed, seconds: float) -> None:
+    log.error(
+        "rollback to %s failed (%s), next try in %.0f s: %s",
+        order.target,
+        failed.phase,
+        seconds,
+        failed.stderr_tail,
+        extra={"rollout_id": order.rollout_id, "closure": order.target},
+    )
 
 
 def _release(pipeline: Pipeline, rollout_id: str, still_open: Container[str], log: logging.Logger) -> None:

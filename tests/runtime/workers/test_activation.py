@@ -58,6 +58,7 @@ R, S = "stable@aa", "stable@bb"
 FORWARD = Forward(R, TARGET, PRIOR, "rollback-and-halt")
 BACK = Rollback(R, PRIOR, TARGET, True, TARGET)
 FAILED = Failed(11, "switch: no", "switch", True, TARGET)
+UNFIRED = Failed(-1, "realise: no", "realise", False, TARGET)
 AGAIN = RollbackFailed(4, "fire: no", "fire")
 
 #: What one call does: it is given the pipeline and what the worker passed for ``on_started``.
@@ -720,6 +721,14 @@ class AnotherAgent(Case):
 
     GUARD = ("guard", R, "nixfleet-agent.service")
 
+    def setUp(self) -> None:
+        super().setUp()
+        self.opens(R)
+
+    def opens(self, *rollouts: str) -> None:
+        """Those are open, and no other."""
+        self.board.publish_rollouts(RolloutsView(rollouts[-1], active_open=True, watched=rollouts))
+
     def guards(self) -> int:
         return self.pipeline.calls.count(self.GUARD)
 
@@ -758,6 +767,80 @@ class AnotherAgent(Case):
         self.pipeline.disarm()
         self.clock.advance(IDLE)
         self.clock.until_waiting()
+        self.assertEqual(self.guards(), 1)
+
+    def test_one_that_could_not_be_armed_is_tried_again(self) -> None:
+        self.pipeline.refusals = ["no space"]
+        self.switched()
+        self.assertEqual((self.guards(), self.pipeline.waiting_for), (1, None))
+        self.clock.until_waiting()
+        self.clock.advance(IDLE)
+        until(lambda: self.pipeline.waiting_for == R, "a guard after all")
+
+    def test_but_not_in_the_middle_of_a_newer_switch_whose_guard_that_would_end(self) -> None:
+        self.pipeline.refusals = ["no space"]
+        self.newer(FAILED, self.a_minute_later)
+        self.event(LocalActivationFailed)
+        self.assertEqual(self.guards(), 1)
+
+    def newer(self, outcome: object, *before: Callable[[], object]) -> None:
+        """A newer release is on its way; ``before`` it comes to its outcome, something else happens."""
+
+        def does(pipeline: ScriptedPipeline, on_started: Callable[[str], None]) -> object:
+            for each in before:
+                each()
+            return outcome
+
+        self.switched()
+        self.idle()
+        self.pipeline.script = [does]
+        self.mailbox.put(replace(FORWARD, rollout_id=S))
+
+    def a_minute_later(self) -> None:
+        self.clock.advance(IDLE)
+        self.pipeline.interrupted()
+
+    def test_while_a_newer_release_comes_it_stays_guarded(self) -> None:
+        self.opens(R, S)
+        self.newer(UNFIRED, self.a_minute_later, self.pipeline.interrupted, self.a_minute_later)
+        self.event(LocalActivationFailed)
+        self.assertEqual((self.guards(), self.pipeline.waiting_for), (3, R))
+
+    def test_but_not_once_it_is_over(self) -> None:
+        self.opens(R)
+        self.newer(UNFIRED, lambda: self.opens(S), self.a_minute_later)
+        self.event(LocalActivationFailed)
+        self.assertEqual((self.guards(), self.pipeline.waiting_for), (1, None))
+
+    def test_a_newer_switch_that_was_turned_away_has_it_guarded_again(self) -> None:
+        self.newer(UNFIRED, self.pipeline.disarm)
+        self.event(LocalActivationFailed)
+        self.assertEqual((self.guards(), self.pipeline.waiting_for), (2, R))
+
+    def test_and_one_that_takes_a_reboot_after_all(self) -> None:
+        self.newer(Deferred("kernel", "boot-1"), self.pipeline.disarm)
+        self.event(LocalActivationDeferred)
+        self.assertEqual((self.guards(), self.pipeline.waiting_for), (2, R))
+
+    def test_what_a_newer_release_owes_without_a_switch_leaves_the_guard(self) -> None:
+        self.opens(R, S)
+        self.newer(UNFIRED)
+        self.event(LocalActivationFailed)
+        self.pipeline.script = [RolledBack(TARGET, 0)]
+        self.mailbox.put(Rollback(S, PRIOR, THIRD, False, TARGET))
+        self.event(LocalRollbackCompleted)
+        self.idle()
+        self.clock.advance(IDLE)
+        until(lambda: self.guards() == 2, "a renewed guard")
+
+    def test_a_newer_switch_that_was_fired_has_its_own(self) -> None:
+        self.opens(R, S)
+        self.newer(FAILED, self.pipeline.disarm)
+        self.event(LocalActivationFailed)
+        self.pipeline.waiting_for = R  # nothing of this process any more
+        self.idle()
+        self.clock.advance(IDLE)
+        self.idle()
         self.assertEqual(self.guards(), 1)
 
     def test_it_is_left_for_only_when_its_time_is_guarded(self) -> None:
