@@ -8,7 +8,7 @@ import unittest
 
 from tests.adversary.explore import everything, shortest
 
-#: Distinct states, and of them in one world: every move to a depth of 5 or 6, in two minutes on two processors.
+#: Distinct states, and of them in one world: every move to a depth of 4 to 8, in about two minutes on two processors.
 STATES, PER_WORLD = 1_000_000, 8_000
 
 
