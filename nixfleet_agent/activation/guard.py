@@ -7,6 +7,9 @@ changes the agent itself is guarded once more, until its agent is ready.
 
 from __future__ import annotations
 
+import shlex
+
+from nixfleet_agent import durable
 from nixfleet_agent.activation.backends.base import SHELL, Backend
 from nixfleet_agent.activation.context import Context
 from nixfleet_agent.activation.errors import CommandError, PhaseFailed
@@ -71,6 +74,8 @@ class Guard:
         command = [SHELL, script, *ends, *goal, *self._backend.command(prior, "switch")]
         try:
             record = self._switches.prepare(Job(intent.rollout_id, GUARD, intent.way_back, action))
+            if action == HAND_OVER:  # scripts/rearm.sh arms it anew after a boot
+                durable.write(record.path / HAND_OVER, f"{seconds:g} {shlex.join(command)}\n".encode())
             self._switches.start(record, command, delay=seconds)
         except (StorageError, PhaseFailed) as error:
             raise PhaseFailed(ARM_PHASE, str(error)) from error

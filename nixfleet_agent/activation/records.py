@@ -26,7 +26,8 @@ FORWARD, BOOT, ROLLBACK, GUARD = "forward", "boot", "rollback", "guard"
 SWITCH_UNITS = ("nixfleet-switch", "nixfleet-rollback")
 UNITS = {FORWARD: "nixfleet-switch", BOOT: "nixfleet-switch", ROLLBACK: "nixfleet-rollback", GUARD: "nixfleet-guard"}
 
-#: The action of a guard that waits for the release's own agent to be ready, instead of for the end of a switch.
+#: The action of a guard that waits for the release's own agent to be ready, instead of for the end of a switch; and the
+#: file of its record that says how it is armed.
 HAND_OVER = "hand-over"
 
 _INTENT = "intent.json"

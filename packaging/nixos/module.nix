@@ -226,6 +226,23 @@ in
       };
     };
 
+    # A boot ends the wait of the guard for a release's own agent: what its record says is armed anew, before that agent.
+    systemd.services.nixfleet-agent-guard = {
+      description = "NixFleet agent: the host is taken back unless the agent of the release that was booted is ready in time";
+      wantedBy = [ "multi-user.target" ];
+      wants = [ "network-online.target" ];
+      after = [ "network-online.target" ];
+      before = [ "nixfleet-agent.service" ];
+      restartIfChanged = false;
+      unitConfig.ConditionPathExists = "${cfg.stateDir}/switch/rearm.sh";
+      path = [ config.nix.package config.systemd.package pkgs.util-linux ];
+      serviceConfig = {
+        Type = "oneshot";
+        RemainAfterExit = true;
+        ExecStart = "/bin/sh ${cfg.stateDir}/switch/rearm.sh";
+      };
+    };
+
     systemd.services.nixfleet-agent = {
       description = "NixFleet agent";
       wantedBy = [ "multi-user.target" ];

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import unittest
 
+from nixfleet_agent.activation.host import read_boot_id
 from nixfleet_agent.activation.model import Completed, Deferred, Failed, Forward, Rollback, RolledBack
 from nixfleet_agent.activation.records import Record, taken_back
 from nixfleet_agent.demo.nixos_switch import Switch
@@ -181,6 +183,61 @@ class GuardTest(PipelineCase):
         self.assertEqual(self.pipeline().awaits_successor(), ROLLOUT)
         self.reason = None
         self.pipeline().release(ROLLOUT)
+
+    def rebooted(self) -> None:
+        """The machine went down while the new agent was waited for, and came up with what the host runs."""
+        self.kill_waiting()
+        until(lambda: not processes_of(self.host.root), "the end of the guard's wait")
+        intent = self.guard_record().path / "intent.json"
+        intent.write_text(intent.read_text().replace(self.guard_record().intent.boot, "0-another-boot"))
+        self.assertIsNone(self.pipeline().awaits_successor())
+
+    def rearm(self) -> str:
+        """What the unit does that a boot starts before the agent; what it says. systemd-run only waits, and runs."""
+        self.program(
+            "systemd-run",
+            'while [ "$1" != -- ]; do case $1 in --on-active=*) after=${1#*=};; esac; shift; done; shift\n'
+            'setsid sh -c \'sleep "$0"; exec "$@"\' "${after%s}" "$@" </dev/null >/dev/null 2>&1 &',
+        )
+        script = self.host.state_dir / "switch/rearm.sh"
+        return subprocess.run(
+            ["/bin/sh", str(script), str(self.host.current_system)],
+            env=self.host.environment,
+            stdout=subprocess.PIPE,
+            timeout=60,
+            text=True,
+            check=True,
+        ).stdout
+
+    def test_after_a_boot_the_new_agent_has_its_time_again(self) -> None:
+        self.assertIsNone(self.hand_over())
+        self.rebooted()
+        self.assertIn("within 300 s", self.rearm())
+        self.assertEqual(self.pipeline().awaits_successor(), ROLLOUT)
+        self.ring(300)
+        until(lambda: self.guard_record().exit_code == 0, "the guard to act")
+        self.assertEqual((self.host.running(), self.host.profile_closure(), self.host.boots()), (self.v1,) * 3)
+        self.assertIn(ROLLOUT, taken_back(self.host.state_dir, read_boot_id()))
+
+    def test_which_ends_when_it_is_ready(self) -> None:
+        self.assertIsNone(self.hand_over())
+        self.rebooted()
+        self.rearm()
+        self.assertTrue(self.pipeline().successor_ready(ROLLOUT))
+        self.ring(300)
+        until(lambda: not processes_of(self.host.root), "the guard to wake and leave")
+        self.assertEqual(self.host.running(), self.v2)
+
+    def test_nothing_is_armed_after_a_boot_for_what_was_disarmed_or_does_not_run_or_waits_already(self) -> None:
+        self.assertIsNone(self.hand_over())
+        self.assertEqual(self.rearm(), "", "in the same boot it waits by itself")
+        self.rebooted()
+        self.host.boot(self.v1)
+        self.assertEqual(self.rearm(), "", "the boot has brought another system")
+        self.host.boot(self.v2)
+        self.assertTrue(self.guard_record().withdraw())
+        self.assertEqual(self.rearm(), "", "it was disarmed")
+        self.assertIsNone(self.pipeline().awaits_successor())
 
     def test_the_guard_of_a_switch_does_not_wait_for_an_agent(self) -> None:
         self.leave_armed()

@@ -148,6 +148,20 @@ _OWN_AGENT = (
         (_CHANGE + "while_a_newer_release_comes_it_stays_guarded",),
     ),
     Defence(
+        "own agent: a reboot ends its guard",
+        "activation/guard.py",
+        "            if action == HAND_OVER:",
+        "            if False:",
+        (_GUARD + "after_a_boot_the_new_agent_has_its_time_again",),
+    ),
+    Defence(
+        "own agent: a boot guards it against whatever was armed once",
+        "activation/scripts/rearm.sh",
+        '[ "$(field running)" = "${running##*/}" ] || exit 0\n',
+        "",
+        (_GUARD + "nothing_is_armed_after_a_boot_for_what_was_disarmed_or_does_not_run_or_waits_already",),
+    ),
+    Defence(
         "own agent: its guard is disarmed before it is ready",
         "runtime/agent_change.py",
         "(self._unit is None or self._unit.is_ready()) and",

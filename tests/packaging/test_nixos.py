@@ -91,6 +91,15 @@ class NixOS(NixOSCase):
         self.assertEqual(kept, ["/var/lib/agent", "/var/lib/nixfleet"])
         self.assertNotIn("nixfleet", self.evaluate(f"builtins.attrNames ({self.stub(GOOD)}).config"))
 
+    def test_a_guard_that_a_boot_has_ended_is_armed_anew_before_the_agent_starts(self) -> None:
+        stub = self.stub(f'{GOOD} stateDir = "/state/agent";')
+        names = "before wantedBy serviceConfig unitConfig"
+        unit = self.evaluate(f"{{ inherit (({stub}).config.systemd.services.nixfleet-agent-guard) {names}; }}")
+        self.assertEqual(unit["before"], ["nixfleet-agent.service"])
+        self.assertEqual(unit["wantedBy"], ["multi-user.target"])
+        self.assertEqual(unit["serviceConfig"]["ExecStart"], "/bin/sh /state/agent/switch/rearm.sh")
+        self.assertEqual(unit["unitConfig"]["ConditionPathExists"], "/state/agent/switch/rearm.sh")
+
     def test_every_option_of_the_rust_agents_module_is_known_here(self) -> None:
         stub = self.stub(GOOD)
         removed = {name.rpartition(".")[2] for name in self.evaluate(f"({stub}).removed")}

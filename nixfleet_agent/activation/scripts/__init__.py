@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nixfleet_agent import durable
 
-WRAPPER, GUARD = "wrapper.sh", "guard.sh"
+WRAPPER, GUARD, REARM = "wrapper.sh", "guard.sh", "rearm.sh"
 #: What they call.
 _PROGRAMS = ("cat", "dd", "env", "ln", "mv", "rm", "sed", "sleep")
 
@@ -28,7 +28,7 @@ def install(folder: Path) -> None:
     """
     durable.make_directory(folder)
     source = importlib.resources.files(__name__)
-    for name in (WRAPPER, GUARD):
+    for name in (WRAPPER, GUARD, REARM):
         wanted = (source / name).read_bytes()
         place = folder / name
         if not place.exists() or place.read_bytes() != wanted:
