@@ -41,10 +41,17 @@ def key(node: Node) -> Hashable:
         node.silent,
         node.given_up,
         node.published,
+        _agents(node) if "agent" in node.world.parties else None,
         node.host.active_id,
         node.host.attempted if rollout_of(node, node.host.attempted) else None,
         tuple(_rollout(node, rollout_id) for rollout_id, _, _ in node.log),
     )
+
+
+def _agents(node: Node) -> Hashable:
+    left = frozenset(each.rollout_id for each in node.host.rollouts.values() if each.hands_over)
+    waiting = frozenset(each.rollout_id for each in node.host.rollouts.values() if each.awaits_ready)
+    return node.agent, node.ready, node.awaited, node.taken_back, left, waiting
 
 
 def _stuck(stuck: Stuck) -> Hashable:

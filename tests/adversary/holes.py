@@ -107,7 +107,38 @@ def _nothing_fired_nothing_to_undo() -> Any:
     return mock.patch.object(decisions, "as_it_runs", lambda rollout, event: event)
 
 
+def _whoever_tried_it_goes_on() -> Any:
+    """The agent that has tried the release's own ends the soak itself."""
+    return mock.patch.object(decisions.Turn, "hand_over", lambda turn, rollout_id: True)
+
+
+def _who_runs_is_ready() -> Any:
+    """A new agent need not be counted as up."""
+    return mock.patch.object(recovery.Guards, "told", lambda guards, rollout: rollout)
+
+
+def _ordered_once() -> Any:
+    """What a newer release has taken the order to leave away from never gets it again."""
+    leave = decisions.Turn._leave
+    return mock.patch.object(decisions.Turn, "_leave", lambda turn: None if turn.deeds else leave(turn))
+
+
 HOLES: dict[str, Hole] = {
+    "a release converges under the agent before its own": Hole(
+        world("ABAB", party="agent"),
+        (*SOAKS, "passes", "its agent passes its check", "later"),
+        _whoever_tried_it_goes_on,
+    ),
+    "a release converges under its own agent before that is ready": Hole(
+        world("ABAB", party="agent"),
+        (*SOAKS, "its agent passes its check", "leaves for its agent", "its agent starts", "passes", "later"),
+        _who_runs_is_ready,
+    ),
+    "a soak stays open because a newer release waits for a reboot": Hole(
+        world("ACAB", party="agent"),
+        (*SOAKS, "dispatch edge@c1", "its agent passes its check", "defers"),
+        _ordered_once,
+    ),
     "a release that a boot brought unheard fails, and is left running": Hole(
         world("AABC", party="disk"),
         (

@@ -36,6 +36,9 @@ def recovered(node: Node) -> Host:
     # In the order of their names, as the folders are read.
     folded = (_folded(log, node.seconds) for log in sorted(node.log, key=_name))
     rollouts = [rollout for rollout in folded if rollout is not None]
+    if node.awaited or node.taken_back:
+        guards = recovery.Guards(dict.fromkeys(node.taken_back, "not ready in time"), node.awaited)
+        rollouts = [guards.told(rollout) for rollout in rollouts]
     return recovery.host_of(rollouts, node.current, float(node.seconds), node.fired)
 
 

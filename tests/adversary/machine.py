@@ -207,8 +207,10 @@ def dies(node: Node) -> Node:
 
 
 def starts(node: Node) -> Node:
-    """The next process reads what is on disk."""
+    """The next process reads what is on disk. It is of what runs, and ready at once where no guard waits for that."""
     node = but(node, up=True, order=None, probing=None, bad_since=None, stuck=None)
+    if "agent" in node.world.parties:
+        node = but(node, agent=node.current, ready=node.awaited is None)
     return take(but(node, host=recovered(node)), Turn.resume)[0]
 
 

@@ -7,7 +7,7 @@ from functools import partial
 
 from nixfleet_agent.activation.model import Forward, Rollback
 from nixfleet_agent.state_machine import ProbeStatus
-from tests.adversary import control_plane, machine, people
+from tests.adversary import agents, control_plane, machine, people
 from tests.adversary.machine import needs_reboot
 from tests.adversary.node import LATER, NAMES, SOON, Node
 from tests.adversary.turns import undoes
@@ -68,6 +68,8 @@ def moves(node: Node) -> Iterator[Move]:
                 yield move
         if node.decides:
             yield "the disk forgets", people.forgets
+    if "agent" in parties:
+        yield from agents.moves(node)
     if "absent" in parties:
         yield ("dies", machine.dies) if node.up else ("starts", machine.starts)
     if "disk" in parties:

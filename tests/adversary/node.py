@@ -108,6 +108,12 @@ class Node:
     given_up: str | None = None
     #: How many of the releases CI has published, where the control plane's own planner hands them out.
     published: int = 0
+    #: The closure whose agent runs, and whether that was seen to be ready; only where agents take part.
+    agent: str = CLOSURES["P"]
+    ready: bool = True
+    #: The rollout whose own agent is waited for, by a guard; and those that such a guard has taken back.
+    awaited: str | None = None
+    taken_back: frozenset[str] = frozenset()
     wrong: str = ""
 
     @property
@@ -118,6 +124,11 @@ class Node:
     def moment(self) -> Moment:
         now = T0 + timedelta(0, self.seconds, self.turns)
         return Moment(now, float(self.seconds), self.current, f"boot-{self.boot}")
+
+    @property
+    def changes_agent(self) -> bool:
+        """What runs would start another agent than the one that runs."""
+        return "agent" in self.world.parties and self.agent != self.current
 
     @property
     def decides(self) -> bool:

@@ -57,6 +57,7 @@ def forgets(node: Node) -> Node:
         entry=node.entry,
         proven=frozenset({node.current, node.entry}),
         published=node.published,
+        agent=node.agent,
         wrong=node.wrong,
     )
     return tick(lost)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nixfleet_agent.runtime.rollout.orders import Forward, Rollback
+from nixfleet_agent.runtime.rollout.orders import Forward, HandOver, Rollback
 from nixfleet_agent.runtime.rollout.rollouts import Rollout
 from nixfleet_agent.runtime.rollout.succession import in_charge, watched
 from nixfleet_agent.state_machine import State
@@ -91,10 +91,21 @@ def _has_its_order(node: Node) -> str:
     if record.rollback_owed:
         has = isinstance(order, Rollback) and order.rollout_id == record.rollout_id
         return "" if has else f"I5: {record.rollout_id} owes a rollback, and the worker does not have it"
+    if "agent" in node.world.parties and (waits := _left_for(node, first)):
+        has = isinstance(order, HandOver) and order.rollout_id == waits
+        return "" if has else f"I5: the agent of {waits} is to go on, and the worker has no order to leave for it"
     if record.state is State.ACTIVATING:
         held = isinstance(order, Forward) and order.rollout_id == record.rollout_id
         return "" if held else f"I5: nobody brings {record.rollout_id}"
     return ""
+
+
+def _left_for(node: Node, first: Rollout) -> str | None:
+    """The rollout that only its own agent can end, where nobody does anything besides but wait for a reboot."""
+    if first.record.state not in (State.SOAKING, State.DEFERRED):
+        return None
+    left = (each for each in watched(node.host) if each.hands_over and each.record.state is State.SOAKING)
+    return next((each.rollout_id for each in left), None)
 
 
 def _boot_is_told(node: Node, looked_at: Sequence[Rollout]) -> str:

@@ -8,7 +8,7 @@ from functools import cache
 from nixfleet_agent.activation.model import Rollback
 from nixfleet_agent.runtime.rollout.decisions import Rules, Turn
 from nixfleet_agent.runtime.rollout.deeds import Deed, Ordered, Stepped
-from nixfleet_agent.runtime.rollout.evaluate import BOOT_FALLBACK
+from nixfleet_agent.runtime.rollout.evaluate import AGENT_START, BOOT_FALLBACK
 from nixfleet_agent.runtime.rollout.event_writer import is_urgent
 from nixfleet_agent.runtime.rollout.orders import ActivationOrder, ResetProbes, StandDown, StopProbes
 from nixfleet_agent.runtime.rollout.rollouts import Host
@@ -18,6 +18,7 @@ from nixfleet_agent.state_machine.record import DeclaredProbe
 from tests.adversary.node import NAMES, THRESHOLD, Node, Stuck, broken, but
 
 _WEB = DeclaredProbe(probe_name="web", kind="http", mode=Mode.ENFORCE)
+_ITS_AGENT = DeclaredProbe(probe_name=AGENT_START, kind="exec", mode=Mode.ENFORCE)
 
 
 def take(node: Node, act: Callable[[Turn], object]) -> tuple[Node, object]:
@@ -59,7 +60,8 @@ def done(node: Node, deeds: Sequence[Deed], host: Host) -> Node:
 
 def declares(node: Node, rollout_id: str) -> Node:
     """The probe worker has read what the running release declares."""
-    topology = events.LocalProbeTopologyDeclared(probes=(_WEB,), declared_at=node.moment.now)
+    probes = (_WEB, _ITS_AGENT) if node.changes_agent else (_WEB,)
+    topology = events.LocalProbeTopologyDeclared(probes=probes, declared_at=node.moment.now)
     return take(node, lambda turn: turn.tell(rollout_id, topology))[0]
 
 
@@ -87,6 +89,8 @@ def _written(node: Node, deed: Stepped) -> Node:
     if isinstance(deed.event, events.Converged):
         if node.half or node.current != record.target_closure:
             node = broken(node, "I3: converged on half a system, or on another one")
+        if node.changes_agent or not node.ready:
+            node = broken(node, "I3: converged, and its own agent was not seen to be ready")
         return but(node, proven=node.proven | {record.target_closure})
     if isinstance(deed.event, events.Failed) and deed.event.failing_probes == (BOOT_FALLBACK,):
         waiting = [each.record for each in watched(node.host) if each.record.state is State.DEFERRED]

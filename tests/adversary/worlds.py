@@ -22,7 +22,7 @@ CLOSURES = {name: letter * 32 + f"-{name}" for name, letter in zip("PABC", "pabc
 #: Every soak in the model, in minutes; one move of time is longer.
 SOAK_MINUTES = 2
 _ANY: Any = None
-PARTIES = ("absent", "disk", "people", "planner")
+PARTIES = ("absent", "disk", "people", "planner", "agent")
 #: When the releases of a world are signed, in minutes: one after the other.
 IN_ORDER = (1, 2, 3, 4)
 
@@ -73,7 +73,8 @@ class World:
     """Four manifests in two channels, what each of them brings, and who takes part besides a hostile control plane.
 
     ``parties``: ``absent`` (the agent dies, and others act before it starts), ``disk`` (it is full, or refuses),
-    ``people`` (give up, hold, refuse its certificate), ``planner`` (the local control plane's, in its own order).
+    ``people`` (give up, hold, refuse its certificate), ``planner`` (the local control plane's, in its own order),
+    ``agent`` (every closure has another agent, which may fail its check, or pass it and not start).
     """
 
     name: str
