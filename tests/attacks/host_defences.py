@@ -10,9 +10,9 @@ _INHIBITORS = "tests.activation.test_inhibitors.InhibitorsTest.test_"
 
 _ROLLBACK = "tests.activation_slow.test_rollback.RollbackTest.test_"
 
-_OWN = "tests.runtime.rollout.test_reducer.ItsOwnAgent.test_"
+_OWN = "tests.runtime.rollout.test_reducer_ticks.ItsOwnAgent.test_"
 
-_CHANGE = "tests.runtime.workers.test_activation.AnotherAgent.test_"
+_CHANGE = "tests.runtime.workers.test_activation_agent.AnotherAgent.test_"
 
 _GUARD = "tests.activation_slow.test_guard.GuardTest.test_"
 

@@ -153,7 +153,7 @@ DEFENCES = (
         "runtime/rollout/reducer.py",
         "durable = max(self._journal.last_seq(snapshot.rollout_id), known.accepted.adopted_seq)",
         "durable = known.record.last_event_seq",
-        ("tests.runtime.rollout.test_reducer",),
+        ("tests.runtime.rollout.test_reducer_hints", "tests.runtime.rollout.test_reducer_ticks"),
     ),
     Defence(
         "chain: an event may be left out",

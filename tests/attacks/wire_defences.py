@@ -18,7 +18,7 @@ _HINTS = (
         "or current != acceptance.target_closure",
         "or False",
         (
-            "tests.runtime.rollout.test_reducer.Hints.test_it_is_not_adopted_where_something_else_runs_or_it_is_over_or_one_was_accepted",
+            "tests.runtime.rollout.test_reducer_hints.Hints.test_it_is_not_adopted_where_something_else_runs_or_it_is_over_or_one_was_accepted",
         ),
     ),
     gone(
