@@ -130,7 +130,7 @@ HOLES: dict[str, Hole] = {
         _whoever_tried_it_goes_on,
     ),
     "a release converges under its own agent before that is ready": Hole(
-        world("ABAB", party="agent"),
+        world("ABAB", minutes=(4, 1, 2, 3), party="agent"),
         (*SOAKS, "its agent passes its check", "leaves for its agent", "its agent starts", "passes", "later"),
         _who_runs_is_ready,
     ),
