@@ -225,6 +225,11 @@ class Layers(unittest.TestCase):
             with self.subTest(module=module):
                 self.assertLessEqual(source.count("\n"), LONGEST_MODULE)
 
+    def test_no_file_of_the_tests_is_one_either(self) -> None:
+        for path in sorted(Path(__file__).parent.rglob("*.py")):
+            with self.subTest(path.name):
+                self.assertLessEqual(path.read_text(encoding="utf-8").count("\n"), LONGEST_MODULE)
+
     def test_no_function_and_no_class_is_a_giant(self) -> None:
         for module, tree, source in modules():
             code = lines_of_code(tree, source)

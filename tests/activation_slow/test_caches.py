@@ -6,7 +6,7 @@ import unittest
 
 from nixfleet_agent.activation.model import Completed
 from tests.activation.case import PipelineCase
-from tests.support.nix import CacheServer
+from tests.support.binary_cache import CacheServer
 
 
 class CachesTest(PipelineCase):

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from nixfleet_agent.local_cp.dispatcher import Options
 from nixfleet_agent.local_cp.service import LocalControlPlane
 from nixfleet_agent.state_machine import Policy, State
 from nixfleet_agent.threads.clock import SystemClock
+from tests.faults.clocks_off import OffClock
 from tests.faults.nursery import TOP, Child
 from tests.faults.plan import VARIABLE, Plan
 from tests.faults.processes import Starved, end_all
@@ -52,15 +53,6 @@ exec /bin/cat "$@"
 
 class Problem(Exception):
     """What should hold does not; the message says what."""
-
-
-class OffClock(SystemClock):
-    """The control plane's, which may be off."""
-
-    off = timedelta(0)
-
-    def now(self) -> datetime:
-        return super().now() + self.off
 
 
 def commit_of(name: str) -> str:

@@ -19,7 +19,8 @@ from nixfleet_agent.activation.processes import Finished
 from nixfleet_agent.threads.clock import Clock
 from tests.simulation.disk import Disk
 from tests.simulation.primitives import SimClock
-from tests.simulation.scheduler import NEVER, Scheduler, Task
+from tests.simulation.programs import PROGRAMS, Call
+from tests.simulation.scheduler import Scheduler, Task
 
 #: Exit code of a switch that another one's lock turned away, and what it says.
 LOCKED, LOCKED_WORDS = 11, "Could not acquire lock\n"
@@ -118,7 +119,7 @@ class Machine:
             (self.root / folder).mkdir(parents=True)
         self.add(self.installed)
         self.entry = self.installed
-        self._point(self.installed)
+        self.point(self.installed)
         self.run_system(self.installed, "installer")
 
     def add(self, closure: str) -> None:
@@ -147,7 +148,7 @@ class Machine:
         """Whether the services of what runs answer."""
         return self.closures[self.current].healthy and not self.half
 
-    def _point(self, closure: str) -> None:
+    def point(self, closure: str) -> None:
         numbers = [int(p.name.split("-")[1]) for p in self.profile.parent.glob("system-*-link")]
         generation = self.profile.with_name(f"system-{max(numbers, default=0) + 1}-link")
         generation.symlink_to(f"/nix/store/{closure}")
@@ -196,12 +197,12 @@ class Machine:
         """Play the program; ``check`` may end it, as may its time."""
         del environment
         program = arguments[0].rpartition("/")[2]
-        play = _PROGRAMS.get(program)
+        play = PROGRAMS.get(program)
         if play is None:
             raise CommandError(f"can't run {arguments[0]}: the simulated machine has no such program")
         if on_start is not None:
             on_start(next(self._pids))
-        return play(self, _Call(list(arguments), self.scheduler.now + timeout, check, on_stderr))
+        return play(self, Call(list(arguments), self.scheduler.now + timeout, check, on_stderr))
 
     # -- units --------------------------------------------------------------------------------
 
@@ -285,7 +286,7 @@ class Machine:
             for action in (command[1], "boot", command[1]):
                 words, code = self.switch(target, action, checked=False, who="guard")
                 if action != "boot" and code in (0, 2, 3, 4, 100):
-                    self._point(closure.rpartition("/")[2])
+                    self.point(closure.rpartition("/")[2])
                     return words, code
                 if action == "boot" and code != 0:
                     break
@@ -331,102 +332,3 @@ class Machine:
         if target.code in (2, 3, 4):
             return "warning: the following units failed: app.service\n", target.code
         return "", 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One program: its words, until when it may run, and who may end it."""
-
-    words: list[str]
-    until: float
-    check: Callable[[], None]
-    on_stderr: Callable[[bytes], None] | None
-
-    def after(self, option: str) -> str | None:
-        return self.words[self.words.index(option) + 1] if option in self.words else None
-
-
-_DONE = Finished(0, b"", b"")
-
-
-def _take(machine: Machine, call: _Call, seconds: float) -> None:
-    """Let the program run for ``seconds``; raises CommandError at its limit, and what ``check`` raises."""
-    until = machine.scheduler.now + seconds
-    while (left := until - machine.scheduler.now) > 0:
-        if machine.scheduler.now >= call.until:
-            raise CommandError(f"{call.words[0]} did not end in time")
-        call.check()
-        machine.scheduler.block(NEVER, min(left, 0.5, max(call.until - machine.scheduler.now, 0.001)))
-    call.check()
-
-
-def _nix_store(machine: Machine, call: _Call) -> Finished:
-    closure = next(word for word in call.words if word.startswith("/nix/store/")).rpartition("/")[2]
-    _take(machine, call, 0.05)
-    if "--dry-run" in call.words:
-        return _DONE
-    root = Path(call.after("--add-root") or "")
-    if not machine.has(closure):
-        if call.after("substitute") == "false" or machine.closures[closure].fetch is None:
-            return Finished(1, b"", f"error: don't know how to build these paths:\n  {closure}\n".encode())
-        if not machine.network_for_nix:
-            _take(machine, call, 2.0)
-            words = f"error: unable to download 'https://cache/{closure}.narinfo': Couldn't resolve host name (6)\n"
-            return Finished(1, b"", words.encode())
-        _fetch(machine, call, machine.closures[closure].fetch or 0.0)
-        machine.add(closure)
-    machine.disk.changes(root)
-    root.unlink(missing_ok=True)
-    root.symlink_to(f"/nix/store/{closure}")
-    return _DONE
-
-
-def _fetch(machine: Machine, call: _Call, seconds: float) -> None:
-    for part in range(4):
-        _take(machine, call, seconds / 4)
-        if call.on_stderr is not None:
-            progress = {"action": "result", "id": 1, "type": 105, "fields": [part + 1, 4, 1, 0]}
-            call.on_stderr(b"@nix " + json.dumps(progress).encode() + b"\n")
-
-
-def _nix_env(machine: Machine, call: _Call) -> Finished:
-    _take(machine, call, 0.05)
-    machine._point(call.words[-1].rpartition("/")[2])
-    return _DONE
-
-
-def _nix(machine: Machine, call: _Call) -> Finished:
-    return Finished(0, b"substituters = https://cache\n", b"")
-
-
-def _systemd_run(machine: Machine, call: _Call) -> Finished:
-    _take(machine, call, 0.02)
-    unit = next(word for word in call.words if word.startswith("--unit=")).partition("=")[2]
-    delays = [word for word in call.words if word.startswith("--on-active=")]
-    delay = float(delays[0].partition("=")[2].rstrip("s")) if delays else 0.0
-    command = call.words[call.words.index("--") + 1 :]
-    # sh wrapper.sh run RECORD 0 COMMAND...
-    if delay:
-        machine.start_timer(unit, Path(command[3]), delay, command[5:])
-    else:
-        machine.start_unit(unit, Path(command[3]), command[5:])
-    return _DONE
-
-
-def _systemctl(machine: Machine, call: _Call) -> Finished:
-    verb, name = call.words[1], call.words[-1]
-    _take(machine, call, 0.01)
-    if verb == "is-active":
-        return Finished(0, b"active\n" if machine.active(name) else b"inactive\n", b"")
-    if verb == "stop":
-        machine.stop_unit(name)
-    return _DONE
-
-
-_PROGRAMS: Mapping[str, Callable[[Machine, _Call], Finished]] = {
-    "nix-store": _nix_store,
-    "nix-env": _nix_env,
-    "nix": _nix,
-    "systemd-run": _systemd_run,
-    "systemctl": _systemctl,
-}
