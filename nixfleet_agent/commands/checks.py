@@ -329,7 +329,10 @@ def nix(config: Config, context: Context) -> Iterator[Finding]:
     (current, why), profile = read_link(activation.current_system), read_profile(activation.profile)
     empty = profile is None and not os.path.lexists(activation.current_system)
     if current is None and empty and not _NIXOS_MARK.exists():
-        text = "no closure runs on this host yet: the first release will have nothing to go back to when it fails"
+        text = (
+            f"no closure runs on this host yet ({why}), and releases wait until one does: run the first one's "
+            "bin/switch-to-configuration by hand"
+        )
         yield Finding("system", WARN, text)
     elif current is None:
         text = f"{why}: is this a NixOS host? (activation.current_system)"

@@ -131,6 +131,8 @@ class Check(HostCase):
             (line,) = [line for line in ran.out.splitlines() if line.split()[1] == "system"]
             self.assertTrue(line.startswith(level), line)
             self.assertEqual(ran.code, 1 if there else 0, ran.out)
+            self.assertIn(f"{self.folder / 'current'} does not exist", line)
+            self.assertEqual("releases wait" in line, not there)
 
     def wrong_backend(self) -> None:
         self.tables += 'backend = "systemd"\n'

@@ -17,11 +17,13 @@ import time
 import unittest
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from nixfleet_agent import durable
+from nixfleet_agent.config.model import ActivationConfig
 from nixfleet_agent.journal.entries import parse_name
 from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.journal.reserve import Reserve
@@ -81,6 +83,7 @@ class TestHost:
         self.test = test
         self.state_dir = state_dir or temporary(test)
         self.clock = FakeClock()
+        self.current_system = self.state_dir / "current-system"
         self.current: str | None = PRIOR
         self.boot_id = "boot-1"
         self.transitions: list[RecordTransition] = []
@@ -153,7 +156,10 @@ class TestHost:
 
     def services(self) -> Services:
         return services(
-            config=config(backoff_initial=self.retry_secs, backoff_max=self.retry_secs),
+            config=replace(
+                config(backoff_initial=self.retry_secs, backoff_max=self.retry_secs),
+                activation=ActivationConfig(current_system=self.current_system),
+            ),
             clock=self.clock,
             shutdown=self.shutdown,
             board=self.board,

@@ -15,10 +15,13 @@ from nixfleet_agent.state_machine import State
 ADOPTED_SEQ_LIMIT = 1 << 48
 
 
-def accept(host: Host, acceptance: Acceptance, current: str | None) -> Acceptance | str:
-    """Seq 0 of a Dispatch that passed every check, or the reason why it must wait."""
+def accept(host: Host, acceptance: Acceptance, current: str | None, unreadable: str = "") -> Acceptance | str:
+    """Seq 0 of a Dispatch that passed every check, or the reason why it must wait.
+
+    ``unreadable`` says why there is no ``current``. Such a host waits, for its DispatchAck has to name what ran.
+    """
     if current is None:
-        return "it can't be read which closure runs"
+        return f"it can't be read which closure runs: {unreadable}"
     reason = why_not_now(host)
     if reason is not None:
         return reason

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
+from nixfleet_agent.activation.host import read_link
 from nixfleet_agent.errors import StorageError
 from nixfleet_agent.journal.entries import Entry, entry_of
 from nixfleet_agent.journal.header import DISPATCH_KIND, Acceptance
@@ -55,6 +56,7 @@ class Reducer(Worker):
         self._rules = rules
         self._host = host
         self._read_current = services.read_current
+        self._current_system = services.config.activation.current_system
         self._replays = Replays(services.journal, services.clock)
         self._drift: str | None = None
         self._handlers: dict[type, Callable[..., None]] = {
@@ -132,7 +134,9 @@ class Reducer(Worker):
             item.ack.reply(Answer.NOT_NOW, "the journal could not be written for a while, so it is verified again")
             return
         # Read anew: since the asker looked, a rollback may have come to its end.
-        entry = accept(self._host, acceptance, self._read_current() or acceptance.current_closure)
+        current = self._read_current() or acceptance.current_closure
+        unreadable = "" if current is not None else read_link(self._current_system)[1]
+        entry = accept(self._host, acceptance, current, unreadable)
         if isinstance(entry, str):
             item.ack.reply(Answer.NOT_NOW, entry)
             return

@@ -73,11 +73,12 @@ class TheWayBack(Case):
         self.host.dispatch(S, NEWER)
         self.assertEqual(self.way_back(S), PRIOR)
 
-    def test_waits_where_it_cant_be_read_what_runs(self) -> None:
+    def test_waits_where_it_cant_be_read_what_runs_and_says_why(self) -> None:
         self.host.current = None
+        self.host.current_system.symlink_to(self.host.current_system)
         answer, reason = self.host.dispatch(R, TARGET, current_closure=None)
         self.assertIs(answer, Answer.NOT_NOW)
-        self.assertIn("can't be read", reason)
+        self.assertIn(f"can't be read which closure runs: {self.host.current_system} leads in a circle", reason)
 
 
 class TakingOver(Case):
