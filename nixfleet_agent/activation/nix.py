@@ -23,9 +23,10 @@ PROFILE_SECS = 300.0
 
 #: In KiB a second, for each transfer; newer than 2.8.
 SPEED_SETTING = "download-speed"
-_UNITS = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4}
+#: Older Nix says all in MiB (2.8 does); newer picks the unit that fits (2.34 does).
+_UNITS = {"B": 1} | {f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGTPEZY", 1)}
 _SUBSTITUTERS = re.compile(r"^substituters = (.*)$", re.MULTILINE)
-_SIZES = re.compile(r"\(([0-9.]+) ([KMGT]?i?B) download, ([0-9.]+) ([KMGT]?i?B) unpacked\)")
+_SIZES = re.compile(r"\(([0-9.]+) ((?:[KMGTPEZY]i)?B) download, ([0-9.]+) ((?:[KMGTPEZY]i)?B) unpacked\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,4 +177,4 @@ def said_by(done: processes.Finished) -> str:
 
 
 def _bytes(number: str, unit: str) -> int:
-    return int(float(number) * _UNITS.get(unit, 1))
+    return int(float(number) * _UNITS[unit])

@@ -213,9 +213,10 @@ class Sizes(NetTestCase):
         server = self.serve()
         interim = Flood(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
         chunks = Flood(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1;%s\r\nx\r\n" % (b"x" * 30_000))
-        for flood in (interim, chunks):
+        for flood, kinds in ((interim, ("too_large", "protocol")), (chunks, ("too_large",))):
             server.route("GET", "/v1/x", flood)
-            self.assertEqual("too_large", self.refused(self.connect(server), "/v1/x").kind)
+            # Later Pythons count interim answers themselves, and end the call sooner.
+            self.assertIn(self.refused(self.connect(server), "/v1/x").kind, kinds)
 
     def test_session_tickets_without_end_end_the_connection(self) -> None:
         """OpenSSL deals with all that are there in one call, and looks at neither deadline nor shutdown meanwhile."""

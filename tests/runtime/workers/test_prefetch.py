@@ -114,6 +114,8 @@ class FetchingTest(PrefetchCase):
         until(lambda: priorities() == (19, "idle\n"), "both priorities are the lowest")
 
     def test_a_nix_that_can_not_limit_a_rate_is_told_of_once_and_fetches(self) -> None:
+        self.program("nix", 'echo "cores = 0"')
+        self.enterContext(mock.patch.dict(os.environ, self.host.environment))
         self.stop()
         self.begin(max_rate=100)
         self.start()

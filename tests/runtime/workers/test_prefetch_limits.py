@@ -166,7 +166,7 @@ class BadInputTest(PrefetchCase):
 
     def test_a_disk_that_fills_under_it(self) -> None:
         small = self.nixery.host(f"{self.host.root.name}-small")
-        mount_small(self, small.store_root, "6m")
+        mount_small(self, small.store_root, "16m")
         self.host = small
         self.host.boot(self.v1)
         self.nixery.server.requests.clear()
