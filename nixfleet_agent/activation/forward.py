@@ -118,7 +118,7 @@ class ForwardRun:
         The last switch of this boot that may have touched a unit may have flipped the link and then failed, for another
         rollout: its units were stopped and never started, and only another switch does that.
         """
-        fired = [r for r in self._parts.records.all() if r.intent.direction != BOOT and self._same_boot(r)]
+        fired = [r for r in self._parts.records.all() if r.intent.action != "boot" and self._same_boot(r)]
         code = next((record.exit_code for record in reversed(fired) if record.live_changed), 0)
         whole = code == 0 or (code in verify_poll.DONE and self._context.config.failed_units != "fail")
         return whole and current == self._intent.target

@@ -3,6 +3,8 @@
 A record of direction ``guard`` whose wrapper starts after ``guard_secs``. Disarming is withdrawing that record,
 so the guard either acts or is disarmed, never both; its ``started`` file is the mark that it has acted. A release that
 changes the agent itself is guarded once more, until its agent is ready.
+
+Like a rollback, it leaves PID 1, D-Bus and the kernel to a boot: then it writes the boot entry alone.
 """
 
 from __future__ import annotations
@@ -10,10 +12,11 @@ from __future__ import annotations
 import shlex
 
 from nixfleet_agent import durable
+from nixfleet_agent.activation import inhibitors
 from nixfleet_agent.activation.backends.base import SHELL, Backend
 from nixfleet_agent.activation.context import Context
 from nixfleet_agent.activation.errors import CommandError, PhaseFailed
-from nixfleet_agent.activation.host import on_disk, store_path
+from nixfleet_agent.activation.host import on_disk, read_current, store_path
 from nixfleet_agent.activation.model import Forward
 from nixfleet_agent.activation.records import GUARD, HAND_OVER, Record, Records
 from nixfleet_agent.activation.scripts import GUARD as GUARD_SCRIPT
@@ -49,7 +52,7 @@ class Guard:
         except StorageError as error:
             raise PhaseFailed(ARM_PHASE, str(error)) from error
         unit = f"{forward.intent.unit}.service" if self._backend.method == "systemd-run" else "-"
-        self._arm(intent, "switch", (str(forward.path), unit, "-"), self._context.config.guard_secs)
+        self._arm(intent, self._verb(intent), (str(forward.path), unit, "-"), self._context.config.guard_secs)
 
     def arm_for_successor(self, intent: Forward, agent: str) -> None:
         """Make ready to go back unless the agent that unit ``agent`` starts is ready in time; the time begins anew.
@@ -71,7 +74,7 @@ class Guard:
         prior = on_disk(self._context.config.store_root, intent.way_back)
         script = str(self._records.folder / GUARD_SCRIPT)
         goal = [str(self._context.config.profile), store_path(intent.way_back)]
-        command = [SHELL, script, *ends, *goal, *self._backend.command(prior, "switch")]
+        command = [SHELL, script, *ends, *goal, *self._backend.command(prior, self._verb(intent))]
         try:
             record = self._switches.prepare(Job(intent.rollout_id, GUARD, intent.way_back, action))
             if action == HAND_OVER:  # scripts/rearm.sh arms it anew after a boot
@@ -79,6 +82,14 @@ class Guard:
             self._switches.start(record, command, delay=seconds)
         except (StorageError, PhaseFailed) as error:
             raise PhaseFailed(ARM_PHASE, str(error)) from error
+
+    def _verb(self, intent: Forward) -> str:
+        """How the way back is gone: it may be older than what ran before this release, and differ in more."""
+        if intent.way_back is None:
+            return "switch"
+        ends = (read_current(self._context.config), intent.target)
+        inhibited = any(inhibitors.under(self._context, running, intent.way_back) for running in ends)
+        return "boot" if inhibited else "switch"
 
     def disarm(self, *, keep_hand_over: bool = False) -> None:
         """No guard acts after this returns; one that has begun is awaited, and its mark stays.

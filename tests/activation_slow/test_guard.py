@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -9,7 +10,15 @@ import subprocess
 import unittest
 
 from nixfleet_agent.activation.host import read_boot_id
-from nixfleet_agent.activation.model import Completed, Deferred, Failed, Forward, Rollback, RolledBack
+from nixfleet_agent.activation.model import (
+    Completed,
+    Deferred,
+    Failed,
+    Forward,
+    Rollback,
+    RollbackDeferred,
+    RolledBack,
+)
 from nixfleet_agent.activation.records import Record, taken_back
 from nixfleet_agent.demo.nixos_switch import Switch
 from tests.activation.case import ROLLOUT, PipelineCase, processes_of, until
@@ -53,6 +62,25 @@ class GuardTest(PipelineCase):
         prior = self.nixery.system("doubtful", switch=Switch(checks={"disk": "false"}))
         self.guarded_by(prior)
         self.assertEqual((self.host.running(), self.host.boots(), self.host.profile_closure()), (prior,) * 3)
+
+    def test_a_bus_between_the_release_and_an_older_way_back_is_left_to_a_boot(self) -> None:
+        """What soaked was booted into; the release that came after it was switched to live, and owes the same."""
+        bus = [{"switch-inhibitors": json.dumps({"dbus-implementation": name})} for name in ("broker", "dbus")]
+        prior, soaked = (self.nixery.system(f"bus-{number}", files=files) for number, files in enumerate(bus))
+        bad = self.nixery.system("bus-bad", 'flip "$self"; exit 1\n', files=bus[1])
+        self.host.boot(prior)
+        self.host.boot(soaked)
+        self.host.configure(failed_units="fail")
+        self.assertIsInstance(self.pipeline().forward(self.intent(bad, prior), self.methods.append), Failed)
+        self.ring()
+        until(lambda: self.guard_record().exit_code is not None, "the end of the guard")
+        self.assertEqual(self.host.switches(), [f"switch {bad}", f"boot {prior}"])
+        self.assertEqual((self.host.running(), self.host.boots(), self.host.profile_closure()), (bad, prior, prior))
+        outcome = self.pipeline().rollback(Rollback(ROLLOUT, prior, bad, True, bad))
+        assert isinstance(outcome, RollbackDeferred)
+        self.assertEqual(outcome.component, "dbus-implementation")
+        again = self.pipeline().forward(Forward("stable@abc2", bad, prior, "halt"), self.methods.append)
+        self.assertIsInstance(again, Failed, "the boot entry has made no half switch whole")
 
     def test_a_switch_of_its_own_that_fails_leaves_a_good_boot_entry(self) -> None:
         prior = self.nixery.system("stubborn", 'say "unit busy"; exit 6')
