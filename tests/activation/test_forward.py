@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import unittest
 
@@ -82,12 +83,14 @@ class ForwardTest(PipelineCase):
         self.assertEqual((self.host.units(), self.host.boots()), ({"app.service": "2"}, new))
 
     def test_the_units_of_each_wording_of_exit_4_are_named(self) -> None:
-        for flavour, kind in (("ng", "start"), ("ng", "dependency"), ("perl", "start"), ("perl", "dependency")):
+        app = ("app.service",)
+        named = {"start": app, "dependency": app, "user": (*app, "user units of alice"), "systemctl": ()}
+        for flavour, (kind, failed) in itertools.product(("ng", "perl"), named.items()):
             with self.subTest(flavour, kind=kind):
                 self.setUp()
                 files = units({"app.service": f"1\nFails={kind}"})
                 target = self.nixery.system(f"{flavour}-{kind}", files=files, switch=Switch(flavour))
-                self.assertEqual(self.forward(target), Completed(target, 4, ("app.service",)))
+                self.assertEqual(self.forward(target), Completed(target, 4, failed))
 
     def test_the_start_is_told_before_anything_fires_and_a_refusal_to_report_it_stops_the_switch(self) -> None:
         class DiskFull(Exception):

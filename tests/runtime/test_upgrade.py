@@ -63,6 +63,15 @@ class Version01(unittest.TestCase):
         self.assertEqual(states, {V1: State.CONVERGED, V2: State.CONVERGED, V3: State.REVERTED})
         self.assertEqual(list((self.state / "outbound-corrupt").glob("*")), [])
 
+    def test_its_ways_back_are_what_ran_then_and_the_log_says_so(self) -> None:
+        self.journal.open()
+        with self.assertLogs("nixfleet_agent.recovery", logging.INFO) as logs:
+            host = recover(self.journal, SYSTEM_V2, 0.0)
+        said = {rollout: line.getMessage() for line in logs.records if (rollout := vars(line).get("rollout_id"))}
+        self.assertEqual(set(said), {V1, V2, V3})
+        self.assertEqual(host.rollouts[V3].record.prior_closure, SYSTEM_V2)
+        self.assertIn(f"what ran then ({SYSTEM_V2}), which need not be proven", said[V3])
+
     def test_every_beginning_of_its_logs_folds_without_a_refused_event(self) -> None:
         """Wherever version 0.1 was killed: the new version goes on from there, and uses no seq again."""
         for folder in (self.state / "outbound-sent").iterdir():
