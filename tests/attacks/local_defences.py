@@ -10,6 +10,7 @@ _SWAPPED = "tests.test_durable.Case.test_a_folder_that_is_replaced_in_the_middle
 _OWNERS = "tests.config.test_ownership."
 _STARTS = "tests.commands.test_run.Believes.test_"
 _AUDIT = "tests.attacks.test_audit.Audit.test_"
+_HOOKS = "tests.hooks.test_hooks.Fitness"
 _HTTP = "tests.telemetry.test_metrics.Http.test_"
 
 DEFENCES = (
@@ -110,6 +111,13 @@ DEFENCES = (
         "if status.st_uid not in (0, os.geteuid()):",
         "if False:",
         (_OWNERS + "Modes.test_an_owner_can_change_what_is_his_whatever_its_mode",),
+    ),
+    Defence(
+        "hooks: one that others may write is run",
+        "hooks/folder.py",
+        "    problem = unsafe(path)\n",
+        "    problem = None\n",
+        (_HOOKS,),
     ),
     Defence(
         "disk: a release takes every inode",

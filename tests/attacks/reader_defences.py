@@ -223,6 +223,15 @@ _IDENTITY = (
         "tests.certificates.test_renewal.RenewOnce",
     ),
     Defence(
+        "certificate: the token waits for its end though it is refused",
+        "runtime/workers/cert_renewal.py",
+        "if current is None or refused is not None or current.certificate.expired(self.clock.now()):",
+        "if current is None or current.certificate.expired(self.clock.now()):",
+        (
+            "tests.runtime.workers.test_enrolling.Enrolling.test_a_certificate_that_is_refused_is_replaced_with_the_token",
+        ),
+    ),
+    Defence(
         "certificate: the pair before is not tried",
         "certificates/renewal.py",
         "if old is None or self._failure(old) is not None:\n            return False",

@@ -49,6 +49,16 @@ _HINTS = (
         ("tests.attacks_slow.test_hints.Hints.test_replay_from",),
     ),
     Defence(
+        "replay: what was refused stays aside",
+        "journal/journal.py",
+        "for folder in (self._root / SENT / rollout_id, self._root / REJECTED):",
+        "for folder in (self._root / SENT / rollout_id,):",
+        (
+            "tests.runtime.workers.test_outbound_refusals.InPlaceOfTheControlPlane."
+            "test_what_was_set_aside_is_replayed_too_and_without_the_answer",
+        ),
+    ),
+    Defence(
         "replay: as often as it is asked for",
         "runtime/rollout/replays.py",
         "if rollout_id in self._last:",
