@@ -50,7 +50,10 @@ def problems(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     found = [problem for moment in FOLDERS for problem in find(folder, moment).problems]
-    unknown = sorted(entry.name for entry in os.scandir(folder) if entry.name not in FOLDERS)
+    try:
+        unknown = sorted(set(os.listdir(folder)) - set(FOLDERS))
+    except OSError as error:
+        return [*found, f"can't read the hooks in {folder}: {error.strerror}"]
     named = ", ".join(FOLDERS)
     return [*found, *(f"{folder / name} is no moment that hooks run at: use {named}" for name in unknown)]
 

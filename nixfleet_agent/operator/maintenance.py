@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from nixfleet_agent.config.model import MaintenanceConfig
-from nixfleet_agent.config.windows import Windows, parse_windows
+from nixfleet_agent.config.windows import Windows, overlapping, parse_windows
 from nixfleet_agent.errors import StorageError
 from nixfleet_agent.operator.run_now import RunNowStore
 from nixfleet_agent.proto.times import format_time
@@ -37,7 +37,14 @@ class MaintenanceGate:
 
     def reconfigure(self, config: MaintenanceConfig) -> None:
         """Take other windows from now on (raises WindowError: then the old ones stand)."""
-        self._windows = _windows(config)
+        before, self._windows = self._windows, _windows(config)
+        if self._windows != before:
+            self.say_overlaps()
+
+    def say_overlaps(self) -> None:
+        """Log which windows are open together, for the start: harmless, and seldom meant."""
+        for one, other in overlapping(self._windows):
+            log.warning("the maintenance windows %r and %r overlap: harmless, if it is meant", one, other)
 
     def reason(self) -> str | None:
         """Why a new activation has to wait now, or None."""

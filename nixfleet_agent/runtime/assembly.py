@@ -72,6 +72,7 @@ def assemble(config: Config, platform: Platform, events: Events, logs: Logs) -> 
     board, clock = StatusBoard(), platform.clock
     scraped = scraping(config, board, clock)
     services = open_services(config, platform, board, scraped.observer)
+    services.maintenance.say_overlaps()
     host = restore(services)
     outbound = Outbound(services, EventSigner(config.ssh_host_key_file).sign)
     hooks = HooksWorker(services, host)

@@ -279,6 +279,20 @@ class Telling(Case):
         said = [(o.seq, o.moment, o.hook, o.exit_code, o.output.strip()) for o in outputs(self.state, ROLLOUT)]
         self.assertEqual(said, [(2, "deferred", "x", 3, "said it"), (9, "converged", "x", 0, "said it")])
 
+    def test_what_will_not_be_run_is_said_at_the_start_and_once(self) -> None:
+        self.write("converged")
+        (self.folder / "converged" / "x").chmod(0o644)
+        self.write("convergd")
+        with self.assertLogs("nixfleet_agent.hooks", "ERROR") as logged:
+            worker, record = self.started(), self.accept()
+            self.until(lambda: len(logged.output) == 2)
+            worker.tell(record, LocalConvergedReached(seq=9, converged_at=EPOCH, current_closure=TARGET))
+            self.until(lambda: json.loads((self.state / "hooks" / "told.json").read_text()).get(ROLLOUT) == 9)
+            self.stop()
+        self.assertEqual(len(logged.output), 2)
+        self.assertIn("is not executable", logged.output[0])
+        self.assertIn("convergd is no moment", logged.output[1])
+
     def test_one_that_was_lost_in_a_crash_is_told_after_the_restart_and_then_never_again(self) -> None:
         self.write("deferred")
         first = self.started()

@@ -49,6 +49,17 @@ class Gate(Case):
         self.clock.advance(3600)
         self.assertIsNotNone(gate.reason())
 
+    def test_windows_that_overlap_are_said_at_the_start_and_once_when_others_come(self) -> None:
+        twice = MaintenanceConfig(windows=("Sat", "Sat 04:00-06:00"), time_zone="UTC")
+        with self.assertLogs("nixfleet_agent.maintenance", "WARNING") as logged:
+            gate = self.gate(twice)
+            gate.say_overlaps()
+            gate.reconfigure(twice)
+            gate.reconfigure(hours(2, 3))
+            gate.reconfigure(twice)
+        self.assertEqual(len(logged.output), 2)
+        self.assertIn("'Sat 04:00-06:00' and 'Sat' overlap", logged.output[0])
+
     def test_run_now_lets_one_rollout_through_and_keeps_its_reason(self) -> None:
         gate = self.gate(hours(2, 3))
         self.store.request("security\nfix")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from nixfleet_agent.activation.errors import PhaseInterrupted
 from nixfleet_agent.errors import StorageError
-from nixfleet_agent.hooks.folder import find
+from nixfleet_agent.hooks.folder import find, problems
 from nixfleet_agent.hooks.ledger import Ledger
-from nixfleet_agent.hooks.moments import MOMENTS, Occasion, owed
+from nixfleet_agent.hooks.moments import FOLDERS, MOMENTS, Occasion, owed
 from nixfleet_agent.hooks.runner import Ran
 from nixfleet_agent.proto.events import to_wire
 from nixfleet_agent.runtime.rollout.rollouts import Host
@@ -60,6 +60,7 @@ class HooksWorker(Worker):
         self._timer.kick()
 
     def run(self) -> None:
+        self._say_unfit()
         while self._timer.wait():
             self.alive()
             while not self.shutdown.is_set and not self._waiting.empty():
@@ -67,6 +68,12 @@ class HooksWorker(Worker):
                 if not self._handle(occasion):
                     break  # the disk takes no mark: once more at the next turn
                 self._waiting.get_nowait()
+
+    def _say_unfit(self) -> None:
+        """What will not be run is said at the start, when somebody looks, and not only when its moment comes."""
+        self._problems = {moment: find(self._folder, moment).problems for moment in FOLDERS}
+        for problem in problems(self._folder):
+            self.log.error("%s", problem)
 
     def _begin(self, services: Services, host: Host) -> None:
         """Before any worker moves a file of the journal."""
