@@ -117,6 +117,11 @@ def _who_runs_is_ready() -> Any:
     return mock.patch.object(recovery.Guards, "told", lambda guards, rollout: rollout)
 
 
+def _only_the_newest_is_open() -> Any:
+    """Once the newest rollout has ended, an operator's own choice is proven, whatever still waits before it."""
+    return mock.patch.object(succession, "_nothing_open", lambda host: host.active.record.terminal)
+
+
 def _ordered_once() -> Any:
     """What a newer release has taken the order to leave away from never gets it again."""
     leave = decisions.Turn._leave
@@ -124,6 +129,14 @@ def _ordered_once() -> Any:
 
 
 HOLES: dict[str, Hole] = {
+    "an operator's choice is the way back because a newer release failed early": Hole(
+        world("CCB", "rhr", (1, 2, 3)),
+        (
+            *("dispatch stable@c0", "defers", "by hand to A", "dispatch edge@c1", "fails early", "dispatch stable@c2"),
+            *("begins", "ends with 1"),
+        ),
+        _only_the_newest_is_open,
+    ),
     "a release converges under the agent before its own": Hole(
         world("ABAB", party="agent"),
         (*SOAKS, "passes", "its agent passes its check", "later"),

@@ -27,7 +27,7 @@ def last_proven(host: Host, current: str | None) -> str | None:
     before it do not say that it failed, or never came to its end.
     """
     active = host.active
-    if active is None or (current is not None and _is_proven(host, active, current)):
+    if active is None or (current is not None and _is_proven(host, current)):
         return current
     if active.record.state is State.CONVERGED:
         return active.record.target_closure
@@ -37,10 +37,17 @@ def last_proven(host: Host, current: str | None) -> str | None:
     return closure
 
 
-def _is_proven(host: Host, active: Rollout, current: str) -> bool:
-    """What no rollout of ours has brought is an operator's own; it is believed only where nothing of ours is open."""
+def _is_proven(host: Host, current: str) -> bool:
+    """What no rollout of ours has brought is an operator's own; it is believed only where nothing of ours is open.
+
+    The active one may have failed before it changed anything, while one before it still waits for its reboot or soaks.
+    """
     brought = _brought(host, current)
-    return active.record.terminal if brought is None else _proves(brought)
+    return _nothing_open(host) if brought is None else _proves(brought)
+
+
+def _nothing_open(host: Host) -> bool:
+    return all(rollout.record.terminal for rollout in watched(host))
 
 
 def _proves(rollout: Rollout) -> bool:

@@ -73,6 +73,18 @@ class TheWayBack(Case):
         self.host.dispatch(S, NEWER)
         self.assertEqual(self.way_back(S), PRIOR)
 
+    def test_is_no_choice_of_an_operator_while_an_earlier_release_waits_for_a_reboot(self) -> None:
+        """Nor after a newer one failed before it changed anything."""
+        self.host.dispatch(R, TARGET)
+        self.host.tell(R, "ActivationStarted")
+        self.host.tell(R, "ActivationDeferred", boot_id="boot-1")
+        self.host.current = THIRD
+        self.host.dispatch(S, NEWER, policy=HALT)
+        self.host.tell(S, "ActivationFailed", switch_fired=False, observed_at_failure=THIRD)
+        self.assertTrue(self.host.record(S).terminal)
+        self.host.dispatch(T, NEWER)
+        self.assertEqual(self.way_back(T), PRIOR)
+
     def test_waits_where_it_cant_be_read_what_runs_and_says_why(self) -> None:
         self.host.current = None
         self.host.current_system.symlink_to(self.host.current_system)
