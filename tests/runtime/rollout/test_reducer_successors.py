@@ -38,8 +38,9 @@ class TheNewestRolloutWins(Case):
 
     def test_it_waits_while_nobody_can_tell_what_runs_and_goes_on_once_somebody_can(self) -> None:
         self.host.current = None
+        reason = f"it can't be read which closure runs: {self.host.current_system} does not exist"
         for _ in range(2):
-            self.assertEqual(self.host.dispatch(R, TARGET), (Answer.NOT_NOW, "it can't be read which closure runs"))
+            self.assertEqual(self.host.dispatch(R, TARGET), (Answer.NOT_NOW, reason))
         self.assertEqual(self.host.log(R), [], "nothing is said that has no currentClosureAtDispatch")
         self.assertIsNone(self.host.activation.peek())
         self.host.current = PRIOR
