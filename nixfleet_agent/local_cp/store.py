@@ -162,10 +162,10 @@ class Store(Database):
     def standing(self, hostname: str, rollout_id: str) -> Standing:
         """Where the chain of one rollout on one host stands here."""
         sql = (
-            "SELECT following, (SELECT count(chain_signature) FROM links WHERE hostname = ?1 AND rollout_id = ?2) "
-            "FROM links WHERE hostname = ?1 AND rollout_id = ?2 ORDER BY seq DESC LIMIT 1"
+            "SELECT following, (SELECT count(chain_signature) FROM links WHERE hostname = ? AND rollout_id = ?) "
+            "FROM links WHERE hostname = ? AND rollout_id = ? ORDER BY seq DESC LIMIT 1"
         )
-        rows = self.rows(sql, hostname, rollout_id)
+        rows = self.rows(sql, hostname, rollout_id, hostname, rollout_id)
         return Standing(rows[0][0], rows[0][1] > 0) if rows else start(hostname, rollout_id)
 
     def append_link(self, envelope: Mapping[str, Any], verdict: str, after: Standing) -> None:
