@@ -10,7 +10,7 @@ from nixfleet_agent.activation.consent import await_consent
 from nixfleet_agent.activation.errors import PhaseFailed
 from nixfleet_agent.activation.model import EXIT_THIRD_CLOSURE, Completed, Deferred, Forward
 from nixfleet_agent.activation.patience import Patience
-from nixfleet_agent.activation.records import BOOT, EXIT_NEXT_BOOT, FORWARD, GUARD, Record
+from nixfleet_agent.activation.records import BOOT, EXIT_NEXT_BOOT, FORWARD, GUARD, Record, left_by
 from nixfleet_agent.activation.steps import Parts, require_names, switch_until_unlocked, update_bootloader
 from nixfleet_agent.activation.switches import Job, Status
 
@@ -259,12 +259,8 @@ class ForwardRun:
         return None
 
     def _left_by_ours(self) -> tuple[str | None, ...]:
-        """What the last switch of ours may have left: one that this rollout superseded ends after its acceptance.
-
-        One that only wrote the boot entry leaves its target with the next boot, which may come before our switch.
-        """
-        done = [r for r in self._parts.records.all() if r.intent.direction != GUARD and r.started]
-        return (done[-1].intent.target, done[-1].intent.running) if done else ()
+        """What the last switch of ours may have left: one that this rollout superseded ends after its acceptance."""
+        return left_by(self._parts.records.all())
 
     def _readable_current(self) -> str | None:
         """What runs; a link that is being replaced, or not there yet this early in a boot, is waited for."""

@@ -256,6 +256,22 @@ class Records:
             return []
 
 
+def left_by(records: list[Record]) -> tuple[str | None, ...]:
+    """Each closure that may run after these, oldest first, with nobody else's doing.
+
+    One that only wrote the boot entry leaves its target with the next boot; what was refused since has changed nothing
+    of that.
+    """
+    left: list[str | None] = []
+    for record in reversed(records):
+        if record.intent.direction == GUARD or not record.started:
+            continue
+        left += (record.intent.target, record.intent.running)
+        if record.live_changed or record.wrote_entry:
+            break
+    return tuple(left)
+
+
 def fired_rollouts(state_dir: Path, boot: str) -> frozenset[str]:
     """The rollouts of which a forward switch has started, but for those that another's lock turned away."""
     started = [r for r in Records(state_dir, boot).all() if r.started is not None and not r.lock_refused]

@@ -16,6 +16,7 @@ from nixfleet_agent.activation.host import read_boot_id
 from nixfleet_agent.activation.model import Completed, Failed, Forward, RolledBack
 from nixfleet_agent.activation.records import FORWARD, Intent, Record, Records
 from nixfleet_agent.activation.scripts import WRAPPER, install
+from nixfleet_agent.demo.nixos_switch import Switch
 from tests.activation import agent_process
 from tests.activation.case import ROLLOUT, PipelineCase, processes_of, until
 from tests.support.nix import FAIL, HANG, KILL_AGENT, KILL_AGENT_AND_FAIL, SLOW
@@ -113,6 +114,19 @@ class ResumeTest(PipelineCase):
         kernel = self.nixery.path("kernel-9", {"image": "nine\n"})
         deferred = self.nixery.system("deferred", links={"kernel": f"/nix/store/{kernel}/image"}, references=(kernel,))
         record = self.prepared_boot(deferred)
+        another_boot(record)
+        self.host.boot(deferred)
+        self.assertEqual(self.resume(self.v2, started=False), Completed(self.v2, 0, ()))
+
+    def test_what_was_refused_since_does_not_make_it_a_third_closure(self) -> None:
+        """A release between the two changed nothing: what boots next stayed the same."""
+        kernel = self.nixery.path("kernel-9", {"image": "nine\n"})
+        deferred = self.nixery.system("deferred", links={"kernel": f"/nix/store/{kernel}/image"}, references=(kernel,))
+        record = self.prepared_boot(deferred)
+        refused = self.nixery.system("refused", switch=Switch(checks={"app": "false"}))
+        outcome = self.pipeline().forward(Forward("stable@abc9", refused, self.v1, "halt"), self.methods.append)
+        assert isinstance(outcome, Failed)
+        self.assertEqual(outcome.phase, "pre-switch-check")
         another_boot(record)
         self.host.boot(deferred)
         self.assertEqual(self.resume(self.v2, started=False), Completed(self.v2, 0, ()))
