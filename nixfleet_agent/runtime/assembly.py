@@ -77,7 +77,7 @@ def assemble(config: Config, platform: Platform, events: Events, logs: Logs) -> 
     outbound = Outbound(services, EventSigner(config.ssh_host_key_file).sign)
     hooks = HooksWorker(services, host)
     reboot = RebootWorker(services)
-    unit = OwnUnit.of_this_process()
+    unit = OwnUnit.of_this_process(clock, lambda: services.shutdown.is_set)
     reducer = _reducer(services, host, outbound.kick, hooks)
     workers = [
         outbound,

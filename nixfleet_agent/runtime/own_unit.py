@@ -10,18 +10,25 @@ import logging
 import os
 import re
 import shlex
-import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from nixfleet_agent.activation import processes
+from nixfleet_agent.activation.errors import CommandError
 from nixfleet_agent.config.schema import CONFIG_VARIABLE
 from nixfleet_agent.config.sources import DEFAULT_FILE
+from nixfleet_agent.text import printable
+from nixfleet_agent.threads.clock import Clock
 from nixfleet_agent.trouble import Trouble
 
 log = logging.getLogger("nixfleet_agent.own_unit")
 
 _ASK_TIMEOUT_SECS = 10.0
+#: What an answer may take once the agent stops: a switch that has just ended still asks whether it brought another one.
+_LAST_ANSWER_SECS = 0.5
+_ANSWER_LIMIT = 1024 * 1024
+_WORDS_LIMIT = 300
 _COMMAND = re.compile(r"path=(.*?) ; argv\[\]=(.*?) ;")
 _OPTIONAL = " (ignore_errors=yes)"
 _ASKED = ("ExecStart", "Environment", "EnvironmentFiles")
@@ -52,19 +59,24 @@ class UnitStart:
 
 
 class OwnUnit:
-    """Asks systemd about the service ``name``, of which this process, ``pid``, is the main one. Any thread may ask."""
+    """Asks systemd about the service ``name``, of which this process, ``pid``, is the main one. Any thread may ask.
 
-    def __init__(self, name: str, pid: int) -> None:
+    ``stopping`` says whether the agent ends, so that no question keeps it.
+    """
+
+    def __init__(self, name: str, pid: int, clock: Clock, stopping: Callable[[], bool]) -> None:
         self.name = name
         self._pid = str(pid)
+        self._clock = clock
+        self._stopping = stopping
         self._trouble = Trouble(log, f"can't ask systemd about {name}")
         self._started = self.ask()
 
     @classmethod
-    def of_this_process(cls) -> OwnUnit | None:
+    def of_this_process(cls, clock: Clock, stopping: Callable[[], bool]) -> OwnUnit | None:
         """None under another init system, or in a terminal."""
         name = own_unit(os.environ, os.getpid())
-        return None if name is None else cls(name, os.getpid())
+        return None if name is None else cls(name, os.getpid(), clock, stopping)
 
     def ask(self) -> UnitStart | None:
         """What the unit starts now; None when systemd does not say."""
@@ -88,21 +100,26 @@ class OwnUnit:
         return set(said.split()) == {"ActiveState=active", f"MainPID={self._pid}"}
 
     def _show(self, *properties: str) -> str | None:
-        asked = [f"--property={name}" for name in properties]
+        arguments = ["systemctl", "show", *(f"--property={name}" for name in properties), "--", self.name]
+        began = self._clock.monotonic()
+
+        def check() -> None:
+            if self._stopping() and self._clock.monotonic() - began > _LAST_ANSWER_SECS:
+                raise CommandError("it does not answer, and the agent stops")
+
         try:
-            done = subprocess.run(  # nosec B603 B607 # fixed words, and the unit's name after --
-                ["systemctl", "show", *asked, "--", self.name],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=_ASK_TIMEOUT_SECS,
-                text=True,
-                check=True,
+            done = processes.read(
+                arguments, os.environ, clock=self._clock, timeout=_ASK_TIMEOUT_SECS, check=check, limit=_ANSWER_LIMIT
             )
-        except (OSError, subprocess.SubprocessError, UnicodeDecodeError) as error:
+            if done.returncode != 0:
+                words = " ".join(done.stderr.decode(errors="replace").split())
+                raise CommandError(f"systemctl show ended with {done.returncode}: {printable(words, _WORDS_LIMIT)}")
+            said = done.stdout.decode()
+        except (CommandError, UnicodeDecodeError) as error:
             self._trouble.failed(error)
             return None
         self._trouble.over()
-        return done.stdout
+        return said
 
 
 def parse(said: str) -> UnitStart | None:

@@ -18,6 +18,7 @@ from typing import ClassVar
 
 from nixfleet_agent.runtime.own_unit import OwnUnit, own_unit
 from nixfleet_agent.state_machine import State
+from nixfleet_agent.threads.clock import SystemClock
 from tests.activation_slow.systemd_pipeline import loaded, show, systemctl
 from tests.faults.rig import Rig
 from tests.faults.world import World
@@ -163,11 +164,11 @@ class LifeTest(PackagedUnitCase):
         environ = Path(f"/proc/{pid}/environ").read_text().split("\0")
         variables = dict(entry.partition("=")[::2] for entry in environ if entry)
         self.assertEqual(own_unit(variables, pid, Path(f"/proc/{pid}/cgroup")), UNIT)
-        unit = OwnUnit(UNIT, pid)
+        unit = OwnUnit(UNIT, pid, SystemClock(), lambda: False)
         self.assertEqual(
             (str(unit.ask()), unit.changed(), unit.is_ready()), ("/usr/bin/nixfleet-agent run", None, True)
         )
-        self.assertFalse(OwnUnit(UNIT, pid + 1).is_ready())
+        self.assertFalse(OwnUnit(UNIT, pid + 1, SystemClock(), lambda: False).is_ready())
         DROP_IN.write_text(
             "[Service]\nExecStart=\nExecStart=/usr/bin/nixfleet-agent run --debug\n"
             'Environment="WORDS=one two"\nEnvironmentFile=-/etc/none\n'

@@ -6,6 +6,7 @@ import os
 import tempfile
 import threading
 import unittest
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -13,6 +14,7 @@ from nixfleet_agent.runtime.own_unit import OwnUnit, UnitChanged, own_unit, pars
 from nixfleet_agent.runtime.successor import Trial, Verdict
 from nixfleet_agent.runtime.workers import own_unit as module
 from nixfleet_agent.runtime.workers.own_unit import INTERVAL_SECS, OwnUnitWorker
+from nixfleet_agent.threads.clock import Clock, SystemClock
 from nixfleet_agent.threads.shutdown import ShutdownToken
 from tests.support.clock import FakeClock
 
@@ -33,7 +35,11 @@ class Case(unittest.TestCase):
         self.systemctl.write_text(f'#!/bin/sh\necho "$@" >> {self.folder}/asked\ncat {self.answer}\n')
         self.systemctl.chmod(0o755)
         self.enterContext(mock.patch.dict(os.environ, {"PATH": f"{self.folder}:{os.environ['PATH']}"}))
-        self.unit = OwnUnit(UNIT, 7)
+        self.unit = self.make()
+
+    @staticmethod
+    def make(clock: Clock | None = None, stopping: Callable[[], bool] = lambda: False) -> OwnUnit:
+        return OwnUnit(UNIT, 7, clock or SystemClock(), stopping)
 
 
 class Unit(Case):
@@ -54,7 +60,7 @@ class Unit(Case):
             (self.folder / name).touch()
         config.symlink_to("one.toml")
         self.answer.write_text(OLD.replace(" run", f" run --config {config}"))
-        unit = OwnUnit(UNIT, 7)
+        unit = self.make()
         (self.folder / "one.toml").write_text("edited where it lies")
         self.assertIsNone(unit.changed())
         config.unlink()
@@ -71,7 +77,28 @@ class Unit(Case):
 
     def test_one_that_never_answered_is_not_held_against_anybody(self) -> None:
         self.systemctl.write_text("#!/bin/sh\nexit 1\n")
-        self.assertFalse(OwnUnit(UNIT, 7).differs())
+        self.assertFalse(self.make().differs())
+
+    def test_one_that_hangs_does_not_keep_an_agent_that_stops(self) -> None:
+        pid = self.folder / "pid"
+        unit = self.make(stopping=pid.exists)
+        self.systemctl.write_text(f"#!/bin/sh\necho $$ > {pid}.new\nmv {pid}.new {pid}\nexec sleep 9.5\n")
+        with self.assertLogs("nixfleet_agent.own_unit", "WARNING") as heard:
+            self.assertIsNone(unit.ask())
+        self.assertIn("the agent stops", heard.output[0])
+        self.assertFalse(Path(f"/proc/{pid.read_text().strip()}").exists(), "nothing is left behind")
+
+    def test_one_that_answers_is_heard_even_then(self) -> None:
+        """A switch that has just ended has to know whether it brought another agent, which is to be guarded."""
+        unit = self.make(FakeClock(), lambda: True)
+        self.answer.write_text(NEW)
+        self.assertIsNotNone(unit.changed())
+
+    def test_why_it_does_not_answer_is_said(self) -> None:
+        self.systemctl.write_text("#!/bin/sh\necho 'Failed to connect to bus' >&2\nexit 1\n")
+        with self.assertLogs("nixfleet_agent.own_unit", "WARNING") as heard:
+            self.assertIsNone(self.unit.ask())
+        self.assertIn("Failed to connect to bus", heard.output[0])
 
     def test_ready_is_this_very_process_and_an_active_unit(self) -> None:
         for said, ready in (

@@ -44,7 +44,7 @@ SEAMS: dict[str, tuple[str, ...]] = {
     "socket.getaddrinfo": ("net/resolver.py",),
     "select": ("net/budget.py", "threads/main_events.py", "telemetry/", "probes/runners/"),
     "selectors": ("activation/processes.py", "telemetry/"),
-    "subprocess": ("activation/processes.py", "activation/host.py", "probes/runners/", "runtime/own_unit.py"),
+    "subprocess": ("activation/processes.py", "activation/host.py", "probes/runners/"),
     "os.fork": (),
     "os.system": (),
     # Waits are shared by seed only where they are made with the platform's chance.
