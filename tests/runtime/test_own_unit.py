@@ -142,7 +142,7 @@ class Watch(Case):
         self.told: list[UnitChanged] = []
         self.idle = True
         self.trial = Trial(Verdict.GOOD)
-        self.enterContext(mock.patch.object(module, "try_successor", lambda start, clock, check: self.trial))
+        self.enterContext(mock.patch.object(module, "try_successor", lambda start, clock, check: self.on_try()))
         self.worker = OwnUnitWorker(self.shutdown, self.clock, self.unit, lambda: self.idle, self.told.append)
         thread = threading.Thread(target=self.worker.run)
         thread.start()
@@ -153,6 +153,9 @@ class Watch(Case):
 
         self.addCleanup(stop)
         self.clock.until_waiting()
+
+    def on_try(self) -> Trial:
+        return self.trial
 
     def later(self) -> None:
         self.clock.advance(INTERVAL_SECS)
@@ -168,6 +171,19 @@ class Watch(Case):
         self.idle = True
         self.later()
         self.assertEqual(self.told, [UnitChanged("/nix/store/b-agent/bin/nixfleet-agent run")])
+
+    def test_a_rollout_that_came_during_the_try_is_not_left(self) -> None:
+        def accepts() -> Trial:
+            self.idle = False
+            return self.trial
+
+        self.answer.write_text(NEW)
+        with mock.patch.object(self, "on_try", accepts):
+            self.later()
+        self.assertEqual(self.told, [])
+        self.idle = True
+        self.later()
+        self.assertEqual(len(self.told), 1)
 
     def test_one_that_can_not_start_is_not_left_for_and_is_said_once(self) -> None:
         self.trial = Trial(Verdict.BAD, "program: no module named x")

@@ -56,7 +56,8 @@ class OwnUnitWorker(Worker):
             return
         trial = try_successor(start, self.clock, self._only_shutdown)
         if trial.verdict is not Verdict.BAD:
-            self._tell(UnitChanged(str(start)))
+            if self._idle():  # still: a try may take a minute, and a rollout may have come meanwhile
+                self._tell(UnitChanged(str(start)))
         elif trial.words != self._refused:
             self._refused = trial.words
             self.log.error("%s starts an agent that can't start: this one stays. %s", self._unit.name, trial.words)
