@@ -12,6 +12,7 @@ from nixfleet_agent.activation import nix, realise
 from nixfleet_agent.activation.backends import choose
 from nixfleet_agent.activation.closure_query import difference
 from nixfleet_agent.activation.context import Context
+from nixfleet_agent.activation.dry_run import DryRun
 from nixfleet_agent.activation.errors import ActivationError
 from nixfleet_agent.activation.model import Forward
 from nixfleet_agent.activation.packages import ClosureDiff
@@ -75,6 +76,16 @@ class Rehearsal:
     def takes_reboot(self) -> bool:
         """Whether it would only be what boots next."""
         return any(obstacle.what == INHIBITORS and not obstacle.blocks for obstacle in self.obstacles)
+
+    @property
+    def units(self) -> tuple[DryRun | None, str | None]:
+        """The dry run that tells what would become of units, or why it is not known; neither where it runs already."""
+        if self.readiness is None:
+            return None, None
+        dry_run = self.readiness.dry_run
+        if dry_run is None:
+            return None, next((each.text for each in self.obstacles if each.what == DRY_RUN), "it was not asked")
+        return (dry_run, None) if dry_run.failure is None else (None, dry_run.failure)
 
 
 def configure(parser: Parser) -> None:
@@ -204,15 +215,13 @@ def _fetch(context: Context, closure: str, root: Path) -> None:
 
 
 def _print(call: Invocation, rehearsal: Rehearsal) -> None:
-    verified, readiness = rehearsal.verified, rehearsal.readiness
+    verified = rehearsal.verified
     if verified is not None:
         terms = verified.terms
         call.print(f"{'verified':<10} {verified.rollout_id}, signed {local_time(terms.manifest.signed_at)}")
         call.print(f"{'policy':<10} {terms.resolved.policy}, way back {verified.way_back or 'none'}")
     if rehearsal.diff is not None:
-        dry_run = None if readiness is None else readiness.dry_run
-        unknown = next((each.text for each in rehearsal.obstacles if each.what == DRY_RUN), "it was not asked")
-        show(call, None, rehearsal.diff, dry_run, unknown)
+        show(call, None, rehearsal.diff, *rehearsal.units)
     call.print()
     for each in rehearsal.obstacles:
         call.print(f"{'no' if each.blocks else 'note':<5} {each.what:<12} {each.text}", RED if each.blocks else YELLOW)
@@ -228,9 +237,7 @@ def _verdict(rehearsal: Rehearsal) -> tuple[str, str]:
 
 
 def _as_json(rehearsal: Rehearsal) -> dict[str, object]:
-    verified, readiness = rehearsal.verified, rehearsal.readiness
-    dry_run = None if readiness is None else readiness.dry_run
-    unknown = next((each.text for each in rehearsal.obstacles if each.what == DRY_RUN), None)
+    verified = rehearsal.verified
     return {
         "rollout_id": verified.rollout_id if verified else None,
         "target_closure": verified.closure if verified else None,
@@ -242,5 +249,5 @@ def _as_json(rehearsal: Rehearsal) -> dict[str, object]:
         "obstacles": [asdict(obstacle) for obstacle in rehearsal.obstacles],
         "diff": None
         if verified is None or rehearsal.diff is None
-        else as_json(verified.rollout_id, rehearsal.diff, dry_run, unknown),
+        else as_json(verified.rollout_id, rehearsal.diff, *rehearsal.units),
     }

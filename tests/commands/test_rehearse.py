@@ -188,6 +188,18 @@ class BadTest(RehearseCase):
         self.publish(self.nixery.path("nixos-system-refuses", text))
         self.blocked("dry-run", "refuses it")
 
+    def test_of_a_script_that_gave_up_nothing_is_known_of_units(self) -> None:
+        text = {"bin/switch-to-configuration": "#!/bin/sh\necho 'Could not acquire lock' >&2; exit 1\n"}
+        self.publish(self.nixery.path("nixos-system-locked", text))
+        ran = self.rehearse()
+        self.assertEqual(ran.code, 0, "the real one waits for the lock")
+        self.assertIn("units: not known: dry-activate ended with 1: Could not acquire lock", ran.out)
+        self.assertIn("note  dry-run      another switch holds the lock", ran.out)
+        self.assertNotIn("no unit would be", ran.out)
+        found = self.rehearse("--json").json["diff"]
+        self.assertIsNone(found["units"])
+        self.assertIn("Could not acquire lock", found["units_unknown"])
+
     def test_a_way_back_that_is_gone(self) -> None:
         gone = self.nixery.system("proven-and-gone")
         accepted = self.accept("stable@ff", prior=gone, target=self.old)
