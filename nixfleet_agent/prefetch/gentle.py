@@ -34,17 +34,12 @@ def _prioritise(context: Context, group: int, niceness: int, io_class: str) -> N
     """By the programs of util-linux; without them the download is only not as gentle."""
     for command in (["renice", "-n", f"{niceness}", "-g", f"{group}"], ["ionice", "-c", io_class, "-P", f"{group}"]):
         try:
-            # Not to be interrupted: it takes milliseconds, and the download is ended by whoever looks on.
-            done = context.run(command, timeout=_PRIORITY_SECS, check=_never)
+            done = context.run(command, timeout=_PRIORITY_SECS)
         except CommandError as error:
             context.log.debug("no other priority for a download: %s", error)
             continue
         if done.returncode != 0:
             context.log.debug("no other priority for a download: %s", nix.said_by(done))
-
-
-def _never() -> None:
-    """Nothing ends it early."""
 
 
 class Rate:

@@ -227,6 +227,18 @@ class TurnTest(PrefetchCase):
         self.assertLess(time.monotonic() - began, 2.0)
         self.assertFalse(self.root.is_symlink())
 
+    def test_shutdown_waits_for_no_program_that_sets_a_priority(self) -> None:
+        mark = self.host.root / "asked"
+        self.program("renice", f"touch {mark}; exec sleep 60")
+        self.enterContext(mock.patch.dict(os.environ, self.host.environment))
+        self.start()
+        self.announce(self.big("nice"))
+        until(mark.exists, "the priority is being set")
+        began = time.monotonic()
+        self.stop()
+        self.assertLess(time.monotonic() - began, 2.0)
+        self.assertEqual(self.nix_processes(), {})
+
     def test_what_runs_since_is_compared_again(self) -> None:
         self.start()
         self.announce(self.v2)
