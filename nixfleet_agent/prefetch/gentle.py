@@ -43,18 +43,20 @@ def _prioritise(context: Context, group: int, niceness: int, io_class: str) -> N
 
 
 class Rate:
-    """``prefetch.max_rate`` as options of Nix, where it has the setting; asked once."""
+    """``prefetch.max_rate`` as options of Nix, where it has the setting; asked until Nix tells."""
 
     def __init__(self, context: Context, config: PrefetchConfig) -> None:
         self._context = context
-        self._rate = config.max_rate
+        self._limit = ("--option", nix.SPEED_SETTING, f"{max(1, round(config.max_rate))}")
         self._options: Sequence[str] | None = None if config.max_rate else ()
 
     def options(self) -> Sequence[str]:
         """Empty where nothing is limited; that a limit can't be kept is said once."""
         if self._options is None:
             has_it = nix.limits_speed(self._context)
-            self._options = ("--option", nix.SPEED_SETTING, f"{max(1, round(self._rate))}") if has_it else ()
+            if has_it is None:
+                return self._limit  # a Nix without the setting only warns of it
+            self._options = self._limit if has_it else ()
             if not has_it:
                 self._context.log.warning(NO_LIMIT)
         return self._options

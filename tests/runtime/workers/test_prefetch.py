@@ -128,18 +128,41 @@ class FetchingTest(PrefetchCase):
         self.assertEqual([line for line in logs.output if "no setting download-speed" in line], logs.output)
         self.assertEqual(len(logs.output), 1)
 
-    def test_a_nix_that_can_gets_the_rate(self) -> None:
-        self.program("nix", 'echo "download-speed = 0"')
+    def arguments(self) -> Path:
+        """Of every call of nix-store from now on, in this file."""
         log = self.host.root / "arguments"
         real = "$(PATH=${PATH#*:} command -v nix-store)"
         self.program("nix-store", f'echo "$*" >>{log}; exec {real} "$@"')
         self.enterContext(mock.patch.dict(os.environ, self.host.environment))
+        return log
+
+    def test_a_nix_that_can_gets_the_rate(self) -> None:
+        self.program("nix", 'echo "download-speed = 0"')
+        log = self.arguments()
         self.stop()
         self.begin(max_rate=100.4)
         self.start()
         self.announce(self.v2)
         self.until_state(State.READY)
         self.assertIn("--option download-speed 100 ", log.read_text())
+
+    def test_a_nix_that_does_not_tell_gets_the_rate_and_is_asked_again(self) -> None:
+        self.program("nix", "exit 1")
+        log = self.arguments()
+        self.stop()
+        self.begin(max_rate=100)
+        self.start()
+        with self.assertNoLogs("nixfleet_agent.prefetch", "WARNING"):
+            self.announce(self.v2)
+            self.until_state(State.READY)
+        self.assertIn("--option download-speed 100 ", log.read_text())
+        log.unlink()
+        self.program("nix", 'echo "cores = 0"')
+        with self.assertLogs("nixfleet_agent.prefetch", "WARNING"):
+            newer = self.nixery.system("asked-again")
+            self.announce(newer, "stable@cc")
+            self.until_state(State.READY, newer)
+        self.assertNotIn("download-speed", log.read_text())
 
 
 class TurnTest(PrefetchCase):
