@@ -222,10 +222,17 @@ class Checks:
         return host.machine.current == self._target(rollout_id) and kinds[-1:] == ["Converged"] and not waits
 
     def lost_its_boot(self, rollout_id: str) -> bool:
-        """Whether a host gave the release up by the rules: a rollback of an earlier one has taken its boot entry."""
+        """Whether a host gave the release up by the rules, and another boot entry is why.
+
+        A rollback of an earlier one has taken its own, or an operator's has come to life before its switch began.
+        """
         for host in self._world.hosts:
             told = str(self._world.plane.control.store.events(host.name, rollout_id))
             if BOOT_FALLBACK in told or "superseded-failed" in told:
+                return True
+            machine = host.machine
+            operators = machine.current == machine.entry and machine.chose_entry == "operator"
+            if operators and "third-closure" in told:
                 return True
         return False
 

@@ -84,6 +84,8 @@ class Machine:
     half: bool = False
     #: Who began the last switch.
     last: str = "installer"
+    #: Who wrote the boot entry.
+    chose_entry: str = "installer"
     _held: bool = False
     _pids: itertools.count[int] = field(default_factory=lambda: itertools.count(1000))
     _units: dict[str, _Unit] = field(default_factory=dict)
@@ -315,7 +317,7 @@ class Machine:
         if checked and target.code == 1:
             return "Pre-switch check 'app' failed\nPre-switch checks failed\n", 1
         self.scheduler.sleep(0.1)
-        self.entry = target.name
+        self.entry, self.chose_entry = target.name, who
         if action == "boot":
             return "", 0
         self.half = running.name != target.name

@@ -18,4 +18,18 @@ NAMED: dict[str, Plan] = {
             Step(at=425.779, kind="release:no-boot", host=-1, seconds=0.0, amount=0),
         ),
     ),
+    "a release that failed as an operator's own boot entry came to life first was not released again": Plan(
+        seed=20260,
+        hosts=1,
+        preempt=0.05,
+        advance=3.0,
+        disk_latency=0.5,
+        waves=1,
+        steps=(
+            Step(at=150.414, kind="release:unbootable", host=-1, seconds=0.0, amount=0),
+            Step(at=173.171, kind="release:next-boot", host=-1, seconds=0.0, amount=0),
+            Step(at=387.601, kind="release:kernel", host=-1, seconds=0.0, amount=0),
+            Step(at=400.513, kind="by-hand", host=0, seconds=3.986, amount=0.258),
+        ),
+    ),
 }
