@@ -154,8 +154,12 @@ class PrefetchCase(PipelineCase):
         return found
 
     def until_asleep(self) -> None:
-        """The worker has nothing to do."""
-        until(lambda: self.worker.limit == float("inf"), "the worker sleeps until something changes")
+        """The worker has seen all that was announced, and has nothing to do."""
+        until(lambda: self.seen() and self.worker.limit == float("inf"), "the worker sleeps until something changes")
+
+    def seen(self) -> bool:
+        """Whether the worker has woken since the last announcement; asked before what it came to."""
+        return not self.handover.changed.is_set()
 
     def nix_processes(self) -> dict[int, str]:
         """The downloads that run: process id and command line."""

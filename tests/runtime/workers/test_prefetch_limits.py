@@ -21,7 +21,7 @@ from tests.runtime.workers.prefetch_case import NEXT_ROLLOUT, PrefetchCase
 
 class LeftAloneTest(PrefetchCase):
     def assert_left_alone(self, reason: str | None) -> None:
-        self.waits_for(lambda: self.worker.limit != 180.0, "the worker sleeps")
+        self.waits_for(lambda: self.seen() and self.worker.limit != 180.0, "the worker sleeps")
         if reason is not None:
             self.assertIn(reason, str(self.until_state(State.WAITING).reason))
         self.assertEqual((self.nixery.server.requests, self.held(), self.host.switches()), ([], None, []))
