@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -78,9 +79,7 @@ class Checks:
             return  # a replay
         if name.kind in ("ActivationCompleted", "Converged"):
             target = self._target(name.rollout_id)
-            # What the disk refused until now was decided before.
-            refused = self._world.scheduler.now - host.disk.refused_at < 4 * LATELY_SECS
-            if not refused and not self._ran_lately(host, target):
+            if not self._ran_lately(host, target):
                 self._break(f"I3: {host.name} says {name.kind} of {name.rollout_id}, and {self._what(host)} runs")
             if name.kind == "Converged":
                 self._seen[host.name].proven.add(target)
@@ -96,7 +95,7 @@ class Checks:
 
     def _ran_lately(self, host: Host, closure: str) -> bool:
         machine = host.machine
-        since = self._world.scheduler.now - LATELY_SECS
+        since = host.disk.troubled_since() - LATELY_SECS  # what the disk refused until now was decided before
         recent = [ran for at, ran, _ in machine.ran if at >= since]
         return closure in (machine.current, *recent) or self._before(host, since) == closure
 
@@ -221,20 +220,24 @@ class Checks:
         waits = [name for name in waits if not lost or rollout_id in name]
         return host.machine.current == self._target(rollout_id) and kinds[-1:] == ["Converged"] and not waits
 
-    def lost_its_boot(self, rollout_id: str) -> bool:
-        """Whether a host gave the release up by the rules, and another boot entry is why.
+    def lost_its_boot(self, rollout_id: str, since: float) -> bool:
+        """Whether a host gave the release of that time up by the rules, and another boot entry is why.
 
         A rollback of an earlier one has taken its own, or an operator's has come to life before its switch began.
+        Raises Violation where the host says so of a boot that never came, or of a release that waited for none.
         """
+        lost = False
         for host in self._world.hosts:
-            told = str(self._world.plane.control.store.events(host.name, rollout_id))
-            if BOOT_FALLBACK in told or "superseded-failed" in told:
-                return True
-            machine = host.machine
+            machine, events = host.machine, self._world.plane.control.store.events(host.name, rollout_id)
+            told = str(events)
+            fell_back, superseded = BOOT_FALLBACK in told, "superseded-failed" in told
+            booted = any(at >= since and who == "boot" for at, _, who in machine.ran)
+            deferred = any(event["kind"] == "ActivationDeferred" for event in events)
+            if (fell_back and not booted) or (superseded and not deferred):
+                raise Violation(f"I3: {host.name} gives {rollout_id} up for a boot that was not: {events[-1]}")
             operators = machine.current == machine.entry and machine.chose_entry == "operator"
-            if operators and "third-closure" in told:
-                return True
-        return False
+            lost = lost or fell_back or superseded or (operators and "third-closure" in told)
+        return lost
 
     def settled(self, rollout_id: str, *, lost: bool) -> None:
         """Raises Violation. ``lost``: the control plane has lost events that it had acknowledged."""
@@ -244,7 +247,9 @@ class Checks:
                 raise Violation(f"liveness: {self._why_not(host, rollout_id, self._target(rollout_id))}")
             self._exactly_once(host, rollout_id if lost else None)
             rejected = sorted(path.name for path in (host.machine.root / "state/outbound-rejected").iterdir())
-            if rejected and not lost:
+            # What began after the loss has no excuse.
+            rejected = [name for name in rejected if not lost or rollout_id in name]
+            if rejected:
                 raise Violation(f"I4: {host.name} gave events up: {rejected[0]}")
         descriptors = len(os.listdir("/proc/self/fd"))
         if descriptors > 100 + 4 * len(self._world.hosts):
@@ -257,14 +262,14 @@ class Checks:
         had = self._world.plane.events(host.name, rollout_id)
         return f"{host.name} has not told all of {rollout_id}: {had[-1:]} is known, {waits[:3]} wait"
 
-    def _exactly_once(self, host: Host, only: str | None) -> None:
+    def _exactly_once(self, host: Host, whole: str | None) -> None:
+        """``whole``: the only rollout of which a control plane that lost events has all; of none has it any twice."""
         for rollout_id, seqs in journaled(host.machine.root / "state", host.name).items():
-            if only is not None and rollout_id != only:
-                continue
             known = [seq for seq, _ in self._world.plane.events(host.name, rollout_id)]
             if len(set(seqs)) != len(seqs):
                 raise Violation(f"exactly once: {host.name} has an event of {rollout_id} twice: {seqs}")
-            if sorted(known) != seqs:
+            lacks, odd = Counter(seqs) - Counter(known), Counter(known) - Counter(seqs)
+            if odd or (lacks and whole in (None, rollout_id)):
                 raise Violation(f"exactly once: {host.name} told {seqs} of {rollout_id}, the control plane has {known}")
 
     # -- words --------------------------------------------------------------------------------

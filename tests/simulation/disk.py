@@ -21,6 +21,8 @@ from tests.simulation.scheduler import Scheduler
 
 #: What nobody synced is on the disk after so many seconds all the same.
 WRITEBACK_SECS = 30.0
+#: Refusals that are no further apart are of one time of trouble, in seconds.
+APART_SECS = 240.0
 #: Steps that a broken disk refuses.
 _WRITING = frozenset({"create", "fsync", "rename", "fsync-dir", "overwrite"})
 
@@ -57,7 +59,8 @@ class Disk:
     rng: random.Random
     trouble: Trouble = field(default_factory=Trouble)
     steps: int = 0
-    refused_at: float = -1e9
+    _first_refused_at: float = -1e9
+    _refused_at: float = -1e9
     on_step: Callable[[str, Path], None] | None = None
     _unsynced: list[_Step] = field(default_factory=list)
 
@@ -77,12 +80,17 @@ class Disk:
         else:
             self.scheduler.pause()
         if trouble.refuses is not None and step in _WRITING and self.rng.random() < trouble.rate:
-            self.refused_at = self.scheduler.now
+            self._first_refused_at, self._refused_at = self.troubled_since(), self.scheduler.now
             raise OSError(trouble.refuses, os.strerror(trouble.refuses))
         if step in ("rename", "remove"):
             self.changes(path)
         elif step == "fsync-dir":
             self._sync(path)
+
+    def troubled_since(self) -> float:
+        """When it began to refuse writes, where it did so until lately, or else now."""
+        now = self.scheduler.now
+        return self._first_refused_at if now - self._refused_at < APART_SECS else now
 
     def changes(self, path: Path) -> None:
         """The name is about to change, and that is not durable yet."""

@@ -79,7 +79,8 @@ def _play(world: World, plan: Plan) -> None:
         actors.begin(step)
     _pass(world, checks, plan.end + 1.0)
     actors.calm()
-    rollout_id, again = actors.release(FINAL, 0), [f"{FINAL}-2", f"{FINAL}-3"]
+    released, again = world.scheduler.now, [f"{FINAL}-2", f"{FINAL}-3"]
+    rollout_id = actors.release(FINAL, 0)
     bound = world.scheduler.now + BOUND_SECS * max(1.0, plan.kind.pace / 4)
     arrived, patience = False, dict[str, float]()
     while not arrived and world.scheduler.now < bound:
@@ -87,7 +88,8 @@ def _play(world: World, plan: Plan) -> None:
         for host in world.hosts:
             if world.scheduler.now >= patience.get(host.name, 0.0) and _reboot_where_needed(host):
                 patience[host.name] = world.scheduler.now + REBOOT_SECS
-        if again and checks.lost_its_boot(rollout_id):
+        if checks.lost_its_boot(rollout_id, released) and again:
+            released = world.scheduler.now
             rollout_id = actors.release(again.pop(0), 0)
         arrived = checks.arrived(rollout_id, lost=actors.wiped or actors.hostile)
     checks.settled(rollout_id, lost=actors.wiped or actors.hostile)
