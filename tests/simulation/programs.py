@@ -88,6 +88,10 @@ def _systemd_run(machine: Machine, call: Call) -> Finished:
     delays = [word for word in call.words if word.startswith("--on-active=")]
     delay = float(delays[0].partition("=")[2].rstrip("s")) if delays else 0.0
     command = call.words[call.words.index("--") + 1 :]
+    taken = next((n for n in (f"{unit}.service", f"{unit}.timer") if machine.active(n)), None)
+    if taken is not None:
+        words = f"Failed to start transient unit: Unit {taken} was already loaded or has a fragment file.\n"
+        return Finished(1, b"", words.encode())
     # sh wrapper.sh run RECORD 0 COMMAND...
     if delay:
         machine.start_timer(unit, Path(command[3]), delay, command[5:])
@@ -100,7 +104,9 @@ def _systemctl(machine: Machine, call: Call) -> Finished:
     verb, name = call.words[1], call.words[-1]
     _take(machine, call, 0.01)
     if verb == "is-active":
-        return Finished(0, b"active\n" if machine.active(name) else b"inactive\n", b"")
+        return Finished(0, b"active\n", b"") if machine.active(name) else Finished(3, b"inactive\n", b"")
+    if verb == "stop" and not machine.active(name):  # one that has ended is not kept
+        return Finished(5, b"", f"Failed to stop {name}: Unit {name} not loaded.\n".encode())
     if verb == "stop":
         machine.stop_unit(name)
     return _DONE
