@@ -18,9 +18,10 @@ from nixfleet_agent.journal.header import DISPATCH_KIND, Acceptance
 from nixfleet_agent.journal.journal import Journal
 from nixfleet_agent.runtime.rollout.recovery import fold
 from nixfleet_agent.state_machine import EmitEvent, RolloutRecord, TransitionError, step
-from tests.runtime.harness import HOSTNAME, PRIOR, ROLLBACK, TARGET
+from tests.runtime.harness import HOSTNAME, ROLLBACK
 from tests.state_machine.machine import T0
 from tests.state_machine.test_properties import happenings
+from tests.support.acceptances import acceptance
 
 ROLLOUTS = ("stable@aa", "edge-1_x@bb")
 
@@ -55,21 +56,7 @@ class JournalModel(RuleBasedStateMachine):
         self.accept(ROLLOUTS[1])
 
     def accept(self, rollout_id: str) -> None:
-        accepted = Acceptance(
-            number=len(self.records) + 1,
-            rollout_id=rollout_id,
-            target_closure=TARGET,
-            prior_closure=PRIOR,
-            soak_due_at=T0,
-            soak_floor=5,
-            policy=ROLLBACK,
-            accepted_at=T0,
-            manifest_hash="m",
-            manifest_signed_at=T0,
-            fleet_hash="f",
-            fleet_signed_at=T0,
-            marks={},
-        )
+        accepted = acceptance(rollout_id, number=len(self.records) + 1)
         self.journal.accept(
             Entry(
                 seq=0,

@@ -16,22 +16,9 @@ from nixfleet_agent.state_machine import KINDS, Mode, ProbeStatus, State
 from nixfleet_agent.state_machine.events import LocalProbeResult, SubResult
 from nixfleet_agent.state_machine.timing import ProbeTimer, Timers
 from tests.state_machine.machine import PRIOR, ROLLBACK, TARGET, THIRD, at, event, record
+from tests.support.acceptances import acceptance
 
-ACCEPTED = Acceptance(
-    number=1,
-    rollout_id="stable@def4567abc",
-    target_closure=TARGET,
-    prior_closure=PRIOR,
-    soak_due_at=at(0),
-    soak_floor=5,
-    policy=ROLLBACK,
-    accepted_at=at(0),
-    manifest_hash="m",
-    manifest_signed_at=at(0),
-    fleet_hash="f",
-    fleet_signed_at=at(0),
-    marks={},
-)
+ACCEPTED = acceptance("stable@def4567abc")
 
 
 def rollout(state: State, timers: Timers | None = None, accepted: Acceptance = ACCEPTED, **changes: Any) -> Rollout:

@@ -35,26 +35,13 @@ from tests.runtime.harness import (
 )
 from tests.runtime.rollout.recovery_case import FAIL, PASS, Case, R, S
 from tests.state_machine.machine import T0, at, declared, event
+from tests.support.acceptances import acceptance
 
 
 class Folding(unittest.TestCase):
     """``fold`` by itself, on logs that no healthy agent writes."""
 
-    ACCEPTED = Acceptance(
-        number=3,
-        rollout_id=R,
-        target_closure=TARGET,
-        prior_closure=PRIOR,
-        soak_due_at=T0,
-        soak_floor=10,
-        policy=HALT,
-        accepted_at=T0,
-        manifest_hash="m",
-        manifest_signed_at=T0,
-        fleet_hash="f",
-        fleet_signed_at=T0,
-        marks={},
-    )
+    ACCEPTED = acceptance(R, number=3, soak_floor=10, policy=HALT)
 
     def zero(self, accepted: Acceptance | None = None) -> Entry:
         body = (accepted or self.ACCEPTED).to_json()
