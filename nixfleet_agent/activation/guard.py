@@ -61,9 +61,12 @@ class Guard:
             PhaseFailed: phase ``guard-arm``: the agent must not leave; ``guard``: one has acted for it, or does.
             StorageError: the guard before it can't be withdrawn.
         """
-        if (acting := self.mark(intent.rollout_id)) is not None:
-            raise PhaseFailed(PHASE, f"the guard takes the host back to {acting.intent.target}")
-        self.disarm()
+        for record in self._all():
+            if self._withdraw(record):
+                continue
+            # Not awaited: the caller can't be interrupted, and finds out at its next try what came of it.
+            if record.intent.rollout_id == intent.rollout_id or self._switches.status(record) is Status.RUNNING:
+                raise PhaseFailed(PHASE, f"the guard takes the host back to {record.intent.target}")
         seconds = min(SUCCESSOR_SECS, self._context.config.guard_secs)
         self._arm(intent, HAND_OVER, ("-", "-", agent), seconds)
 
@@ -103,11 +106,7 @@ class Guard:
         for record in self._all():
             if keep_hand_over and record.intent.action == HAND_OVER and record.started is None:
                 continue
-            if record.withdraw():
-                if self._records.same_boot(record):  # a reboot has ended an older one's wait
-                    self._cancel(record)
-                self._records.remove(record)
-            elif self._switches.status(record) is Status.RUNNING:
+            if not self._withdraw(record) and self._switches.status(record) is Status.RUNNING:
                 self._await(record)
 
     def mark(self, rollout_id: str) -> Record | None:
@@ -128,6 +127,15 @@ class Guard:
         """The rollout whose guard waits to act, or None."""
         waiting = self._records.armed_guards()
         return waiting[-1].intent.rollout_id if waiting else None
+
+    def _withdraw(self, record: Record) -> bool:
+        """Make sure that it never acts, and forget it; False when it has begun (raises StorageError)."""
+        if not record.withdraw():
+            return False
+        if self._records.same_boot(record):  # a reboot has ended an older one's wait
+            self._cancel(record)
+        self._records.remove(record)
+        return True
 
     def _cancel(self, record: Record) -> None:
         try:

@@ -49,9 +49,8 @@ class Pipeline:
         self._guard = Guard(self._context, self._records, backend, self._switches)
         # A guard that is being renewed is none: a shutdown has to wait for it, for milliseconds.
         steady = dataclasses.replace(context, interrupted=lambda: None)
-        self._steady_guard = Guard(
-            steady, self._records, choose(steady), Switches(steady, self._records, choose(steady))
-        )
+        calm = choose(steady)
+        self._steady_guard = Guard(steady, self._records, calm, Switches(steady, self._records, calm))
         self._parts = Parts(self._context, self._records, backend, self._switches, self._guard)
 
     def forward(

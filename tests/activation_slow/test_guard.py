@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import unittest
+from dataclasses import replace
 
 from nixfleet_agent.activation.host import read_boot_id
 from nixfleet_agent.activation.model import (
@@ -211,6 +212,20 @@ class GuardTest(PipelineCase):
         self.assertEqual(self.pipeline().awaits_successor(), ROLLOUT)
         self.reason = None
         self.pipeline().release(ROLLOUT)
+
+    def test_a_guard_that_acts_is_not_awaited_by_an_agent_that_is_to_leave(self) -> None:
+        prior = self.nixery.system("slow-prior", 'sleep 3; flip "$self"\n')
+        self.host.boot(prior)
+        self.assertIsNone(self.hand_over(prior))
+        self.ring(300)
+        until(lambda: self.guard_record().started, "the guard to act")
+        self.interrupt("shutdown")
+        other = replace(self.intent(self.v2), rollout_id="stable@other")
+        why = self.pipeline().guard_successor(other, "nixfleet-agent.service")
+        self.assertIsNone(self.guard_record().exit_code, "it still acts")
+        self.assertEqual(why, f"guard: the guard takes the host back to {prior}")
+        until(lambda: self.guard_record().exit_code == 0, "the end of the guard")
+        self.reason = None
 
     def rebooted(self) -> None:
         """The machine went down while the new agent was waited for, and came up with what the host runs."""
