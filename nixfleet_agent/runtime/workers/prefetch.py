@@ -305,9 +305,9 @@ def _name(release: SignedRelease) -> tuple[str, str]:
 
 def _reason(error: PhaseFailed | StorageError) -> str:
     """One line for people: what Nix said, as far as it is understood."""
-    if isinstance(error, StorageError) or error.phase != realise.PHASE:
-        return error.tail if isinstance(error, PhaseFailed) else str(error)
-    return str(failures.classify(error.tail))
+    if isinstance(error, StorageError):
+        return str(error)
+    return str(failures.classify(error.tail)) if error.phase == realise.PHASE else error.tail
 
 
 def _inspect_again(found: Readiness, now: float) -> float | None:
