@@ -69,18 +69,23 @@ def inspect(context: Context, backend: Backend, intent: Forward) -> Readiness:
 
 def judge(dry_run: DryRun) -> Obstacle | None:
     """What a dry run's end means for the switch; None where nothing stands in its way."""
-    words = clip_tail(dry_run.output.encode(), _WORDS_BYTES).strip()
     if dry_run.exit_code == 0:
         return None
-    if script_words.lock_refused(words):
+    if script_words.lock_refused(dry_run.output):
         return Obstacle(DRY_RUN, "another switch holds the lock", False)
     if components := script_words.inhibited_by(dry_run.output):
         return Obstacle(INHIBITORS, _reboot(inhibitors.Inhibition(components).component), False)
     if dry_run.exit_code == EXIT_NEXT_BOOT:
         return Obstacle(INHIBITORS, _reboot(inhibitors.INIT_INTERFACE), False)
     if (check := script_words.refused_by(dry_run.output)) is not None:
-        return Obstacle(DRY_RUN, f"pre-switch check {check} refuses it: {words}", True)
-    return Obstacle(DRY_RUN, f"dry-activate ended with {dry_run.exit_code}: {words or 'it said nothing'}", True)
+        return Obstacle(DRY_RUN, f"pre-switch check {check} refuses it: {_words(dry_run)}", True)
+    return Obstacle(DRY_RUN, f"dry-activate ended with {dry_run.exit_code}: {_words(dry_run)}", True)
+
+
+def _words(dry_run: DryRun) -> str:
+    """The end of what it said, in one line: `why` and the log have no other."""
+    last = clip_tail(dry_run.output.encode(), _WORDS_BYTES)
+    return " / ".join(line.strip() for line in last.splitlines() if line.strip()) or "it said nothing"
 
 
 def _script(context: Context, backend: Backend, intent: Forward) -> Iterator[Obstacle]:

@@ -97,7 +97,8 @@ class ReadinessTest(PipelineCase):
         refusing = self.nixery.system("refusing", SUCCEED, switch=Switch(checks={"raid": "echo degraded >&2; false"}))
         said = self.only(self.inspect(refusing), DRY_RUN, blocks=True)
         self.assertIn("pre-switch check raid refuses it", said)
-        self.assertIn("degraded", said)
+        self.assertIn("degraded / ", said, "in one line, as `why` shows it")
+        self.assertNotIn("\n", said)
 
     def test_a_full_boot_partition_is_told_where_kernels_are_copied(self) -> None:
         kernel = self.nixery.path("kernel", {"bzImage": "k" * 1000})
