@@ -115,9 +115,9 @@ class AgentChange:
                 wait(READY_STEP_SECS)
 
     def _switched(self, intent: Forward, now: float) -> None:
-        """Where the switch has changed the agent, a crash of this one would start that: guard it."""
+        """Where the switch may have changed the agent, a crash of this one would start that: guard it."""
         self._guarded = None
-        if self._unit is not None and self._unit.changed() is not None:
+        if self._unit is not None and self._unit.differs():
             self._guard_while_here(intent, self._unit, now)
 
     def _not_switched(self, now: float) -> None:

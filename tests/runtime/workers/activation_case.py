@@ -182,19 +182,24 @@ class Reserves:
 
 
 class Unit:
-    """Stands for the service that starts the agent; ``another`` is what it starts now, where that is another one."""
+    """Stands for the service that starts the agent; ``another`` is what it starts now, where that is another one.
+
+    A ``silent`` systemd does not say.
+    """
 
     name = "nixfleet-agent.service"
 
     def __init__(self) -> None:
         self.another: str | None = None
+        self.silent = False
         self.ready = False
         self.looks = 0
 
-    def changed(self) -> str | None:
-        return self.another
+    def ask(self) -> str | None:
+        return None if self.silent else self.another
 
-    ask = changed
+    def differs(self) -> bool:
+        return self.silent or self.another is not None
 
     def is_ready(self) -> bool:
         self.looks += 1

@@ -121,6 +121,14 @@ class AnotherAgent(Case):
         self.clock.until_waiting()
         self.assertEqual(self.guards(), 0)
 
+    def test_one_of_which_systemd_does_not_say_whether_it_stays_the_same_is(self) -> None:
+        """A switch may replace systemd itself, which then does not answer for a moment."""
+        self.unit.silent = True
+        self.start(FORWARD, starts(Completed(TARGET, 0, ())))
+        self.accept_start()
+        self.event(LocalActivationCompleted)
+        self.assertEqual(self.guards(), 1)
+
     def test_what_was_disarmed_since_is_not_renewed(self) -> None:
         self.switched()
         self.clock.until_waiting()
